@@ -1,0 +1,1 @@
+"""Scoring sets of preference pairs, and what is computed from their rewards."""

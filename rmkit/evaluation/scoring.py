@@ -1,0 +1,106 @@
+"""The one scorer: sequences to outputs, outputs to rewards. Used in training, by `rmkit score` and from Python.
+
+Sequences are taken longest first, so that a batch holds similar lengths and memory runs out at the start if at all. The
+batches depend on the sequences and the batch size only: a model and its reference see the same ones, and so do a run
+and a later rescoring. Under several processes each takes every n-th batch; all return the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from rmkit.batching import pad
+from rmkit.encoding import TokenSequence
+from rmkit.evaluation.statistics import summary
+from rmkit.language_model import run
+from rmkit.pairs import EncodedPairs
+from rmkit.reward_models.base import RewardModel
+
+DEFAULT_BATCH_SIZE = 16
+
+
+@dataclass(frozen=True)
+class PairRewards:
+    """Rewards [pairs, 2] of (chosen, rejected) in float64; `log_rewards` where rewards are probabilities."""
+
+    rewards: NDArray[np.float64]
+    log_rewards: NDArray[np.float64] | None = None
+
+    def columns(self) -> dict[str, NDArray[np.float64]]:
+        """What a rewards file holds beside the index."""
+        columns = {"chosen_reward": self.rewards[:, 0], "rejected_reward": self.rewards[:, 1]}
+        if self.log_rewards is not None:
+            columns |= {"chosen_log_reward": self.log_rewards[:, 0], "rejected_log_reward": self.log_rewards[:, 1]}
+        return columns
+
+    def summary(self) -> dict[str, float]:
+        """Accuracy, normalised margin, tie rate, Bradley-Terry loss, number of pairs."""
+        return summary(self.rewards, self.log_rewards)
+
+
+@torch.no_grad()
+def sequence_outputs(
+    model: nn.Module,
+    reward_model: RewardModel[Any],
+    sequences: Sequence[TokenSequence],
+    *,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    side: Literal["left", "right"] = "right",
+    description: str | None = None,
+) -> Tensor:
+    """Outputs [sequences, outputs] in float64 on the CPU, in the order given.
+
+    Args:
+        model: bound (`rmkit.language_model.bind`), wrapped or not; every process calls it equally often, as ZeRO-3 needs.
+        batch_size: sequences a forward pass.
+        description: shown beside the progress bar; without one there is no bar.
+    """
+    state = PartialState()
+    order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    rounds = -(-len(batches) // state.num_processes)
+    device = next(model.parameters()).device if state.num_processes == 1 else state.device
+    pad_token_id = reward_model.encoder.tokenizer.pad_token_id
+    was_training = model.training
+    model.eval()
+    mine: list[tuple[int, Tensor]] = []
+    bar = tqdm(
+        total=len(sequences), desc=description, unit="seq", disable=description is None or not state.is_main_process
+    )
+    with bar:
+        for number in range(rounds):
+            at = number * state.num_processes + state.process_index
+            members = batches[min(at, len(batches) - 1)]
+            batch = pad([sequences[member] for member in members], pad_token_id, side)
+            outputs = run(model, reward_model.outputs, {name: tensor.to(device) for name, tensor in batch.items()})
+            if at < len(batches):
+                mine.append((at, outputs.double().cpu()))
+            bar.update(len(members) * min(state.num_processes, len(batches) - number * state.num_processes))
+    model.train(was_training)
+    gathered = dict(gather_object(mine)) if state.num_processes > 1 else dict(mine)
+    in_order = torch.cat([gathered[number] for number in range(len(batches))])
+    return in_order[torch.tensor(order).argsort()]
+
+
+def pair_outputs(model: nn.Module, reward_model: RewardModel[Any], pairs: EncodedPairs, **options: Any) -> Tensor:
+    """Outputs [pairs, 2, outputs] of (chosen, rejected) in float64; options as of `sequence_outputs`."""
+    outputs = sequence_outputs(model, reward_model, [*pairs.chosen, *pairs.rejected], **options)
+    return torch.stack(outputs.chunk(2), dim=1)
+
+
+def pair_rewards(reward_model: RewardModel[Any], outputs: Tensor, reference: Tensor | None) -> PairRewards:
+    """Rewards from outputs [pairs, 2, outputs] of a model and of its reference, where it has one."""
+    log_rewards = reward_model.log_rewards(outputs)
+    return PairRewards(
+        reward_model.rewards(outputs, reference).numpy(), None if log_rewards is None else log_rewards.numpy()
+    )

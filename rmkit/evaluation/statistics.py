@@ -1,0 +1,87 @@
+"""What is computed from the rewards of a set: accuracy, margin, tie rate, length baselines. NumPy only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rmkit.errors import RmkitError
+
+Floats = NDArray[np.float64]
+
+
+def accuracy(chosen: ArrayLike, rejected: ArrayLike) -> float:
+    """Share of pairs [pairs] whose chosen response is rewarded more, a tie counting 1/2 (Definition 1)."""
+    chosen, rejected = _pairs(chosen, rejected)
+    return float(np.mean((chosen > rejected) + 0.5 * (chosen == rejected)))
+
+
+def normalized_margin(chosen: ArrayLike, rejected: ArrayLike) -> float:
+    """Mean of |r+ - r-| / s, s being the unbiased standard deviation over all 2N rewards (Appendix D.3).
+
+    0 if all rewards are equal.
+    """
+    chosen, rejected = _pairs(chosen, rejected)
+    deviation = np.std(np.concatenate([chosen, rejected]), ddof=1)
+    return float(np.mean(np.abs(chosen - rejected)) / deviation) if deviation > 0 else 0.0
+
+
+def tie_rate(chosen: ArrayLike, rejected: ArrayLike) -> float:
+    """Share of pairs [pairs] whose two rewards are equal."""
+    chosen, rejected = _pairs(chosen, rejected)
+    return float(np.mean(chosen == rejected))
+
+
+def bradley_terry_loss(chosen: ArrayLike, rejected: ArrayLike) -> float:
+    """Mean of -ln sigmoid(r+ - r-) (Eq. 3), in nats."""
+    chosen, rejected = _pairs(chosen, rejected)
+    return float(np.mean(np.logaddexp(0.0, rejected - chosen)))
+
+
+def length_baselines(lengths: Sequence[tuple[int, int]]) -> dict[str, float]:
+    """Accuracy of "longer wins" and of "shorter wins" from token counts [pairs] of (chosen, rejected)."""
+    counts = np.asarray(lengths, dtype=np.float64)
+    return {"longer_wins": accuracy(counts[:, 0], counts[:, 1]), "shorter_wins": accuracy(-counts[:, 0], -counts[:, 1])}
+
+
+def summary(rewards: ArrayLike, log_rewards: ArrayLike | None = None) -> dict[str, float]:
+    """The metrics of one set.
+
+    Args:
+        rewards: [pairs, 2] of (chosen, rejected).
+        log_rewards: [pairs, 2], for rewards that are probabilities: these rank where probabilities saturate.
+
+    Raises:
+        RmkitError: if a reward is not finite.
+    """
+    rewards = np.asarray(rewards, dtype=np.float64)
+    if not np.isfinite(rewards).all():
+        rows = np.flatnonzero(~np.isfinite(rewards).all(axis=1))
+        raise RmkitError(
+            f"{len(rows)} of {len(rewards)} pairs have a reward that is not a finite number (the first at row {rows[0]}).",
+            "Training has diverged or weights are broken: lower training.learning_rate, or use float32.",
+        )
+    ranking = rewards if log_rewards is None else np.asarray(log_rewards, dtype=np.float64)
+    return {
+        "accuracy": accuracy(ranking[:, 0], ranking[:, 1]),
+        "normalized_margin": normalized_margin(rewards[:, 0], rewards[:, 1]),
+        "tie_rate": tie_rate(ranking[:, 0], ranking[:, 1]),
+        "loss": bradley_terry_loss(rewards[:, 0], rewards[:, 1]),
+        "pairs": len(rewards),
+    }
+
+
+def by_category(metrics: Mapping[str, Mapping[str, float]], categories: Mapping[str, str | None]) -> dict[str, float]:
+    """Mean accuracy of the sets of each category."""
+    grouped: dict[str, list[float]] = {}
+    for name, values in metrics.items():
+        category = categories.get(name)
+        if category is not None:
+            grouped.setdefault(category, []).append(values["accuracy"])
+    return {category: float(np.mean(values)) for category, values in grouped.items()}
+
+
+def _pairs(chosen: ArrayLike, rejected: ArrayLike) -> tuple[Floats, Floats]:
+    return np.asarray(chosen, dtype=np.float64), np.asarray(rejected, dtype=np.float64)

@@ -1,0 +1,142 @@
+"""What the reward models need of a transformers model: loading, hidden states, and the log-probabilities of tokens.
+
+`bind` lets a head run inside the model's own forward, so that DDP, DeepSpeed and PEFT, which wrap the model, see one
+ordinary call. The head gets the last hidden states and computes only what it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import MethodType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from rmkit.batching import MODEL_INPUTS, Batch
+from rmkit.errors import RmkitError
+
+Head = Callable[[PreTrainedModel, Tensor, Batch], Tensor]
+"""(model, hidden states [positions, hidden size], batch) -> [sequences, outputs]."""
+
+_LOGITS_AT_ONCE = 2**25  # entries of [tokens, vocabulary] that are held at a time: 128 MiB in float32
+_LOGIT_SCALES = ("logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
+
+
+def load(
+    auto_class: Any,
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+    **config: Any,
+) -> PreTrainedModel:
+    """A model from safetensors, bound to rmkit's forward, in evaluation mode.
+
+    Raises:
+        RmkitError: if there is no such model, it has no weights, weights are missing, or its architecture changes logits in
+            a way that rmkit does not know.
+    """
+    try:
+        model, report = auto_class.from_pretrained(
+            str(name),
+            revision=revision,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            **config,
+        )
+    except (OSError, ValueError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise RmkitError(
+            f"No model could be loaded from {name}: {lines[0]}",
+            "Give a folder that holds config.json and *.safetensors, or a hub id that this machine can reach.",
+        ) from None
+    missing = sorted(set(report["missing_keys"]) - {"score.weight"})
+    if missing:
+        raise RmkitError(f"{name} lacks weights: {missing[0]} and {len(missing) - 1} more.", "Fetch or save it again.")
+    model.missing_head = "score.weight" in report["missing_keys"]
+    scaled = [key for key in _LOGIT_SCALES if getattr(model.config.get_text_config(), key, None) not in (None, 1)]
+    if scaled:
+        raise RmkitError(
+            f"{name} scales its logits ({scaled[0]}), which rmkit does not support.", "Use another architecture."
+        )
+    return bind(model).eval()
+
+
+def bind(model: PreTrainedModel) -> PreTrainedModel:
+    """Let `model(**inputs, reward_head=head)` return the head's outputs; without `reward_head` nothing changes."""
+    model.forward = MethodType(_forward, model)  # type: ignore[method-assign]
+    return model
+
+
+def _forward(self: PreTrainedModel, *args: Any, reward_head: Callable[..., Tensor] | None = None, **kwargs: Any) -> Any:
+    if reward_head is None:
+        return type(self).forward(self, *args, **kwargs)
+    given = {key: value for key, value in kwargs.items() if value is not None}
+    hidden = self.base_model(*args, **(given | {"use_cache": False})).last_hidden_state
+    with torch.autocast(hidden.device.type, enabled=False):
+        return reward_head(self, hidden.flatten(0, 1))
+
+
+def run(model: nn.Module, head: Head, batch: Batch) -> Tensor:
+    """One forward pass of a bound model, wrapped or not: [sequences, outputs] of `head`."""
+    inputs = {name: batch[name] for name in MODEL_INPUTS}
+    return cast(Tensor, model(**inputs, reward_head=partial(_with_batch, head=head, batch=batch)))
+
+
+def _with_batch(model: PreTrainedModel, hidden: Tensor, head: Head, batch: Batch) -> Tensor:
+    return head(model, hidden, batch)
+
+
+def next_token_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Logits [positions, vocabulary] in float32 of hidden states [positions, hidden size], capped as the model caps."""
+    unembedding = model.get_output_embeddings()
+    logits = unembedding(hidden.to(unembedding.weight.dtype)).float()
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def token_log_probs(model: PreTrainedModel, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """ln pi(token) [positions] under the distributions that hidden states [positions, hidden size] predict.
+
+    Logits are formed for a bounded number of positions at a time, and formed again in the backward pass.
+    """
+    size = max(1, _LOGITS_AT_ONCE // model.get_output_embeddings().out_features)
+    parts = []
+    for some_hidden, some_tokens in zip(hidden.split(size), tokens.split(size), strict=True):
+        if torch.is_grad_enabled() and hidden.shape[0] > size:
+            parts.append(checkpoint(_log_probs, model, some_hidden, some_tokens, use_reentrant=False))
+        else:
+            parts.append(_log_probs(model, some_hidden, some_tokens))
+    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+
+
+def response_log_probs(model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
+    """ln pi(y|x) [sequences, 1] of each response, in float64: summed over hundreds of tokens, float32 rounds too much."""
+    tokens = batch["input_ids"].flatten()[batch["response"]]
+    log_probs = token_log_probs(model, hidden[batch["predictor"]], tokens)
+    return segment_sum(log_probs, batch["response_lengths"])[:, None]
+
+
+def _log_probs(model: PreTrainedModel, hidden: Tensor, tokens: Tensor) -> Tensor:
+    log_probs = torch.log_softmax(next_token_logits(model, hidden), dim=-1)
+    return log_probs.gather(-1, tokens[:, None])[:, 0]
+
+
+def segment_sum(values: Tensor, lengths: Tensor) -> Tensor:
+    """Sums [segments] in float64 of consecutive stretches of values [positions]; the same bits on every run."""
+    return torch.segment_reduce(values.double(), "sum", lengths=lengths, axis=0)
+
+
+def segment_mean(values: Tensor, lengths: Tensor) -> Tensor:
+    """Means [segments, ...] of consecutive stretches of values [positions, ...]."""
+    return torch.segment_reduce(values, "mean", lengths=lengths, axis=0)

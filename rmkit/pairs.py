@@ -1,0 +1,116 @@
+"""Preference pairs as token ids: every pair encoded once, by the same rules for every type of reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rmkit.encoding import TokenSequence
+from rmkit.errors import RmkitError
+from rmkit.preferences import PreferenceData, PreferencePair
+from rmkit.reward_models.base import RewardModel
+
+_AT_ONCE = 1000
+
+
+@dataclass(frozen=True)
+class EncodedPairs:
+    """A set of pairs with the sequences that a reward model reads.
+
+    Attributes:
+        pairs: the texts, in the order of the source.
+        chosen, rejected: [pairs] sequences.
+        chosen_responses: [pairs] the prompt followed by the chosen response, whatever the type reads.
+        response_lengths: [pairs] tokens of the chosen and of the rejected response with template suffix, whatever the
+            type reads, so that lengths compare across types.
+        dropped: reason -> number of pairs left out.
+    """
+
+    name: str
+    pairs: Sequence[PreferencePair]
+    chosen: Sequence[TokenSequence]
+    rejected: Sequence[TokenSequence]
+    chosen_responses: Sequence[TokenSequence]
+    response_lengths: Sequence[tuple[int, int]]
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def head(self, number: int) -> EncodedPairs:
+        """The first pairs only."""
+        parts = (self.pairs, self.chosen, self.rejected, self.chosen_responses, self.response_lengths)
+        return EncodedPairs(self.name, *(part[:number] for part in parts))
+
+    def columns(self) -> dict[str, list[Any]]:
+        """What the trainers' collator reads; `row` counts the pairs of this set."""
+        columns: dict[str, list[Any]] = {"row": list(range(len(self)))}
+        named = {"chosen": self.chosen, "rejected": self.rejected, "generation": self.chosen_responses}
+        if self.chosen == self.chosen_responses:
+            del named["generation"]
+        for name, sequences in named.items():
+            columns[f"{name}_ids"] = [sequence.ids for sequence in sequences]
+            columns[f"{name}_start"] = [sequence.response_start for sequence in sequences]
+        if any(pair.margin is not None for pair in self.pairs):
+            columns["margin"] = [pair.margin or 0.0 for pair in self.pairs]
+        return columns
+
+
+def encode_pairs(
+    data: PreferenceData,
+    reward_model: RewardModel[Any],
+    *,
+    max_length: int | None = None,
+    over_length: Literal["drop", "error"] = "drop",
+    identical: Literal["drop", "error"] = "drop",
+) -> EncodedPairs:
+    """Encode a set once. Pairs over the length limit are left out and counted, or an error; none is ever cut.
+
+    The limit is on the longest text that any type of reward model reads of a pair, prompt, response and verification
+    prompt with their template, so the same pairs stay for every type.
+
+    Raises:
+        RmkitError: if `over_length` or `identical` is `error` and there is such a pair, or if no pair is left.
+    """
+    encoder = reward_model.encoder
+    kept: list[tuple[PreferencePair, TokenSequence, TokenSequence, TokenSequence, tuple[int, int]]] = []
+    dropped = dict(data.dropped)
+    for start in range(0, len(data.pairs), _AT_ONCE):
+        some = data.pairs[start : start + _AT_ONCE]
+        prompts = [pair.prompt for pair in some for _ in range(2)]
+        responses = [response for pair in some for response in (pair.chosen, pair.rejected)]
+        read = reward_model.encode(prompts, responses)
+        plain = encoder.response_sequences(prompts, responses)
+        longest = [len(each) for each in plain]
+        if max_length is not None:
+            asked = encoder.verification_sequences(prompts, responses)
+            longest = [max(each) for each in zip(longest, map(len, asked), map(len, read), strict=True)]
+        for number, pair in enumerate(some):
+            chosen, rejected = 2 * number, 2 * number + 1
+            length = max(longest[chosen], longest[rejected])
+            if max_length is not None and length > max_length:
+                reason = f"longer than {max_length} tokens"
+                if over_length == "error":
+                    raise RmkitError(
+                        f"{data.name}: row {pair.index} takes {length} tokens, over the limit of {max_length}.",
+                        "Raise data.max_length, or set data.over_length: drop.",
+                    )
+            elif plain[chosen] == plain[rejected]:  # texts that differ only in what the template strips
+                reason = "identical responses"
+                if identical == "error":
+                    raise RmkitError(
+                        f"{data.name}: row {pair.index} has the same chosen and rejected once the template is applied.",
+                        "Remove such rows, or set data.identical: drop.",
+                    )
+            else:
+                lengths = tuple(len(plain[each]) - plain[each].response_start for each in (chosen, rejected))
+                kept.append((pair, read[chosen], read[rejected], plain[chosen], (lengths[0], lengths[1])))
+                continue
+            dropped[reason] = dropped.get(reason, 0) + 1
+    if not kept:
+        raise RmkitError(
+            f"{data.name}: no pair is left ({', '.join(f'{count} {reason}' for reason, count in dropped.items())}).",
+            "Raise data.max_length, or give other pairs.",
+        )
+    return EncodedPairs(data.name, *(list(part) for part in zip(*kept, strict=True)), dropped=dropped)

@@ -1,0 +1,213 @@
+"""A preference pair, and sets of them from a hub id, a save_to_disk folder, parquet, jsonl or json.
+
+Knows nothing of models or tokenizers. What cannot be used is an error or is counted, never changed silently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rmkit.errors import RmkitError
+
+COLUMNS = ("prompt", "chosen", "rejected")
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """A prompt x, a chosen response y+ and a rejected response y-; `index` is the row in the source."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    index: int = 0
+    margin: float | None = None
+
+
+@dataclass(frozen=True)
+class PreferenceData:
+    """A set of pairs, with what was left out on the way.
+
+    Attributes:
+        name: the set's name, also that of its files in a run directory.
+        pairs: the usable pairs, in the order of the source.
+        dropped: reason -> number of pairs left out.
+        fingerprint: sha256 over the texts of the usable pairs.
+    """
+
+    name: str
+    pairs: Sequence[PreferencePair]
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for pair in self.pairs:
+            digest.update(json.dumps([pair.prompt, pair.chosen, pair.rejected, pair.margin]).encode())
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[PreferencePair]:
+        return iter(self.pairs)
+
+
+def load_preferences(
+    path: str,
+    *,
+    name: str | None = None,
+    split: str = "test",
+    root: Path | str | None = None,
+    subset: str | None = None,
+    revision: str | None = None,
+    limit: int | None = None,
+    identical: Literal["drop", "error"] = "drop",
+) -> PreferenceData:
+    """Load and check a set of preference pairs.
+
+    Args:
+        path: below `root` (or the working directory): a save_to_disk folder, a folder of parquet or jsonl files, or one
+            .parquet, .jsonl or .json file; otherwise a hub id.
+        split: the split to take, where the source has splits.
+        limit: only the first so many rows.
+        identical: what to do with pairs whose responses are the same text.
+
+    Raises:
+        RmkitError: if the source or split is missing, a column is missing or of another type, a text is empty, a margin
+            is not a finite number, or nothing is left.
+    """
+    name = name or Path(path).name
+    rows = _rows(path, split, Path(root) if root is not None else None, subset, revision)
+    if limit is not None:
+        rows = rows.select(range(min(limit, len(rows))))
+    missing = [column for column in COLUMNS if column not in rows.column_names]
+    if missing:
+        raise RmkitError(
+            f"{path} has no column {missing[0]}; it has {', '.join(rows.column_names) or 'none'}.",
+            "Give the columns prompt, chosen and rejected, each holding plain text.",
+        )
+    pairs = (_pair(path, index, row) for index, row in enumerate(rows))
+    return checked(pairs, name, identical)
+
+
+def checked(pairs: Iterable[PreferencePair], name: str, identical: Literal["drop", "error"] = "drop") -> PreferenceData:
+    """A set without the pairs whose two responses are the same text.
+
+    Raises:
+        RmkitError: if `identical` is `error` and there is such a pair, or if no pair is left.
+    """
+    kept, same = [], 0
+    for pair in pairs:
+        if pair.chosen != pair.rejected:
+            kept.append(pair)
+        elif identical == "error":
+            raise RmkitError(
+                f"{name}: row {pair.index} has the same text as chosen and as rejected.",
+                "Remove such rows, or set data.identical: drop.",
+            )
+        else:
+            same += 1
+    if not kept:
+        raise RmkitError(
+            f"{name} holds no usable pair" + (f" ({same} have identical responses)." if same else "."),
+            "Check the path, the split and the columns.",
+        )
+    return PreferenceData(name, kept, {"identical responses": same} if same else {})
+
+
+def _pair(path: str, index: int, row: dict[str, Any]) -> PreferencePair:
+    for column in COLUMNS:
+        text = row[column]
+        if not isinstance(text, str):
+            raise RmkitError(
+                f"{path}: row {index}, column {column} holds {type(text).__name__}, not text.",
+                "Convert it to plain text: one prompt and one response each.",
+            )
+        if not text.strip():
+            raise RmkitError(f"{path}: row {index} has an empty {column}.", "Remove the row or fill it in.")
+    margin = row.get("margin")
+    if margin is not None and (not isinstance(margin, int | float) or not math.isfinite(margin)):
+        raise RmkitError(
+            f"{path}: row {index} has the margin {margin!r}, not a finite number.", "Mend it or drop the column margin."
+        )
+    return PreferencePair(
+        row["prompt"], row["chosen"], row["rejected"], index, None if margin is None else float(margin)
+    )
+
+
+def _rows(path: str, split: str, root: Path | None, subset: str | None, revision: str | None) -> Any:
+    """The rows of a source as a `datasets.Dataset`."""
+    import datasets
+
+    local = (root or Path()) / path
+    if (
+        not local.exists()
+        and root is None
+        and _HUB_ID.match(path)
+        and not path.endswith((".parquet", ".jsonl", ".json"))
+    ):
+        return _from_hub(path, split, subset, revision)
+    if not local.exists() and not (root is not None and path.count("/") == 1 and _HUB_ID.match(path)):
+        raise RmkitError(f"{local} does not exist.", "Check data.root and the path, or give a hub id (owner/name).")
+    if not local.exists():
+        return _from_hub(path, split, subset, revision)
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
+            loaded = datasets.load_from_disk(str(local))
+        elif local.suffix == ".parquet":
+            loaded = datasets.Dataset.from_parquet(str(local))
+        elif local.suffix in (".jsonl", ".json"):
+            loaded = datasets.Dataset.from_json(str(local))
+        elif local.is_dir():
+            loaded = datasets.load_dataset(str(local), name=subset)
+        else:
+            raise RmkitError(f"{local} is of no known kind.", "Give a save_to_disk folder, .parquet, .jsonl or .json.")
+    except RmkitError:
+        raise
+    except Exception as error:  # whatever the readers raise on a broken file
+        raise RmkitError(
+            f"{local} cannot be read: {_first_line(error)}", "Check that the file is whole and of the kind it is named."
+        ) from None
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+    return _split_of(loaded, split, str(local))
+
+
+def _from_hub(path: str, split: str, subset: str | None, revision: str | None) -> Any:
+    import datasets
+
+    try:
+        return _split_of(datasets.load_dataset(path, name=subset, revision=revision), split, path)
+    except RmkitError:
+        raise
+    except Exception as error:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        raise RmkitError(
+            f"{path} is neither a local file nor a data set that the hub gives{offline}: {_first_line(error)}",
+            "Check the spelling, the network and the access token, or give a local path.",
+        ) from None
+
+
+def _split_of(loaded: Any, split: str, path: str) -> Any:
+    if not hasattr(loaded, "keys"):
+        return loaded
+    if split not in loaded:
+        raise RmkitError(f"{path} has no split {split}; it has {', '.join(loaded)}.", "Name one of these as the split.")
+    return loaded[split]
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

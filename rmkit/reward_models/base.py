@@ -1,0 +1,61 @@
+"""What a type of reward model is: which tokens it reads, what it computes from hidden states, its reward and its loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Generic, TypeVar
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rmkit.batching import Batch
+from rmkit.encoding import ChatEncoder, TokenSequence
+
+Settings = TypeVar("Settings")
+
+
+class RewardModel(ABC, Generic[Settings]):
+    """The protocol that training, scoring and saving know; they never ask which type they have.
+
+    Class attributes:
+        auto_class: the transformers class that holds such a model.
+        head: whether the model has a reward head, which is trained and saved with it.
+        config: what the model's configuration must say, beyond what the base says.
+    """
+
+    auto_class: ClassVar[Any]
+    head: ClassVar[bool] = False
+    config: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, settings: Settings, encoder: ChatEncoder):
+        self.settings = settings
+        self.encoder = encoder
+
+    @property
+    def reference(self) -> str | None:
+        """`base`, or the name of another model whose outputs `rewards` and `loss` are given; None if there is none."""
+        return None
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Adapt a model that transformers has just loaded."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> list[TokenSequence]:
+        """The sequences that the model reads to reward each response."""
+
+    @abstractmethod
+    def outputs(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
+        """What the model says of each sequence [sequences, outputs], from hidden states [positions, hidden size]."""
+
+    @abstractmethod
+    def rewards(self, outputs: Tensor, reference: Tensor | None = None) -> Tensor:
+        """Rewards [...] from outputs [..., outputs] of the model and, where it has one, of its reference."""
+
+    def log_rewards(self, outputs: Tensor) -> Tensor | None:
+        """The logarithms [...] of rewards that are probabilities, which rank where these saturate; else None."""
+        return None
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, reference: Tensor | None = None, margin: Tensor | None = None) -> Tensor:
+        """Training loss, a scalar, from outputs [pairs, 2, outputs] (chosen, rejected) of the model and its reference."""

@@ -1,0 +1,309 @@
+"""Model directories: what transformers (and PEFT) save, plus reward_model.json, which says how to reward with it.
+
+reward_model.json holds the settings of the reward model (type, pooling, beta, verification tokens), the base with its
+revision, the reference, the chat template's hash and the pinned date, the dtype. Options come from there on loading.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from pydantic import ValidationError
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel
+
+import rmkit
+from rmkit import language_model
+from rmkit.encoding import ChatEncoder
+from rmkit.errors import RmkitError
+from rmkit.recipe import DTypeName, RewardModelSettings, Section, validated
+from rmkit.reward_models import RewardModel, reward_model
+from rmkit.run_directory import replacing, write_json
+from rmkit.vocabulary import add_rows, load_tokenizer
+
+RECORD = "reward_model.json"
+FORMAT = 1
+
+
+class Origin(Section):
+    """A model by name (a hub id or a folder) and revision."""
+
+    name: str
+    revision: str | None = None
+
+
+class Record(Section):
+    """The content of reward_model.json."""
+
+    format: int = FORMAT
+    rmkit_version: str = rmkit.__version__
+    reward_model: RewardModelSettings
+    base: Origin | None = None
+    adapter: bool = False
+    dtype: DTypeName = "float32"
+    autocast: bool = False
+    attention: str | None = None
+    date_string: str | None = None
+    template_hash: str | None = None
+
+
+@dataclass
+class Checkpoint:
+    """A reward model with its weights, and its reference's where that is a model of its own."""
+
+    reward_model: RewardModel[Any]
+    model: PreTrainedModel | PeftModel
+    reference: PreTrainedModel | None
+    record: Record
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def reference_is_base(self) -> bool:
+        """Whether the reference is the model itself with its adapters off."""
+        return self.record.adapter and self.reward_model.reference == "base"
+
+
+def load_model(
+    kind: RewardModel[Any],
+    origin: Origin,
+    *,
+    dtype: DTypeName = "float32",
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The weights at `origin` as a model of this type, with rows for all tokens and the pad token set."""
+    tokenizer = kind.encoder.tokenizer
+    model = language_model.load(
+        kind.auto_class,
+        origin.name,
+        revision=origin.revision,
+        dtype=dtype,
+        attention=attention,
+        trust_remote_code=trust_remote_code,
+        **kind.config,
+    )
+    add_rows(model, tokenizer)
+    for config in (model.config.get_text_config(), getattr(model, "generation_config", None)):
+        if config is not None:
+            config.pad_token_id = tokenizer.pad_token_id
+    kind.prepare(model)
+    return model
+
+
+def save(
+    directory: Path,
+    model: PreTrainedModel | PeftModel,
+    state_dict: dict[str, Tensor],
+    kind: RewardModel[Any],
+    record: Record,
+) -> None:
+    """Write a model directory, whole or not at all. `state_dict` is the gathered one.
+
+    Raises:
+        RmkitError: if a tensor is empty (ZeRO-3 without gathering) or not finite.
+    """
+    for name, tensor in state_dict.items():
+        if tensor.numel() == 0:
+            raise RmkitError(
+                f"The weight {name} is empty: it was not gathered from all processes.", "Report this as a bug."
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise RmkitError(
+                f"The weight {name} is not finite: training has diverged.",
+                "Lower training.learning_rate, or use base.dtype: float32.",
+            )
+    # Added rows are a function of the base's, so adapters need no copy of the embeddings.
+    options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+    with replacing(directory) as temporary:
+        model.save_pretrained(temporary, state_dict=state_dict, **options)
+        (temporary / "README.md").unlink(missing_ok=True)  # PEFT's card; rmkit writes its own when it publishes
+        kind.encoder.tokenizer.save_pretrained(temporary)
+        write_json(temporary / RECORD, record.model_dump(mode="json"))
+
+
+def read_record(path: str) -> Record | None:
+    """reward_model.json of a local model directory; None where there is none.
+
+    Raises:
+        RmkitError: if it is broken or of another format.
+    """
+    file = Path(path) / RECORD
+    if not file.is_file():
+        return None
+    try:
+        record = Record.model_validate_json(file.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RmkitError(
+            f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}.", "Save the model again with this rmkit."
+        ) from None
+    if record.format != FORMAT:
+        raise RmkitError(f"{file} is of format {record.format}.", f"This rmkit reads format {FORMAT}.")
+    return record
+
+
+def load(
+    name: str,
+    *,
+    options: dict[str, Any] | None = None,
+    revision: str | None = None,
+    dtype: DTypeName | None = None,
+    attention: str | None = None,
+    date_string: str | None = None,
+    trust_remote_code: bool = False,
+    policy_only: bool = False,
+) -> Checkpoint:
+    """A reward model from a run's model/, or from any transformers model with `options` (the reward_model section).
+
+    Args:
+        name: a folder or a hub id.
+        options: settings that go before those of reward_model.json: type, pooling, reference, beta.
+        dtype, attention: as recorded, else float32 and the architecture's default.
+        policy_only: leave the reference out, for callers that have its outputs.
+
+    Raises:
+        RmkitError: if nothing usable is there, the type cannot be told, the head is missing, or the reference is missing
+            or is the model itself.
+    """
+    options = {key: value for key, value in (options or {}).items() if value is not None}
+    found = read_record(name)
+    record = found or Record(reward_model=_guessed(name, revision, options, trust_remote_code))
+    settings = record.reward_model
+    if options:
+        same_type = options.get("type", settings.type) == settings.type
+        merged = (settings.model_dump(exclude_unset=True) if same_type else {}) | {"type": settings.type} | options
+        settings = validated(_Settings, {"reward_model": merged}, name).reward_model
+    tokenizer, notes = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+    encoder = ChatEncoder(tokenizer, date_string or record.date_string)
+    if record.template_hash not in (None, encoder.template_hash):
+        raise RmkitError(
+            f"The chat template in {name} is not the one that the model was trained with.",
+            "Restore its tokenizer files" + (" and leave --date-string out." if date_string else "."),
+        )
+    kind = reward_model(settings, encoder)
+    loading = {
+        "dtype": dtype or record.dtype,
+        "attention": attention or record.attention,
+        "trust_remote_code": trust_remote_code,
+    }
+    origin = Origin(name=name, revision=revision)
+    if record.adapter:
+        model: Any = _with_adapter(load_model(kind, _base(record, name), **loading), name)
+    else:
+        model = load_model(kind, origin, **loading)
+        if kind.head and model.missing_head:
+            raise RmkitError(
+                f"{name} has no reward head: it is a language model, not an explicit reward model.",
+                "Train it first, or score it with --type implicit or --type generative.",
+            )
+        if kind.head:
+            _restore_head(model, name)
+    record = record.model_copy(update={"reward_model": settings, "dtype": loading["dtype"]})
+    checkpoint = Checkpoint(kind, model.eval(), None, record, notes)
+    if kind.reference is not None and not checkpoint.reference_is_base and not policy_only:
+        reference = _reference_origin(kind, record, name)
+        _refuse_identical(origin, reference)
+        checkpoint.reference = load_reference(kind, reference, **loading)
+        if "reference" in options and _same_weights(model, checkpoint.reference):
+            raise _identical(name, reference.name)
+    return checkpoint
+
+
+def load_reference(kind: RewardModel[Any], origin: Origin, **loading: Any) -> PreTrainedModel:
+    """The reference's model, frozen.
+
+    Raises:
+        RmkitError: if its tokenizer numbers tokens in another way than the policy's.
+    """
+    try:
+        theirs = load_tokenizer(origin.name, revision=origin.revision)[0].get_vocab()
+    except RmkitError:
+        theirs = {}  # a reference may come without tokenizer files; its embeddings are checked by their use
+    ours = kind.encoder.tokenizer.get_vocab()
+    shared = [token for token in theirs if token in ours]
+    if any(theirs[token] != ours[token] for token in shared) or len(shared) < len(theirs) // 2:
+        raise RmkitError(
+            f"The reference {origin.name} has another tokenizer than the model.",
+            "Give the model that training started from.",
+        )
+    return load_model(kind, origin, **loading).requires_grad_(False)
+
+
+class _Settings(Section):
+    reward_model: RewardModelSettings
+
+
+def _guessed(name: str, revision: str | None, options: dict[str, Any], trust_remote_code: bool) -> RewardModelSettings:
+    """Settings for a model that rmkit did not save: the type as asked, else as its architecture tells."""
+    if "type" not in options:
+        try:
+            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise RmkitError(
+                f"{name} is no model that can be loaded: {str(error).splitlines()[0]}",
+                "Give a run's model/ folder, a folder that holds config.json, or a hub id.",
+            ) from None
+        if not any(each.endswith("ForSequenceClassification") for each in config.architectures or ["none"]):
+            raise RmkitError(
+                f"{name} is a language model and has no {RECORD}: how it rewards is not known.",
+                "Say --type implicit (with --reference and --beta) or --type generative.",
+            )
+        options = options | {"type": "explicit"}
+    if options["type"] == "implicit" and "reference" not in options:
+        raise RmkitError(
+            f"{name} does not say what its reference is.",
+            "Give --reference MODEL (the model that training started from) or --reference none.",
+        )
+    return validated(_Settings, {"reward_model": options}, name).reward_model
+
+
+def _base(record: Record, name: str) -> Origin:
+    if record.base is None:
+        raise RmkitError(f"{name} does not say what its base is.", "Give --reference MODEL.")
+    return record.base
+
+
+def _reference_origin(kind: RewardModel[Any], record: Record, name: str) -> Origin:
+    if kind.reference == "base":
+        return _base(record, name)
+    return Origin(name=str(kind.reference), revision=getattr(kind.settings, "reference_revision", None))
+
+
+def _refuse_identical(model: Origin, reference: Origin) -> None:
+    def place(origin: Origin) -> tuple[str, str | None]:
+        return (str(Path(origin.name).resolve()) if Path(origin.name).exists() else origin.name), origin.revision
+
+    if place(model) == place(reference):
+        raise _identical(model.name, reference.name)
+
+
+def _same_weights(model: torch.nn.Module, other: torch.nn.Module) -> bool:
+    ours, theirs = model.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def _identical(name: str, reference: str) -> RmkitError:
+    return RmkitError(
+        f"The reference {reference} is identical to the model {name}: every reward would be 0.",
+        "Give the model that training started from, or --reference none.",
+    )
+
+
+def _with_adapter(base: PreTrainedModel, name: str) -> PeftModel:
+    try:
+        return PeftModel.from_pretrained(base, name)
+    except (OSError, ValueError) as error:
+        raise RmkitError(f"{name} holds no adapter: {str(error).splitlines()[0]}", "Save the model again.") from None
+
+
+def _restore_head(model: PreTrainedModel, name: str) -> None:
+    """The head as saved, in float32: transformers has cast it to the dtype of the rest."""
+    for file in sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else []:
+        with safe_open(file, framework="pt") as tensors:
+            if "score.weight" in tensors.keys():  # noqa: SIM118 (not a mapping)
+                model.score.weight.data.copy_(tensors.get_tensor("score.weight"))

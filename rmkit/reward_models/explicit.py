@@ -1,0 +1,68 @@
+"""EX-RM: a linear head on a hidden state (Eq. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from rmkit.batching import Batch
+from rmkit.encoding import TokenSequence
+from rmkit.language_model import segment_mean
+from rmkit.losses import bradley_terry
+from rmkit.recipe import Explicit
+from rmkit.reward_models.base import RewardModel
+
+
+def explicit_reward(hidden: Tensor, head: Tensor) -> Tensor:
+    """r(x, y) = <u, h_{x,y}> (Eq. 1).
+
+    Args:
+        hidden: [sequences, hidden size] the hidden state of each prompt with its response.
+        head: [hidden size] u.
+
+    Returns:
+        [sequences], in float32 whatever the dtype of the hidden states.
+    """
+    return hidden.float() @ head.float()
+
+
+class RewardHead(nn.Linear):
+    """transformers' `score` layer, computed in float32: a bfloat16 head would give many responses the same reward."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[sequences, hidden size] -> [sequences, 1]."""
+        return explicit_reward(hidden, self.weight[0])[:, None]
+
+
+class ExplicitRewardModel(RewardModel[Explicit]):
+    """The head reads the last token's hidden state, or the mean over the response's (`pooling: mean`, Figure 7)."""
+
+    auto_class = AutoModelForSequenceClassification
+    head = True
+    config = {"num_labels": 1, "problem_type": "regression"}  # "regression": no sigmoid in a pipeline
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        head = RewardHead(model.score.in_features, 1, bias=False)
+        head.weight = nn.Parameter(model.score.weight.float())
+        model.score = head
+
+    def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> list[TokenSequence]:
+        return self.encoder.response_sequences(prompts, responses)
+
+    def outputs(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
+        """The reward [sequences, 1]."""
+        if self.settings.pooling == "mean":
+            pooled = segment_mean(hidden[batch["response"]].float(), batch["response_lengths"])
+        else:
+            pooled = hidden[batch["last"]]
+        return torch.as_tensor(model.score(pooled))
+
+    def rewards(self, outputs: Tensor, reference: Tensor | None = None) -> Tensor:
+        return outputs[..., 0]
+
+    def loss(self, outputs: Tensor, reference: Tensor | None = None, margin: Tensor | None = None) -> Tensor:
+        rewards = self.rewards(outputs)
+        return bradley_terry(rewards[:, 0], rewards[:, 1], margin)

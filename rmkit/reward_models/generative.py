@@ -1,0 +1,70 @@
+"""EX-GRM: the probability that a language model answers Yes when asked to verify a response (Appendix A)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rmkit.batching import Batch
+from rmkit.encoding import ChatEncoder, TokenSequence
+from rmkit.errors import RmkitError
+from rmkit.language_model import next_token_logits
+from rmkit.losses import verification
+from rmkit.recipe import Generative
+from rmkit.reward_models.base import RewardModel
+
+
+def generative_reward(log_prob_yes: Tensor) -> Tensor:
+    """r(x, y) = pi(Yes | I[x, y]) (Appendix A) from its logarithm [sequences]; [sequences], in [0, 1]."""
+    return log_prob_yes.exp()
+
+
+def answer_log_prob(logits: Tensor, answer: int) -> Tensor:
+    """ln softmax(logits)[answer], exact however close to 0: ln sigmoid(z_answer - logsumexp of the others).
+
+    Args:
+        logits: [sequences, vocabulary].
+        answer: a token id.
+
+    Returns:
+        [sequences] in float64.
+    """
+    logits = logits.double()
+    others = logits.index_fill(-1, torch.tensor([answer], device=logits.device), -torch.inf)
+    return logsigmoid(logits[:, answer] - others.logsumexp(-1))
+
+
+class GenerativeRewardModel(RewardModel[Generative]):
+    """The model reads a verification prompt that holds prompt and response, and its next token is the verdict."""
+
+    auto_class = AutoModelForCausalLM
+
+    def __init__(self, settings: Generative, encoder: ChatEncoder):
+        super().__init__(settings, encoder)
+        self.yes, self.no = encoder.single_token(settings.yes_token), encoder.single_token(settings.no_token)
+        if self.yes == self.no:
+            raise RmkitError(
+                f"{settings.yes_token!r} and {settings.no_token!r} are the same token.",
+                "Set reward_model.yes_token and reward_model.no_token to different words.",
+            )
+
+    def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> list[TokenSequence]:
+        return self.encoder.verification_sequences(prompts, responses, self.settings.verification_prompt)
+
+    def outputs(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
+        """ln P(Yes) and ln P(No) [sequences, 2]."""
+        logits = next_token_logits(model, hidden[batch["last"]])
+        return torch.stack([answer_log_prob(logits, self.yes), answer_log_prob(logits, self.no)], dim=-1)
+
+    def rewards(self, outputs: Tensor, reference: Tensor | None = None) -> Tensor:
+        return generative_reward(outputs[..., 0])
+
+    def log_rewards(self, outputs: Tensor) -> Tensor | None:
+        return outputs[..., 0]
+
+    def loss(self, outputs: Tensor, reference: Tensor | None = None, margin: Tensor | None = None) -> Tensor:
+        return verification(outputs[:, 0, 0], outputs[:, 1, 1])

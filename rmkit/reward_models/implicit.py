@@ -1,0 +1,53 @@
+"""IM-RM: the log-ratio of a language model to its reference (Eq. 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rmkit.batching import Batch
+from rmkit.encoding import TokenSequence
+from rmkit.language_model import response_log_probs
+from rmkit.losses import bradley_terry
+from rmkit.recipe import Implicit
+from rmkit.reward_models.base import RewardModel
+
+
+def implicit_reward(log_probs: Tensor, reference_log_probs: Tensor | None, beta: float) -> Tensor:
+    """r(x, y) = beta * (ln pi(y|x) - ln pi_ref(y|x)) (Eq. 2); beta * ln pi(y|x) without a reference (Figure 7).
+
+    Args:
+        log_probs: [sequences] ln pi(y|x), summed over the response's tokens.
+        reference_log_probs: [sequences] ln pi_ref(y|x).
+        beta: its factor, positive.
+
+    Returns:
+        [sequences].
+    """
+    return beta * (log_probs if reference_log_probs is None else log_probs - reference_log_probs)
+
+
+class ImplicitRewardModel(RewardModel[Implicit]):
+    """The model's own probability of the response, its end-of-turn token and template suffix included."""
+
+    auto_class = AutoModelForCausalLM
+
+    @property
+    def reference(self) -> str | None:
+        return None if self.settings.reference == "none" else self.settings.reference
+
+    def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> list[TokenSequence]:
+        return self.encoder.response_sequences(prompts, responses)
+
+    def outputs(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
+        """ln pi(y|x) [sequences, 1]."""
+        return response_log_probs(model, hidden, batch)
+
+    def rewards(self, outputs: Tensor, reference: Tensor | None = None) -> Tensor:
+        return implicit_reward(outputs[..., 0], None if reference is None else reference[..., 0], self.settings.beta)
+
+    def loss(self, outputs: Tensor, reference: Tensor | None = None, margin: Tensor | None = None) -> Tensor:
+        rewards = self.rewards(outputs, reference)
+        return bradley_terry(rewards[:, 0], rewards[:, 1], margin)

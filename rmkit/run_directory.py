@@ -1,0 +1,147 @@
+"""The files of a run directory, read and written whole: a file is there complete or not at all. No torch.
+
+run.json                   recipe, versions, data, metrics, timings (indented)
+recipe.yaml                the resolved recipe
+rewards/<set>.parquet      index, chosen_reward, rejected_reward: the final state
+rewards/initial/, rewards/epoch_<n>/   the same before training and after an epoch
+examples/<set>.parquet     index, texts and token lengths of the responses
+model/                     the trained reward model
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rmkit.errors import RmkitError
+
+FORMAT = 1
+FINAL = "final"
+INITIAL = "initial"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well, and is removed otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.")) / path.name
+    try:
+        yield temporary
+        if path.is_dir():
+            os.replace(path, temporary.parent / "old")
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary.parent, ignore_errors=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Indented JSON, atomically. Numbers that JSON has no name for (NaN, infinity) become null."""
+    write_text(path, json.dumps(_plain(content), indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_table(path: Path, columns: dict[str, Any]) -> None:
+    """A parquet file of the columns, atomically."""
+    with replacing(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
+
+
+class RunDirectory:
+    """Where a run leaves its results."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def record(self) -> Path:
+        return self.path / "run.json"
+
+    def rewards(self, name: str, state: str = FINAL) -> Path:
+        """The rewards of a set in a state: `initial`, `epoch_<n>` or `final`."""
+        folder = self.path / "rewards"
+        return (folder if state == FINAL else folder / state) / f"{name}.parquet"
+
+    def examples(self, name: str) -> Path:
+        return self.path / "examples" / f"{name}.parquet"
+
+    def claim(self, overwrite: bool = False) -> None:
+        """Take the directory for a new run.
+
+        Raises:
+            RmkitError: if it holds anything already and `overwrite` is off, or is a file.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RmkitError(f"output_dir {self.path} is a file.", "Give another output_dir.")
+        if self.path.exists() and any(self.path.iterdir()):
+            if not overwrite:
+                raise RmkitError(
+                    f"output_dir {self.path} holds another run.",
+                    "Give another output_dir, or --overwrite to replace it.",
+                )
+            self._remove()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RmkitError(f"output_dir {self.path} cannot be made: {error}.", "Give another output_dir.") from None
+
+    def _remove(self) -> None:
+        """Only what a run writes is replaced: `--overwrite` on the wrong folder must not cost anyone their files."""
+        known = {"run.json", "recipe.yaml", "rewards", "examples", "model", "checkpoints", "reference"}
+        foreign = sorted(
+            each.name
+            for each in self.path.iterdir()
+            if each.name.lstrip(".").split(".")[0] not in {name.split(".")[0] for name in known}
+        )
+        if foreign:
+            raise RmkitError(
+                f"output_dir {self.path} holds {foreign[0]}, which no run writes.", "Give another output_dir."
+            )
+        for each in self.path.iterdir():
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
+
+    def read(self) -> dict[str, Any]:
+        """run.json.
+
+        Raises:
+            RmkitError: if it is missing, broken or of another format.
+        """
+        try:
+            content = json.loads(self.record.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RmkitError(f"{self.path} holds no run.json.", "Give a finished run's directory.") from None
+        except (OSError, ValueError) as error:
+            raise RmkitError(f"{self.record} cannot be read: {error}.", "Run the recipe again.") from None
+        if content.get("format") != FORMAT:
+            raise RmkitError(
+                f"{self.record} is of format {content.get('format')}.", f"This rmkit reads format {FORMAT}."
+            )
+        return dict(content)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,91 @@
+"""What the three trainers share: the loss of a batch of pairs, weighted so that an optimizer step is a mean over its pairs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rmkit.errors import RmkitError
+from rmkit.language_model import run
+from rmkit.reward_models import RewardModel
+
+
+class PairTrainerMixin:
+    """Put before a Trainer class: `compute_loss` asks the reward model, whatever its type.
+
+    Attributes:
+        reward_model: what is trained.
+        reference_outputs: [pairs, 2, outputs] of the reference on the training set, set before the first step.
+    """
+
+    # The loss below is already divided by the pairs of the whole optimizer step (transformers and TRL ask).
+    loss_is_scaled_for_ga = True
+
+    reward_model: RewardModel[Any]
+    reference_outputs: Tensor | None = None
+    args: Any
+    accelerator: Any
+    state: Any
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The micro-batches of one optimizer step, and how many pairs they hold over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        pairs = torch.tensor(sum(len(batch["index"]) for batch in batches), device=device)
+        return batches, self.accelerator.reduce(pairs, reduction="sum")
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """This micro-batch's share of the step's mean loss over pairs; processes' shares are averaged by DDP and ZeRO."""
+        outputs = run(model, self.reward_model.outputs, inputs)
+        outputs = outputs.unflatten(0, (-1, 2))
+        reference = self.reference_outputs
+        if reference is not None:
+            reference = reference[inputs["index"].cpu()].to(outputs.device)
+        loss = self.reward_model.loss(outputs, reference, inputs.get("margin")) + self.extra_loss(model, inputs)
+        self._note(loss.detach(), self.reward_model.rewards(outputs.detach(), reference))
+        pairs = len(inputs["index"])
+        share = 1.0 if num_items_in_batch is None else pairs * self.accelerator.num_processes / num_items_in_batch
+        return loss * share
+
+    def extra_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor | float:
+        """A term beside the reward model's loss; none unless a trainer has one."""
+        return 0.0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add loss, accuracy and margin over the pairs since the last log, from all processes.
+
+        Raises:
+            RmkitError: if the loss is not finite.
+        """
+        noted = self.__dict__.setdefault("_noted", defaultdict(float))
+        if noted["pairs"] or "loss" in logs:
+            names = ("pairs", "pair_loss", "accuracy", "margin")
+            sums = torch.tensor([noted[name] for name in names], device=self.accelerator.device, dtype=torch.float32)
+            pairs, *totals = self.accelerator.reduce(sums, reduction="sum").tolist()
+            noted.clear()
+            if pairs:
+                logs |= {name: total / pairs for name, total in zip(names[1:], totals, strict=True)}
+                if not torch.isfinite(torch.tensor(totals[0])):
+                    raise RmkitError(
+                        f"The loss is not finite at step {self.state.global_step}: training has diverged.",
+                        "Lower training.learning_rate, or use base.dtype: float32.",
+                    )
+        super().log(logs, start_time)  # type: ignore[misc]
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """rmkit writes its own card when it publishes."""
+
+    def _note(self, loss: Tensor, rewards: Tensor) -> None:
+        noted = self.__dict__.setdefault("_noted", defaultdict(float))
+        chosen, rejected = rewards[:, 0].float(), rewards[:, 1].float()
+        noted["pairs"] += len(rewards)
+        noted["pair_loss"] += loss.float() * len(rewards)
+        noted["accuracy"] += ((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).sum()
+        noted["margin"] += (chosen - rejected).sum()
