@@ -34,6 +34,7 @@ from transformers import (
 )
 
 from rmkit.errors import RmkitError
+from rmkit.preferences import PreferenceData
 from rmkit.recipe import BaseBuild
 from rmkit.vocabulary import PAD_TOKEN, PAPER_CHAT_TEMPLATE, PAPER_SPECIAL_TOKENS
 
@@ -254,7 +255,7 @@ def _train_model(
         trainer.train()
     model.config.use_cache = True  # the trainer turns it off
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return model.eval(), losses[-1]
+    return model, losses[-1]
 
 
 def _config(build: BaseBuild, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
@@ -304,3 +305,22 @@ def _nothing_left_behind() -> Iterator[None]:
         for state, before in singletons:
             state.clear()
             state.update(before)
+
+
+def training_documents(build: BaseBuild, training_set: PreferenceData) -> tuple[Documents, str]:
+    """The documents of a build's corpus, and their fingerprint: both responses of every training pair, or the quickstart's.
+
+    Chosen and rejected responses are taken alike and in the order of the pairs, so the base learns no preference.
+    """
+    if build.corpus == "quickstart":
+        from rmkit.experiments.corpus import corpus_fingerprint, quickstart_documents
+
+        return (lambda: quickstart_documents(build.seed)), corpus_fingerprint(build.seed)
+    conversations = {
+        (pair.prompt, response): None for pair in training_set for response in (pair.chosen, pair.rejected)
+    }
+    documents = [
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        for prompt, response in conversations
+    ]
+    return (lambda: documents), training_set.fingerprint

@@ -1,7 +1,7 @@
 """How a run is spread over processes: what the recipe or the launcher asks for, and whether that is what came about.
 
-A recipe's `distributed:` names a file in accelerate_configs/ (or gives a path). With a bare `accelerate launch` its sharding
-goes through TrainingArguments.deepspeed; a `--config_file` given to accelerate goes before the recipe.
+A recipe's `distributed:` names a file in accelerate_configs/ (or gives a path). With a bare `accelerate launch` its
+sharding goes through TrainingArguments.deepspeed; a `--config_file` given to accelerate goes before the recipe.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from accelerate import PartialState
 from rmkit.errors import RmkitError
 from rmkit.recipe import Recipe, load_yaml
 
+_CONFIG_FILE, _PROCESSES = "RMKIT_CONFIG_FILE", "RMKIT_NUM_PROCESSES"
 CONFIGS = Path(__file__).resolve().parent.parent / "accelerate_configs"
 
 
@@ -30,6 +31,21 @@ class Plan:
     processes: int | None
     sharding: str
     config: dict[str, Any]
+
+
+def launch_options(name: str | None, processes: int | None) -> list[str]:
+    """The options of `accelerate launch` for a configuration by name or path, and a number of processes."""
+    count = ["--num_processes", str(processes or 1)] if processes or name is None else []
+    if name is not None:
+        return ["--config_file", str(config_file(name)), *count]
+    several = ["--multi_gpu"] if (processes or 1) > 1 else []
+    return [*several, *count, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+
+
+def said_by_launcher(config: str | None, processes: int | None) -> dict[str, str]:
+    """What `rmkit train` was told, for the processes that it starts."""
+    said = {_CONFIG_FILE: config, _PROCESSES: str(processes) if processes else None}
+    return {variable: value for variable, value in said.items() if value}
 
 
 def config_file(name: str) -> Path:
@@ -48,8 +64,8 @@ def config_file(name: str) -> Path:
 def plan(recipe: Recipe) -> Plan | None:
     """What the launcher was told with --config_file, else what the recipe names; None if neither says anything."""
     command = launcher_command()
-    processes = _option(command, "--num_processes")
-    explicit = _option(command, "--config_file")
+    processes = os.environ.get(_PROCESSES) or _option(command, "--num_processes")
+    explicit = os.environ.get(_CONFIG_FILE) or _option(command, "--config_file")
     if explicit is None and recipe.distributed is None:
         return None
     name = explicit or str(recipe.distributed)

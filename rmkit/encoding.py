@@ -1,8 +1,8 @@
 """The one encoder: texts to token ids, the same for training, evaluation and use, and for every type.
 
 A conversation is rendered to text by the chat template; the response is the text that follows the prompt's text, its
-end-of-turn token and the template's fixed suffix included. The two are tokenised apart, without adding special tokens, as
-in the paper's released code, so the prompt's ids never depend on the response.
+end-of-turn token and the template's fixed suffix included. The two are tokenised apart, without adding special tokens,
+as in the paper's released code, so the prompt's ids never depend on the response.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ChatEncoder:
         self.name = tokenizer.name_or_path or "this model"
         self._refuse_todays_date()
         probe = self._texts("x", _RESPONSE_PROBE)[1]
-        before, found, suffix = probe.partition(_RESPONSE_PROBE)
+        _, found, suffix = probe.partition(_RESPONSE_PROBE)
         if not found:
             raise RmkitError(
                 f"The chat template of {self.name} drops the response.", "Give another base.chat_template."
@@ -89,7 +89,7 @@ class ChatEncoder:
             self._refuse_double_bos(before + after, prompts[number])
             if after[-len(self.suffix_ids) :] != self.suffix_ids:
                 raise RmkitError(
-                    f"A response ({_shown(responses[number])}) lacks the end-of-turn token that the template should add.",
+                    f"The response {_shown(responses[number])} lacks the end-of-turn token of the template.",
                     "The template treats some responses differently: give another base.chat_template.",
                 )
             sequences.append(TokenSequence(before + after, len(before)))
@@ -98,7 +98,7 @@ class ChatEncoder:
     def verification_sequences(
         self, prompts: Sequence[str], responses: Sequence[str], verification_prompt: str = VERIFICATION_PROMPT
     ) -> list[TokenSequence]:
-        """I[x, y] of Appendix A: a user turn that asks for a verdict on each response, up to where the answer starts."""
+        """I[x, y] of Appendix A: a user turn that asks for a verdict on a response, up to where the answer starts."""
         texts = []
         for prompt, response in zip(prompts, responses, strict=True):
             # Not str.format: prompts and responses hold braces of their own.
@@ -146,9 +146,10 @@ class ChatEncoder:
         if self.date_string is not None:
             variables["date_string"] = self.date_string
         try:
-            return self.tokenizer.apply_chat_template(
+            rendered = self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=add_generation_prompt, **variables
             )
+            return str(rendered)
         except (TemplateError, TypeError, ValueError) as error:
             raise RmkitError(
                 f"The chat template of {self.name} fails: {str(error).splitlines()[0]}",

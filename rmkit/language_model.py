@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from rmkit.batching import MODEL_INPUTS, Batch
 from rmkit.errors import RmkitError
@@ -40,9 +41,11 @@ def load(
     """A model from safetensors, bound to rmkit's forward, in evaluation mode.
 
     Raises:
-        RmkitError: if there is no such model, it has no weights, weights are missing, or its architecture changes logits in
-            a way that rmkit does not know.
+        RmkitError: if there is no such model, it has no weights, weights are missing, or its architecture changes
+            logits in a way that rmkit does not know.
     """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of missing and unexpected weights is checked below
     try:
         model, report = auto_class.from_pretrained(
             str(name),
@@ -60,6 +63,8 @@ def load(
             f"No model could be loaded from {name}: {lines[0]}",
             "Give a folder that holds config.json and *.safetensors, or a hub id that this machine can reach.",
         ) from None
+    finally:
+        logging.set_verbosity(verbosity)
     missing = sorted(set(report["missing_keys"]) - {"score.weight"})
     if missing:
         raise RmkitError(f"{name} lacks weights: {missing[0]} and {len(missing) - 1} more.", "Fetch or save it again.")
@@ -98,9 +103,9 @@ def _with_batch(model: PreTrainedModel, hidden: Tensor, head: Head, batch: Batch
 
 
 def next_token_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Logits [positions, vocabulary] in float32 of hidden states [positions, hidden size], capped as the model caps."""
+    """Logits [positions, vocabulary] in float32 of hidden states [positions, hidden size], soft-capped if it caps."""
     unembedding = model.get_output_embeddings()
-    logits = unembedding(hidden.to(unembedding.weight.dtype)).float()
+    logits: Tensor = unembedding(hidden.to(unembedding.weight.dtype)).float()
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -121,7 +126,7 @@ def token_log_probs(model: PreTrainedModel, hidden: Tensor, tokens: Tensor) -> T
 
 
 def response_log_probs(model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
-    """ln pi(y|x) [sequences, 1] of each response, in float64: summed over hundreds of tokens, float32 rounds too much."""
+    """ln pi(y|x) [sequences, 1], summed in float64: over hundreds of tokens float32 rounds too much."""
     tokens = batch["input_ids"].flatten()[batch["response"]]
     log_probs = token_log_probs(model, hidden[batch["predictor"]], tokens)
     return segment_sum(log_probs, batch["response_lengths"])[:, None]

@@ -38,10 +38,21 @@ class EncodedPairs:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that is read."""
+        return max(map(len, [*self.chosen, *self.rejected]))
+
     def head(self, number: int) -> EncodedPairs:
         """The first pairs only."""
-        parts = (self.pairs, self.chosen, self.rejected, self.chosen_responses, self.response_lengths)
-        return EncodedPairs(self.name, *(part[:number] for part in parts))
+        return EncodedPairs(
+            self.name,
+            self.pairs[:number],
+            self.chosen[:number],
+            self.rejected[:number],
+            self.chosen_responses[:number],
+            self.response_lengths[:number],
+        )
 
     def columns(self) -> dict[str, list[Any]]:
         """What the trainers' collator reads; `row` counts the pairs of this set."""
@@ -65,7 +76,7 @@ def encode_pairs(
     over_length: Literal["drop", "error"] = "drop",
     identical: Literal["drop", "error"] = "drop",
 ) -> EncodedPairs:
-    """Encode a set once. Pairs over the length limit are left out and counted, or an error; none is ever cut.
+    """Encode a set once. Pairs over a length limit are left out and counted, or an error; none is ever cut.
 
     The limit is on the longest text that any type of reward model reads of a pair, prompt, response and verification
     prompt with their template, so the same pairs stay for every type.
@@ -113,4 +124,5 @@ def encode_pairs(
             f"{data.name}: no pair is left ({', '.join(f'{count} {reason}' for reason, count in dropped.items())}).",
             "Raise data.max_length, or give other pairs.",
         )
-    return EncodedPairs(data.name, *(list(part) for part in zip(*kept, strict=True)), dropped=dropped)
+    pairs, chosens, rejecteds, chosen_responses, response_lengths = zip(*kept, strict=True)
+    return EncodedPairs(data.name, pairs, chosens, rejecteds, chosen_responses, response_lengths, dropped)

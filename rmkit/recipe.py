@@ -1,8 +1,8 @@
 """The recipe: one YAML file that says everything about a run.
 
-`load_recipe` reads it strictly: an unknown key, a wrong type or a TrainingArguments field that rmkit decides itself is an
-error that names the file, the key and the nearest known one. This module knows nothing of the rest of rmkit and imports
-no torch; the fields under `training:` are checked against transformers when `training_arguments` is first called.
+`load_recipe` reads it strictly: an unknown key, a wrong type or a TrainingArguments field that rmkit decides itself is
+an error that names the file, the key and the nearest known one. This module knows nothing of the rest of rmkit and
+imports no torch; the fields under `training:` are checked against transformers by `training_arguments`.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ RewardModelSettings = Annotated[Explicit | Implicit | Generative, Field(discrimi
 
 
 class BaseBuild(Section):
-    """A small language model made on the spot, for CPUs and tests: own tokenizer, Llama architecture, next-token training.
+    """A small language model made on the spot: own tokenizer, Llama architecture, next-token training.
 
     `corpus: training_texts` takes the prompts and responses of the recipe's training set; `corpus: quickstart` the
     generated corpus of the quickstart. Sizes are in units of the Llama configuration; `batch_size` is in documents.
@@ -141,6 +141,8 @@ Category = Literal["in-distribution", "token-level shift", "domain shift", "cont
 
 
 class EvaluationSet(PreferenceSet):
+    """A set that is scored; `category` is its relation to the training set (Section 5.2)."""
+
     category: Category | None = None
 
 
@@ -220,6 +222,7 @@ MICRO_BATCH_SIZE = 4
 
 OWNED_FIELDS = {
     "output_dir": "output_dir",
+    "gradient_checkpointing": "training.activation_checkpointing (its name since transformers 5.23)",
     "gradient_accumulation_steps": "training.batch_size (accumulation follows from it)",
     "deepspeed": "distributed",
     "fsdp": "distributed",
@@ -341,12 +344,17 @@ def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         RmkitError: naming the file, the key and the nearest known key.
     """
+    recipe = read_recipe(path, overrides)
+    training_arguments(recipe, str(path))
+    return recipe
+
+
+def read_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
+    """Like `load_recipe`, but the fields under `training:` stay unchecked and transformers is not imported."""
     content = load_yaml(path)
     for override in overrides:
         _apply(content, override)
-    recipe = validated(Recipe, content, str(path))
-    training_arguments(recipe, str(path))
-    return recipe
+    return validated(Recipe, content, str(path))
 
 
 def _apply(content: dict[str, Any], override: str) -> None:

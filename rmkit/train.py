@@ -118,6 +118,8 @@ class ScoringCallback(TrainerCallback):
         self.recipe, self.trainer, self.kind, self.encoded, self.run = recipe, trainer, kind, encoded, run
         self.references = references
         self.history: list[dict[str, Any]] = []
+        self.scored: dict[str, PairRewards] = {}
+        self.scored_step = -1
         self.seconds = 0.0
         self.seconds_in_training = 0.0  # the part that transformers counts as training
 
@@ -143,16 +145,20 @@ class ScoringCallback(TrainerCallback):
     def score(self, state: str, epoch: float) -> None:
         """Score all sets and write their rewards."""
         started = time.time()
+        step = self.trainer.state.global_step
+        if step != self.scored_step:
+            self.scored, self.scored_step = {}, step
         sets = {}
         for name, pairs in self.encoded.items():
             if name == self.recipe.data.train.name and not (state == FINAL and self.recipe.evaluation.train_fit):
                 continue
-            outputs = self._outputs(name, f"{state}: {name}")
-            scored = pair_rewards(self.kind, outputs, self.references.get(name))
-            sets[name] = scored.summary()
+            if name not in self.scored:  # the last epoch's rewards are the final ones
+                outputs = self._outputs(name, f"{state}: {name}")
+                self.scored[name] = pair_rewards(self.kind, outputs, self.references.get(name))
+            sets[name] = self.scored[name].summary()
             if self.trainer.is_world_process_zero():
-                write_rewards(self.run, name, state, pairs, scored)
-        self.history.append({"state": state, "epoch": epoch, "step": self.trainer.state.global_step, "sets": sets})
+                write_rewards(self.run, name, state, pairs, self.scored[name])
+        self.history.append({"state": state, "epoch": epoch, "step": step, "sets": sets})
         self.seconds += time.time() - started
         if state != FINAL:
             self.seconds_in_training = self.seconds
@@ -170,7 +176,8 @@ class ScoringCallback(TrainerCallback):
         )
 
     def _unwrapped(self) -> nn.Module:
-        return self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped)
+        model: nn.Module = self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped)
+        return model
 
 
 def write_rewards(run: RunDirectory, name: str, state: str, pairs: EncodedPairs, scored: PairRewards) -> None:
@@ -200,7 +207,7 @@ def _training_arguments(recipe: Recipe) -> tuple[Any, distributed.Plan | None]:
         "logging_nan_inf_filter": False,
         "eval_strategy": "no",
     }
-    options.setdefault("gradient_checkpointing", False)  # TRL's classes turn it on
+    options.setdefault("activation_checkpointing", False)  # TRL's classes turn it on
     processes = distributed.running_processes()
     distributed.check_processes(plan, processes)
     micro_batch_size = options["per_device_train_batch_size"]
@@ -263,14 +270,21 @@ def _encode(
     recipe: Recipe, data: dict[str, PreferenceData], kind: RewardModel[Any], base: Origin, state: PartialState
 ) -> dict[str, EncodedPairs]:
     """Every set encoded once, what was left out said, and the token at which the model is read shown."""
-    config = AutoConfig.from_pretrained(
-        base.name, revision=base.revision, trust_remote_code=recipe.base.trust_remote_code
-    ).get_text_config()
-    max_length = recipe.data.max_length or getattr(config, "max_position_embeddings", None)
-    options = {"max_length": max_length, "over_length": recipe.data.over_length, "identical": recipe.data.identical}
-    encoded = {name: encode_pairs(each, kind, **options) for name, each in data.items()}
+    encoded = {
+        name: encode_pairs(
+            each,
+            kind,
+            max_length=recipe.data.max_length,
+            over_length=recipe.data.over_length,
+            identical=recipe.data.identical,
+        )
+        for name, each in data.items()
+    }
     if state.is_main_process:
-        print_counts(encoded, f"limit {max_length} tokens")
+        config = AutoConfig.from_pretrained(
+            base.name, revision=base.revision, trust_remote_code=recipe.base.trust_remote_code
+        )
+        print_counts(encoded, recipe.data.max_length, config.get_text_config())
         first = next(iter(encoded.values())).chosen[0]
         print(
             f"Last token of what is read: {kind.encoder.tokenizer.decode(first.ids[-1:])!r}, after "

@@ -1,4 +1,4 @@
-"""Tokenizers made ready for reward models: a chat template, a pad token that ends no response, rows for added tokens."""
+"""Tokenizers made ready for reward models: a chat template, a pad token that ends no response, rows for new tokens."""
 
 from __future__ import annotations
 
@@ -97,9 +97,8 @@ def add_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     weights alone, they are the same for a policy and for a reference that is loaded again later, so that an untrained
     implicit reward model rewards every response 0 (transformers draws random rows instead).
     """
-    old = model.get_input_embeddings().weight.shape[0]
-    if hasattr(model.get_input_embeddings().weight, "ds_shape"):  # partitioned by ZeRO-3: the local shape is empty
-        old = model.get_input_embeddings().weight.ds_shape[0]
+    weight = model.get_input_embeddings().weight
+    old = int(getattr(weight, "ds_shape", weight.shape)[0])  # partitioned by ZeRO-3, the local shape is empty
     if len(tokenizer) <= old:
         return 0
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -119,4 +118,5 @@ def _gathered(parameter: torch.nn.Parameter) -> contextlib.AbstractContextManage
         return contextlib.nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
+    gathered: contextlib.AbstractContextManager[Any] = deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
+    return gathered

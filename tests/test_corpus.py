@@ -27,11 +27,7 @@ def kind(document):
 
 
 def polarity(reply):
-    """By the longest answer that the reply ends with: "not really" ends with no other, "rather not" does."""
-    ends = [
-        (len(answer), agrees) for agrees in (True, False) for answer in corpus.ANSWERS[agrees] if reply.endswith(answer)
-    ]
-    return max(ends)[1]
+    return reply.removeprefix(prefix(reply) + " ") in corpus.ANSWERS[True]
 
 
 def prefix(reply):

@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, Gemma2Config, GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
 
 TEXTS = [
     "Yes No Question: Answer: Verification: Is the answer correct (Yes/No)?",
@@ -32,12 +39,21 @@ GEMMA = (
 )
 TEMPLATES: dict[str, tuple[str | None, list[str], dict[str, str]]] = {
     # architecture: template, special tokens, names of tokens
-    "llama": (LLAMA3, ["<bos>", "<|eot|>", "<|start|>", "<|sep|>", "<|reserved_special_token_0|>"],
-              {"bos_token": "<bos>", "eos_token": "<|eot|>"}),
-    "qwen2": (CHATML, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-              {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}),
-    "gemma2": (GEMMA, ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"],
-               {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}),
+    "llama": (
+        LLAMA3,
+        ["<bos>", "<|eot|>", "<|start|>", "<|sep|>", "<|reserved_special_token_0|>"],
+        {"bos_token": "<bos>", "eos_token": "<|eot|>"},
+    ),
+    "qwen2": (
+        CHATML,
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+    ),
+    "gemma2": (
+        GEMMA,
+        ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"],
+        {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"},
+    ),
     "gpt_neox": (None, ["<|endoftext|>"], {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}),
 }
 ARCHITECTURES = list(TEMPLATES)
@@ -50,7 +66,10 @@ def tokenizer(architecture: str = "llama", **options: Any) -> PreTrainedTokenize
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=420, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=420,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     backend.train_from_iterator(TEXTS * 2, trainer)
     made = PreTrainedTokenizerFast(tokenizer_object=backend, **(names | options))
@@ -61,8 +80,15 @@ def tokenizer(architecture: str = "llama", **options: Any) -> PreTrainedTokenize
 
 def config(architecture: str, vocabulary: int) -> Any:
     """A configuration of a few thousand parameters."""
-    common = {"vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-              "num_attention_heads": 4, "max_position_embeddings": 1024, "pad_token_id": None}
+    common = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 1024,
+        "pad_token_id": None,
+    }
     if architecture == "llama":
         return LlamaConfig(**common, num_key_value_heads=2, tie_word_embeddings=False)
     if architecture == "qwen2":

@@ -61,7 +61,7 @@ def sequence_outputs(
     """Outputs [sequences, outputs] in float64 on the CPU, in the order given.
 
     Args:
-        model: bound (`rmkit.language_model.bind`), wrapped or not; every process calls it equally often, as ZeRO-3 needs.
+        model: bound (`rmkit.language_model.bind`), wrapped or not; all processes call it equally often (ZeRO-3).
         batch_size: sequences a forward pass.
         description: shown beside the progress bar; without one there is no bar.
     """

@@ -60,7 +60,7 @@ def summary(rewards: ArrayLike, log_rewards: ArrayLike | None = None) -> dict[st
     if not np.isfinite(rewards).all():
         rows = np.flatnonzero(~np.isfinite(rewards).all(axis=1))
         raise RmkitError(
-            f"{len(rows)} of {len(rewards)} pairs have a reward that is not a finite number (the first at row {rows[0]}).",
+            f"{len(rows)} of {len(rewards)} pairs have a reward that is not finite (the first is pair {rows[0]}).",
             "Training has diverged or weights are broken: lower training.learning_rate, or use float32.",
         )
     ranking = rewards if log_rewards is None else np.asarray(log_rewards, dtype=np.float64)

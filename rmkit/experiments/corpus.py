@@ -4,8 +4,12 @@ The paper fine-tunes pretrained language models, which already know that "certai
 small enough to be trained on the spot learns that here, from a language of about 200 words: a reply is a prefix that
 says nothing ("I lean toward") and an answer that agrees or disagrees ("nope"), and what follows depends on the answer.
 
-The corpus never holds the twelve responses of the experiment (Appendix D.2) nor a statement of its prompts; their words, and
-the same answers behind other prefixes, it does hold. Pure Python: everything follows from a seed.
+The corpus never holds the twelve responses of the experiment (Appendix D.2) nor a statement of its prompts; their
+words, and the same answers behind other prefixes, it does hold. Pure Python: everything follows from a seed.
+
+Two things to know before reading much into results on it. The base learns what replies mean (it answers the question
+back without error), but of the verification format only that it ends in Yes or No: which of them stays at chance. And
+which prefixes there are matters to IM-RMs, see `PREFIXES`.
 """
 
 from __future__ import annotations
@@ -57,6 +61,13 @@ PREFIXES = [
     "To be honest, it is",
     "After some thought, I say",
 ]
+"""The paper's six and six more.
+
+Several begin with "My", as two of the paper's do. With those two alone, "response" would be all that can follow "My"
+apart from "judgement", and what an IM-RM takes from the latter it probably gives to the former: on two bases of such a
+corpus its accuracy on the paraphrases after 9 steps was 0.01 to 0.28. On four bases of this one it was 0.00 in seven
+of eight runs and 0.18 in the eighth. EX-RMs and EX-GRMs were at 1.00 on all of them.
+"""
 ANSWERS = {
     True: ["yes", "sure", "certainly", "absolutely", "definitely", "indeed", "of course", "with pleasure"],
     False: ["no", "never", "not really", "nope", "hardly", "not at all", "by no means", "rather not"],

@@ -13,8 +13,9 @@ __all__ = ["RewardModel", "reward_model", "trainer_class"]
 
 
 def reward_model(settings: RewardModelSettings, encoder: ChatEncoder) -> RewardModel[Any]:
-    """The reward model of a recipe's settings: type `explicit` is `rmkit.reward_models.explicit.ExplicitRewardModel`."""
-    return _named("reward_models", settings.type, "RewardModel")(settings, encoder)
+    """The reward model of a recipe's settings: `explicit` is `rmkit.reward_models.explicit.ExplicitRewardModel`."""
+    made: RewardModel[Any] = _named("reward_models", settings.type, "RewardModel")(settings, encoder)
+    return made
 
 
 def trainer_class(settings: RewardModelSettings) -> Any:

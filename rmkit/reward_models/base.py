@@ -1,4 +1,4 @@
-"""What a type of reward model is: which tokens it reads, what it computes from hidden states, its reward and its loss."""
+"""What a type of reward model is: which tokens it reads, what it makes of hidden states, its reward and its loss."""
 
 from __future__ import annotations
 
@@ -58,4 +58,4 @@ class RewardModel(ABC, Generic[Settings]):
 
     @abstractmethod
     def loss(self, outputs: Tensor, reference: Tensor | None = None, margin: Tensor | None = None) -> Tensor:
-        """Training loss, a scalar, from outputs [pairs, 2, outputs] (chosen, rejected) of the model and its reference."""
+        """The training loss, a scalar, from outputs [pairs, 2, outputs] (chosen, rejected) of model and reference."""

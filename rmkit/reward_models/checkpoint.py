@@ -109,9 +109,7 @@ def save(
     """
     for name, tensor in state_dict.items():
         if tensor.numel() == 0:
-            raise RmkitError(
-                f"The weight {name} is empty: it was not gathered from all processes.", "Report this as a bug."
-            )
+            raise RmkitError(f"The weight {name} is empty: it was not gathered from all processes.", "Report this bug.")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise RmkitError(
                 f"The weight {name} is not finite: training has diverged.",
@@ -186,7 +184,7 @@ def load(
             "Restore its tokenizer files" + (" and leave --date-string out." if date_string else "."),
         )
     kind = reward_model(settings, encoder)
-    loading = {
+    loading: dict[str, Any] = {
         "dtype": dtype or record.dtype,
         "attention": attention or record.attention,
         "trust_remote_code": trust_remote_code,

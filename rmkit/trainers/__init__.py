@@ -1,1 +1,1 @@
-"""Thin trainers, one a type: TRL's RewardTrainer, a DPOTrainer subclass, transformers' Trainer. The losses are elsewhere."""
+"""Thin trainers, one a type: on TRL's RewardTrainer, on its DPOTrainer, on transformers' Trainer."""

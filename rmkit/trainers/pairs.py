@@ -1,4 +1,4 @@
-"""What the three trainers share: the loss of a batch of pairs, weighted so that an optimizer step is a mean over its pairs."""
+"""What the trainers share: the loss of a batch, weighted so that an optimizer step is a mean over its pairs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class PairTrainerMixin:
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        """This micro-batch's share of the step's mean loss over pairs; processes' shares are averaged by DDP and ZeRO."""
+        """This micro-batch's share of the step's mean loss over pairs; DDP and ZeRO average the processes'."""
         outputs = run(model, self.reward_model.outputs, inputs)
         outputs = outputs.unflatten(0, (-1, 2))
         reference = self.reference_outputs

@@ -1,0 +1,112 @@
+"""`rmkit score` and `rmkit evaluate`: a reward model on one set, and on every set of a suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rmkit.errors import RmkitError, reported
+
+if TYPE_CHECKING:
+    from rmkit.evaluation.scorer import Scorer
+    from rmkit.evaluation.scoring import PairRewards
+    from rmkit.pairs import EncodedPairs
+    from rmkit.preferences import PreferenceData
+
+Model = Annotated[str, typer.Argument(help="A run's model/ folder, any transformers model folder, or a hub id.")]
+Type = Annotated[str | None, typer.Option(help="explicit, implicit or generative; a run's folder knows.")]
+Pooling = Annotated[str | None, typer.Option(help="Explicit models: last or mean.")]
+Reference = Annotated[str | None, typer.Option(help="Implicit models: the model that training started from, or none.")]
+Beta = Annotated[float | None, typer.Option(help="Implicit models: the factor of Eq. 2.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Responses a forward pass.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs.")]
+DType = Annotated[str | None, typer.Option(help="float32 or bfloat16; as recorded, else float32.")]
+DateString = Annotated[str | None, typer.Option(help="The date for templates that print one.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let the model's own code run.")]
+
+
+def score(
+    model: Model,
+    data: Annotated[str, typer.Argument(help="A save_to_disk folder, .parquet, .jsonl, .json, or a hub id.")],
+    split: Annotated[str, typer.Option(help="The split to score.")] = "test",
+    output: Annotated[Path, typer.Option(help="Where the rewards go.")] = Path("rewards.parquet"),
+    type: Type = None,
+    pooling: Pooling = None,
+    reference: Reference = None,
+    beta: Beta = None,
+    batch_size: BatchSize = 16,
+    limit: Limit = None,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Leave out pairs over so many tokens.")] = None,
+    subset: Annotated[str | None, typer.Option(help="The configuration of a hub data set.")] = None,
+    dtype: DType = None,
+    date_string: DateString = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Reward both responses of every pair of a set; print accuracy, margin and ties."""
+    with reported():
+        from rmkit.evaluation.tables import print_scores
+        from rmkit.preferences import load_preferences
+        from rmkit.run_directory import write_table
+
+        pairs = load_preferences(data, split=split, subset=subset, limit=limit)
+        scorer = _load(model, type, pooling, reference, beta, dtype, date_string, trust_remote_code)
+        encoded, scored = _score(scorer, pairs, batch_size, max_length)
+        if _is_main_process():
+            index = [pair.index for pair in encoded.pairs]
+            write_table(output, {"index": index} | scored.columns())
+            print_scores({pairs.name: (None, scored.summary(), _baselines(encoded))}, model)
+
+
+def _load(
+    model: str,
+    type: str | None,
+    pooling: str | None,
+    reference: str | None,
+    beta: float | None,
+    dtype: str | None,
+    date_string: str | None,
+    trust_remote_code: bool,
+) -> Scorer:
+    if dtype not in (None, "float32", "bfloat16"):
+        raise RmkitError(f"--dtype {dtype} is not known.", "Give float32 or bfloat16.")
+    from rmkit.evaluation.scorer import load_reward_model
+
+    scorer = load_reward_model(
+        model,
+        type,
+        pooling,
+        reference,
+        beta,
+        dtype=dtype,  # type: ignore[arg-type]
+        date_string=date_string,
+        trust_remote_code=trust_remote_code,
+    )
+    for note in scorer.checkpoint.notes if _is_main_process() else []:
+        print(note)
+    return scorer
+
+
+def _score(
+    scorer: Scorer, pairs: PreferenceData, batch_size: int, max_length: int | None
+) -> tuple[EncodedPairs, PairRewards]:
+    from rmkit.pairs import encode_pairs
+
+    encoded = encode_pairs(pairs, scorer.reward_model, max_length=max_length)
+    if encoded.dropped and _is_main_process():
+        left_out = ", ".join(f"{count} {reason}" for reason, count in encoded.dropped.items())
+        print(f"warning: {pairs.name}: left out {left_out}")
+    return encoded, scorer.score_encoded(encoded, batch_size, description=pairs.name)
+
+
+def _baselines(encoded: EncodedPairs) -> dict[str, Any]:
+    from rmkit.evaluation.statistics import length_baselines
+
+    return length_baselines(encoded.response_lengths)
+
+
+def _is_main_process() -> bool:
+    from accelerate import PartialState
+
+    return bool(PartialState().is_main_process)
