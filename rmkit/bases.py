@@ -308,9 +308,10 @@ def _nothing_left_behind() -> Iterator[None]:
 
 
 def training_documents(build: BaseBuild, training_set: PreferenceData) -> tuple[Documents, str]:
-    """The documents of a build's corpus, and their fingerprint: both responses of every training pair, or the quickstart's.
+    """The documents of a build's corpus, and their fingerprint.
 
-    Chosen and rejected responses are taken alike and in the order of the pairs, so the base learns no preference.
+    For `training_texts` these are both responses of every training pair with their prompts: chosen and rejected are
+    taken alike, so the base learns no preference.
     """
     if build.corpus == "quickstart":
         from rmkit.experiments.corpus import corpus_fingerprint, quickstart_documents

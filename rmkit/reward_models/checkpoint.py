@@ -109,7 +109,7 @@ def save(
     """
     for name, tensor in state_dict.items():
         if tensor.numel() == 0:
-            raise RmkitError(f"The weight {name} is empty: it was not gathered from all processes.", "Report this bug.")
+            raise RmkitError(f"The weight {name} is empty: it was not gathered.", "Report this as a bug.")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise RmkitError(
                 f"The weight {name} is not finite: training has diverged.",
@@ -165,8 +165,8 @@ def load(
         policy_only: leave the reference out, for callers that have its outputs.
 
     Raises:
-        RmkitError: if nothing usable is there, the type cannot be told, the head is missing, or the reference is missing
-            or is the model itself.
+        RmkitError: if nothing usable is there, the type cannot be told, the head is missing, or the reference is
+            missing or is the model itself.
     """
     options = {key: value for key, value in (options or {}).items() if value is not None}
     found = read_record(name)
