@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -69,6 +69,7 @@ def load_preferences(
     root: Path | str | None = None,
     subset: str | None = None,
     revision: str | None = None,
+    where: Mapping[str, str] | None = None,
     limit: int | None = None,
     identical: Literal["drop", "error"] = "drop",
 ) -> PreferenceData:
@@ -78,6 +79,7 @@ def load_preferences(
         path: below `root` (or the working directory): a save_to_disk folder, a folder of parquet or jsonl files, or one
             .parquet, .jsonl or .json file; otherwise a hub id.
         split: the split to take, where the source has splits.
+        where: keep the rows that have these values in these columns.
         limit: only the first so many rows.
         identical: what to do with pairs whose responses are the same text.
 
@@ -86,17 +88,43 @@ def load_preferences(
             is not a finite number, or nothing is left.
     """
     name = name or Path(path).name
-    rows = _rows(path, split, Path(root) if root is not None else None, subset, revision)
+    rows = load_rows(path, split=split, root=root, subset=subset, revision=revision, where=where)
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
-    missing = [column for column in COLUMNS if column not in rows.column_names]
-    if missing:
-        raise RmkitError(
-            f"{path} has no column {missing[0]}; it has {', '.join(rows.column_names) or 'none'}.",
-            "Give the columns prompt, chosen and rejected, each holding plain text.",
-        )
-    pairs = (_pair(path, index, row) for index, row in enumerate(rows))
+    pairs = (row_pair(path, index, row) for index, row in enumerate(rows))
     return checked(pairs, name, identical)
+
+
+def load_rows(
+    path: str,
+    *,
+    split: str = "test",
+    root: Path | str | None = None,
+    subset: str | None = None,
+    revision: str | None = None,
+    where: Mapping[str, str] | None = None,
+    columns: Sequence[str] = COLUMNS,
+) -> Any:
+    """The rows of a source as a `datasets.Dataset`; arguments as of `load_preferences`.
+
+    Raises:
+        RmkitError: if the source, the split or one of `columns` is missing, or no row is as `where` asks.
+    """
+    rows = _rows(path, split, Path(root) if root is not None else None, subset, revision)
+    for column in (*columns, *(where or {})):
+        if column not in rows.column_names:
+            raise RmkitError(
+                f"{path} has no column {column}; it has {', '.join(rows.column_names) or 'none'}.",
+                f"Give the columns {', '.join(columns)}.",
+            )
+    for column, value in (where or {}).items():
+        values = rows[column]
+        keep = [number for number, each in enumerate(values) if each == value]
+        if not keep:
+            found = ", ".join(sorted({str(each) for each in values})[:12])
+            raise RmkitError(f"{path} has no row with {column} {value}; it has {found}.", "Name one of these.")
+        rows = rows.select(keep)
+    return rows
 
 
 def checked(pairs: Iterable[PreferencePair], name: str, identical: Literal["drop", "error"] = "drop") -> PreferenceData:
@@ -124,7 +152,12 @@ def checked(pairs: Iterable[PreferencePair], name: str, identical: Literal["drop
     return PreferenceData(name, kept, {"identical responses": same} if same else {})
 
 
-def _pair(path: str, index: int, row: dict[str, Any]) -> PreferencePair:
+def row_pair(path: str, index: int, row: Mapping[str, Any]) -> PreferencePair:
+    """The pair of a row.
+
+    Raises:
+        RmkitError: naming `path`, the row and the column, if a text is none or empty or the margin is no number.
+    """
     for column in COLUMNS:
         text = row[column]
         if not isinstance(text, str):

@@ -126,15 +126,49 @@ class Base(Section):
         return self
 
 
+class SourceSettings(BaseModel):
+    """A set that `rmkit prepare` makes: its name and that source's own options, which the source checks.
+
+    In a recipe either `source: released/ultrafeedback` or `source: {name: rewardmath, train: 1000}`.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_bare_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What is given beside the name."""
+        return dict(self.model_extra or {})
+
+
 class PreferenceSet(Section):
-    """Where the pairs of a set are: `path` is below `data.root`, or a hub id."""
+    """Where the pairs of a set are.
+
+    `path` is below `data.root`, or a hub id. `source` says how the set is prepared where there is nothing at `path`;
+    without a path it is kept under a name of its own. `subset` is a hub configuration; `where` keeps the rows with
+    these values in these columns.
+    """
 
     name: SetName
-    path: str
+    path: str | None = None
+    source: SourceSettings | None = None
     split: str = "test"
     subset: str | None = None
+    where: dict[str, str] = {}
     revision: str | None = None
     limit: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _it_is_somewhere(self) -> PreferenceSet:
+        if self.path is None and self.source is None:
+            raise ValueError("give a path or a source")
+        return self
 
 
 Category = Literal["in-distribution", "token-level shift", "domain shift", "control"]

@@ -37,11 +37,12 @@ from rmkit.evaluation.scoring import PairRewards, pair_outputs, pair_rewards
 from rmkit.evaluation.statistics import by_category, length_baselines
 from rmkit.evaluation.tables import print_counts, print_metrics
 from rmkit.pairs import EncodedPairs, encode_pairs
-from rmkit.preferences import PreferenceData, load_preferences
-from rmkit.recipe import PreferenceSet, Recipe, load_recipe, training_arguments
+from rmkit.preferences import PreferenceData
+from rmkit.recipe import Recipe, load_recipe, training_arguments
 from rmkit.reward_models import RewardModel, reward_model, trainer_class
 from rmkit.reward_models.checkpoint import Origin, Record, load, load_model, load_reference, save
 from rmkit.run_directory import FINAL, FORMAT, INITIAL, RunDirectory, write_json, write_table, write_text
+from rmkit.sources.use import load_set
 from rmkit.vocabulary import load_tokenizer
 
 _PROBE_PAIRS = 4
@@ -218,19 +219,8 @@ def _training_arguments(recipe: Recipe) -> tuple[Any, distributed.Plan | None]:
 
 
 def _load_data(recipe: Recipe) -> dict[str, PreferenceData]:
-    def loaded(source: PreferenceSet) -> PreferenceData:
-        return load_preferences(
-            source.path,
-            name=source.name,
-            split=source.split,
-            root=recipe.data.root,
-            subset=source.subset,
-            revision=source.revision,
-            limit=source.limit,
-            identical=recipe.data.identical,
-        )
-
-    return {source.name: loaded(source) for source in (recipe.data.train, *recipe.data.evaluation)}
+    sets = (recipe.data.train, *recipe.data.evaluation)
+    return {each.name: load_set(each, root=recipe.data.root, identical=recipe.data.identical) for each in sets}
 
 
 def _base(recipe: Recipe, training_set: PreferenceData) -> Origin:

@@ -1,0 +1,148 @@
+"""Suites: a YAML file that lists the sets on which a reward model is evaluated, and how their scores are summed up.
+
+    root: data                       # where paths are, as data.root in a recipe; --root goes before it
+    sets:
+      - {name: french, path: ultrafeedback_french, split: test, category: token-level shift}
+
+What a category holds depends on what was trained on (Section 5.2), so there is a suite for each training set.
+Benchmarks that have their own sections give their sets a `section` and a `weight` instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from pydantic import PositiveFloat, model_validator
+
+from rmkit.errors import RmkitError
+from rmkit.preferences import PreferenceData, PreferencePair, checked, load_rows, row_pair
+from rmkit.recipe import EvaluationSet, Section, load_yaml, validated
+from rmkit.sources.use import load_set as load_pairs
+
+ROOT = Path(__file__).resolve().parents[2] / "recipes" / "suites"
+OVERALL = "overall"
+
+
+class SuiteSet(EvaluationSet):
+    """A set of a suite.
+
+    `score: best_of` is for rows with several rejected responses (RewardBench 2): a row counts if its chosen response is
+    rewarded more than each of them. `section` and `weight` say how the set enters the benchmark's own scores.
+    """
+
+    score: Literal["accuracy", "best_of"] = "accuracy"
+    section: str | None = None
+    weight: PositiveFloat = 1.0
+
+
+class Suite(Section):
+    """The content of a suite file. `root` is below the working directory, unless it is absolute."""
+
+    root: Path | None = None
+    sets: list[SuiteSet]
+
+    @model_validator(mode="after")
+    def _sets_are_there_once(self) -> Suite:
+        names = [each.name for each in self.sets]
+        if not names:
+            raise ValueError("a suite needs at least one set")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two sets are named {twice[0]}: every set needs a name of its own")
+        return self
+
+    @property
+    def categories(self) -> dict[str, str | None]:
+        """Category by set name."""
+        return {each.name: each.category for each in self.sets}
+
+
+def load_suite(path: Path | str, root: Path | str | None = None) -> Suite:
+    """Read a suite file, or a shipped suite by its name; `root` goes before the file's own.
+
+    Raises:
+        RmkitError: naming the file, the key and the nearest known key.
+    """
+    file = Path(path)
+    if not file.exists() and file.suffix == "" and (ROOT / f"{path}.yaml").exists():
+        file = ROOT / f"{path}.yaml"
+    if not file.exists():
+        shipped = ", ".join(sorted(each.stem for each in ROOT.glob("*.yaml")))
+        raise RmkitError(f"{path} is no suite file.", f"Give a path, or the name of a shipped suite: {shipped}.")
+    suite = validated(Suite, load_yaml(file), str(file))
+    return suite if root is None else suite.model_copy(update={"root": Path(root)})
+
+
+def load_set(each: SuiteSet, root: Path | None, identical: Literal["drop", "error"] = "drop") -> PreferenceData:
+    """The pairs of a set. A row of a `best_of` set becomes a pair for each rejected response, all with the row's index.
+
+    Raises:
+        RmkitError: see `rmkit.preferences.load_preferences`.
+    """
+    if each.score == "accuracy":
+        return load_pairs(each, root=root, identical=identical)
+    rows = load_rows(
+        str(each.path), split=each.split, root=root, subset=each.subset, revision=each.revision, where=each.where
+    )
+    if each.limit is not None:
+        rows = rows.select(range(min(each.limit, len(rows))))
+    pairs = [pair for index, row in enumerate(rows) for pair in _best_of_pairs(str(each.path), index, row)]
+    return checked(pairs, each.name, identical)
+
+
+def _best_of_pairs(path: str, index: int, row: Mapping[str, object]) -> list[PreferencePair]:
+    chosen, rejected = row["chosen"], row["rejected"]
+    chosen = chosen if isinstance(chosen, list) else [chosen]
+    if len(chosen) != 1 or not isinstance(rejected, list) or not rejected:
+        raise RmkitError(
+            f"{path}: row {index} has not one chosen and a list of rejected responses.",
+            "Leave such rows out with `where`, or give `score: accuracy`.",
+        )
+    return [row_pair(path, index, {**row, "chosen": chosen[0], "rejected": each}) for each in rejected]
+
+
+def best_of_accuracy(index: Sequence[int], chosen: ArrayLike, rejected: ArrayLike) -> dict[str, float]:
+    """The share of rows whose chosen response is rewarded most, k responses sharing the first place counting 1/k.
+
+    Args:
+        index: [pairs] the row of each pair, as in rewards/<set>.parquet. Rows that have lost a pair on the way (to the
+            length limit, say) would be easier, so they do not count.
+        chosen, rejected: rewards [pairs].
+
+    Returns:
+        `best_of_accuracy`, `rows` and `incomplete_rows`.
+    """
+    rows, counts = np.unique(np.asarray(index), return_counts=True)
+    chosen, rejected = np.asarray(chosen, dtype=np.float64), np.asarray(rejected, dtype=np.float64)
+    complete = rows[counts == counts.max()]
+    scores = []
+    for row in complete:
+        mine = np.asarray(index) == row
+        first = chosen[mine][0]
+        scores.append(0.0 if (rejected[mine] > first).any() else 1.0 / (1 + (rejected[mine] == first).sum()))
+    return {
+        "best_of_accuracy": float(np.mean(scores)),
+        "rows": len(complete),
+        "incomplete_rows": len(rows) - len(complete),
+    }
+
+
+def section_scores(suite: Suite, accuracies: Mapping[str, float]) -> dict[str, float]:
+    """Each section's mean accuracy, weighted by its sets' weights, and `overall`, the plain mean of the sections.
+
+    Args:
+        accuracies: by set name; sets without a score are passed over. Empty if no set has a section.
+    """
+    sections: dict[str, list[tuple[float, float]]] = {}
+    for each in suite.sets:
+        if each.section is not None and each.name in accuracies:
+            sections.setdefault(each.section, []).append((accuracies[each.name], each.weight))
+    means = {
+        section: float(np.average([score for score, _ in scored], weights=[weight for _, weight in scored]))
+        for section, scored in sections.items()
+    }
+    return means | {OVERALL: float(np.mean(list(means.values())))} if means else {}
