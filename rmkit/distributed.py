@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 from accelerate import PartialState
+from transformers.integrations import deepspeed
 
 from rmkit.errors import RmkitError
 from rmkit.recipe import Recipe, load_yaml
@@ -130,13 +131,26 @@ def running_processes() -> int:
 
 
 @contextlib.contextmanager
+def unsharded() -> Iterator[None]:
+    """Load models whole inside: under ZeRO-3 transformers would partition every model that it loads."""
+    # Whoever set the configuration up (launcher or TrainingArguments) holds it; transformers holds a weak reference.
+    config = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = config
+
+
+@contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Let the main process score by itself while the others wait: nothing is shared out or gathered inside."""
+    """Let the main process load and score by itself while the others wait: nothing is shared out or gathered inside."""
     state = PartialState()
     shared = state.num_processes, state.process_index
     state.num_processes, state.process_index = 1, 0
     try:
-        yield
+        with unsharded():
+            yield
     finally:
         state.num_processes, state.process_index = shared
 
@@ -218,6 +232,6 @@ def _sharding_of(config: dict[str, Any]) -> str:
 
 def _skip_shared_memory_build() -> None:
     """On a CPU DeepSpeed compiles a communication kernel at the first start (a minute); gloo gives the same losses."""
-    import deepspeed
+    from deepspeed import ops
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False

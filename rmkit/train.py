@@ -67,7 +67,8 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
     kind, record = _reward_model(recipe, base, bool(arguments.bf16), state)
     encoded = _encode(recipe, data, kind, base, state)
 
-    references = _other_reference(recipe, kind, encoded, state)
+    with distributed.unsharded():
+        references = _other_reference(recipe, kind, encoded, state)
     set_seed(arguments.seed)  # before the head is drawn
     model = load_model(
         kind,
@@ -377,7 +378,7 @@ def _run_record(
         },
         "train_fit": final.get(training_name),
         "metrics": evaluated,
-        "accuracy_by_category": by_category(evaluated, categories),
+        "accuracy_by_category": by_category({name: each["accuracy"] for name, each in evaluated.items()}, categories),
         "history": scoring.history,
         "training": {
             "steps": trainer.state.global_step,

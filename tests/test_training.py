@@ -1,4 +1,4 @@
-"""Training from a recipe: what a run leaves behind, that it can be repeated and reloaded, and what an optimizer step is."""
+"""Training from a recipe: what a run leaves behind, that it repeats and reloads, and what an optimizer step is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rmkit.trainers.pairs import PairTrainerMixin
 
 pytestmark = pytest.mark.smoke
 
-WORDS = "bread flour water salt yeast wait bake mix quick brown fox jumps lazy dog question answer".split()
+WORDS = ["bread", "flour", "water", "salt", "yeast", "wait", "bake", "mix", "quick", "brown", "fox", "lazy", "dog"]
 TYPES = {
     "explicit": {"type": "explicit"},
     "mean": {"type": "explicit", "pooling": "mean"},

@@ -1,9 +1,9 @@
-"""`rmkit score` and `rmkit evaluate`: a reward model on one set, and on every set of a suite."""
+"""`rmkit score`: a reward model on one set of preference pairs."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -51,15 +51,15 @@ def score(
         from rmkit.run_directory import write_table
 
         pairs = load_preferences(data, split=split, subset=subset, limit=limit)
-        scorer = _load(model, type, pooling, reference, beta, dtype, date_string, trust_remote_code)
-        encoded, scored = _score(scorer, pairs, batch_size, max_length)
-        if _is_main_process():
+        scorer = loaded(model, type, pooling, reference, beta, dtype, date_string, trust_remote_code)
+        encoded, rewards = scored(scorer, pairs, batch_size, max_length)
+        if is_main_process():
             index = [pair.index for pair in encoded.pairs]
-            write_table(output, {"index": index} | scored.columns())
-            print_scores({pairs.name: (None, scored.summary(), _baselines(encoded))}, model)
+            write_table(output, {"index": index} | rewards.columns())
+            print_scores({pairs.name: rewards.summary() | length_accuracies(encoded)}, model)
 
 
-def _load(
+def loaded(
     model: str,
     type: str | None,
     pooling: str | None,
@@ -69,6 +69,7 @@ def _load(
     date_string: str | None,
     trust_remote_code: bool,
 ) -> Scorer:
+    """The reward model that the options of a command ask for."""
     if dtype not in (None, "float32", "bfloat16"):
         raise RmkitError(f"--dtype {dtype} is not known.", "Give float32 or bfloat16.")
     from rmkit.evaluation.scorer import load_reward_model
@@ -83,30 +84,33 @@ def _load(
         date_string=date_string,
         trust_remote_code=trust_remote_code,
     )
-    for note in scorer.checkpoint.notes if _is_main_process() else []:
+    for note in scorer.checkpoint.notes if is_main_process() else []:
         print(note)
     return scorer
 
 
-def _score(
+def scored(
     scorer: Scorer, pairs: PreferenceData, batch_size: int, max_length: int | None
 ) -> tuple[EncodedPairs, PairRewards]:
+    """A set encoded and rewarded; what is left out is said."""
     from rmkit.pairs import encode_pairs
 
     encoded = encode_pairs(pairs, scorer.reward_model, max_length=max_length)
-    if encoded.dropped and _is_main_process():
+    if encoded.dropped and is_main_process():
         left_out = ", ".join(f"{count} {reason}" for reason, count in encoded.dropped.items())
         print(f"warning: {pairs.name}: left out {left_out}")
     return encoded, scorer.score_encoded(encoded, batch_size, description=pairs.name)
 
 
-def _baselines(encoded: EncodedPairs) -> dict[str, Any]:
+def length_accuracies(encoded: EncodedPairs) -> dict[str, float]:
+    """Accuracy of preferring the longer, and the shorter, response of each pair."""
     from rmkit.evaluation.statistics import length_baselines
 
     return length_baselines(encoded.response_lengths)
 
 
-def _is_main_process() -> bool:
+def is_main_process() -> bool:
+    """Whether this is the process that writes and prints."""
     from accelerate import PartialState
 
     return bool(PartialState().is_main_process)

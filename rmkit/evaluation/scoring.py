@@ -43,6 +43,11 @@ class PairRewards:
             columns |= {"chosen_log_reward": self.log_rewards[:, 0], "rejected_log_reward": self.log_rewards[:, 1]}
         return columns
 
+    @property
+    def ranking(self) -> NDArray[np.float64]:
+        """What ranks responses [pairs, 2]: log-rewards where there are any, since probabilities saturate."""
+        return self.rewards if self.log_rewards is None else self.log_rewards
+
     def summary(self) -> dict[str, float]:
         """Accuracy, normalised margin, tie rate, Bradley-Terry loss, number of pairs."""
         return summary(self.rewards, self.log_rewards)

@@ -73,13 +73,13 @@ def summary(rewards: ArrayLike, log_rewards: ArrayLike | None = None) -> dict[st
     }
 
 
-def by_category(metrics: Mapping[str, Mapping[str, float]], categories: Mapping[str, str | None]) -> dict[str, float]:
-    """Mean accuracy of the sets of each category."""
+def by_category(accuracies: Mapping[str, float], categories: Mapping[str, str | None]) -> dict[str, float]:
+    """Mean accuracy of the sets of each category, both by set name; sets without a category count nowhere."""
     grouped: dict[str, list[float]] = {}
-    for name, values in metrics.items():
+    for name, value in accuracies.items():
         category = categories.get(name)
         if category is not None:
-            grouped.setdefault(category, []).append(values["accuracy"])
+            grouped.setdefault(category, []).append(value)
     return {category: float(np.mean(values)) for category, values in grouped.items()}
 
 

@@ -32,53 +32,49 @@ def print_counts(encoded: Mapping[str, EncodedPairs], max_length: int | None, co
 
 
 def print_metrics(record: Mapping[str, Any]) -> None:
-    """The table at the end of a run: a row a set, from run.json's content."""
-    settings = record["reward_model"]["reward_model"]
-    table = _metrics_table(f"{settings['type']} reward model, {record['recipe']['output_dir']}", with_initial=True)
+    """The table at the end of a run, from run.json's content."""
+    kind = record["reward_model"]["reward_model"]["type"]
     initial = record["history"][0]["sets"]
-    rows = dict(record["metrics"])
-    if record["train_fit"] is not None:
-        name = next(name for name, each in record["data"].items() if each["training"])
-        rows[name] = record["train_fit"]
-    for name, metrics in rows.items():
-        data = record["data"][name]
-        category = "training" if data["training"] else data["category"]
-        before = f"{initial[name]['accuracy']:.3f}" if name in initial else ""
-        table.add_row(*_row(name, category, metrics, data, before))
-    Console().print(table)
+    fit = {
+        name: record["train_fit"] for name, data in record["data"].items() if data["training"] and record["train_fit"]
+    }
+    rows = {
+        name: {"initial": initial.get(name, {}).get("accuracy")} | record["data"][name] | metrics
+        for name, metrics in (record["metrics"] | fit).items()
+    }
+    for name in fit:
+        rows[name]["category"] = "training set"
+    print_scores(rows, f"{kind} reward model, {record['recipe']['output_dir']}", with_initial=True)
 
 
-def print_scores(rows: Mapping[str, tuple[str | None, Mapping[str, float], Mapping[str, float]]], title: str) -> None:
-    """The table of `rmkit score` and `rmkit evaluate`: set -> (category, metrics, length baselines)."""
-    table = _metrics_table(title, with_initial=False)
-    for name, (category, metrics, baselines) in rows.items():
-        table.add_row(*_row(name, category, metrics, baselines))
-    Console().print(table)
-
-
-def _metrics_table(title: str, with_initial: bool) -> Table:
-    table = Table("set", "category", title=escape(title), caption="longer, shorter: accuracy of preferring by length")
-    numbers = ["pairs", "accuracy", "initial", "margin", "ties", "longer", "shorter"]
-    for name in numbers if with_initial else [each for each in numbers if each != "initial"]:
+def print_scores(rows: Mapping[str, Mapping[str, Any]], title: str, with_initial: bool = False) -> None:
+    """A row a set under its category: metrics and the accuracies of preferring by length."""
+    table = Table("set", title=escape(title), caption="longer, shorter: accuracy of preferring by length")
+    names = ["pairs", "accuracy", "initial", "margin", "ties", "longer", "shorter"]
+    for name in names if with_initial else [each for each in names if each != "initial"]:
         table.add_column(name, justify="right", no_wrap=True)
-    return table
+    for category in dict.fromkeys(row.get("category") for row in rows.values()):
+        if category is not None:
+            table.add_section()
+            table.add_row(f"[italic]{category}[/]")
+        for name, row in rows.items():
+            if row.get("category") == category:
+                before = [_number(row["initial"])] if with_initial else []
+                after = (row[each] for each in ("normalized_margin", "tie_rate", "longer_wins", "shorter_wins"))
+                accuracy = f"[bold]{_number(row['accuracy'])}[/]"
+                table.add_row(escape(name), str(int(row["pairs"])), accuracy, *before, *map(_number, after))
+    Console().print(table)
 
 
-def _row(
-    name: str,
-    category: str | None,
-    metrics: Mapping[str, float],
-    baselines: Mapping[str, float],
-    *between: str,
-) -> list[str]:
-    return [
-        escape(name),
-        category or "",
-        str(int(metrics["pairs"])),
-        f"[bold]{metrics['accuracy']:.3f}[/]",
-        *between,
-        f"{metrics['normalized_margin']:.3f}",
-        f"{metrics['tie_rate']:.3f}",
-        f"{baselines['longer_wins']:.3f}",
-        f"{baselines['shorter_wins']:.3f}",
-    ]
+def print_means(categories: Mapping[str, float], sections: Mapping[str, float]) -> None:
+    """Mean accuracies of a suite's categories and sections, where it has any."""
+    for heading, means in (("category", categories), ("section", sections)):
+        if means:
+            table = Table(heading, "mean accuracy")
+            for name, value in means.items():
+                table.add_row(escape(name), _number(value))
+            Console().print(table)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

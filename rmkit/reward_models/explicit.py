@@ -45,9 +45,10 @@ class ExplicitRewardModel(RewardModel[Explicit]):
     config = {"num_labels": 1, "problem_type": "regression"}  # "regression": no sigmoid in a pipeline
 
     def prepare(self, model: PreTrainedModel) -> None:
-        head = RewardHead(model.score.in_features, 1, bias=False)
-        head.weight = nn.Parameter(model.score.weight.float())
-        model.score = head
+        # The module stays, with another forward: ZeRO-3 may have partitioned its weight already.
+        model.score.__class__ = RewardHead
+        if not hasattr(model.score.weight, "ds_id"):
+            model.score.float()
 
     def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> list[TokenSequence]:
         return self.encoder.response_sequences(prompts, responses)

@@ -1,0 +1,72 @@
+"""`rmkit evaluate`: a reward model on every set of a suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rmkit.commands.score import (
+    BatchSize,
+    Beta,
+    DateString,
+    DType,
+    Model,
+    Pooling,
+    Reference,
+    Trust,
+    Type,
+    is_main_process,
+    length_accuracies,
+    loaded,
+    scored,
+)
+from rmkit.errors import reported
+
+
+def evaluate(
+    model: Model,
+    suite: Annotated[str, typer.Option(help="A suite file, or the name of a shipped one, for example general_chat.")],
+    root: Annotated[Path | None, typer.Option(help="Where the sets are, instead of the suite's own root.")] = None,
+    output: Annotated[Path, typer.Option(help="Where rewards/<set>.parquet and results.json go.")] = Path("evaluation"),
+    type: Type = None,
+    pooling: Pooling = None,
+    reference: Reference = None,
+    beta: Beta = None,
+    batch_size: BatchSize = 16,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Leave out pairs over so many tokens.")] = None,
+    dtype: DType = None,
+    date_string: DateString = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Score every set of a suite; print accuracy, margin and ties by set, category and section."""
+    with reported():
+        from rmkit.evaluation.statistics import by_category
+        from rmkit.evaluation.suites import best_of_accuracy, load_set, load_suite, section_scores
+        from rmkit.evaluation.tables import print_means, print_scores
+        from rmkit.run_directory import write_json, write_table
+
+        chosen_suite = load_suite(suite, root)
+        data = {each.name: load_set(each, chosen_suite.root) for each in chosen_suite.sets}  # all, before the model
+        scorer = loaded(model, type, pooling, reference, beta, dtype, date_string, trust_remote_code)
+        results: dict[str, dict[str, Any]] = {}
+        for each in chosen_suite.sets:
+            encoded, rewards = scored(scorer, data[each.name], batch_size, max_length)
+            index = [pair.index for pair in encoded.pairs]
+            if is_main_process():
+                write_table(output / "rewards" / f"{each.name}.parquet", {"index": index} | rewards.columns())
+            best_of = {}
+            if each.score == "best_of":
+                ranking = rewards.ranking
+                best_of = best_of_accuracy(index, ranking[:, 0], ranking[:, 1])
+            results[each.name] = rewards.summary() | length_accuracies(encoded) | {"category": each.category} | best_of
+        if not is_main_process():
+            return
+        accuracies = {name: result.get("best_of_accuracy", result["accuracy"]) for name, result in results.items()}
+        means = by_category(accuracies, chosen_suite.categories)
+        sections = section_scores(chosen_suite, accuracies)
+        content = {"model": model, "suite": suite, "sets": results, "categories": means, "sections": sections}
+        write_json(output / "results.json", content)
+        print_scores(results, model)
+        print_means(means, sections)
