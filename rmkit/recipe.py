@@ -247,7 +247,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "seed": 0,
     # rmkit's own choices.
     "bf16": False,
-    "logging_steps": 1,
+    "logging_steps": 10,
     "report_to": "none",
     "save_strategy": "no",
 }

@@ -26,9 +26,7 @@ def print_counts(encoded: Mapping[str, EncodedPairs], max_length: int | None, co
     Console().print(table)
     for name, pairs in encoded.items():
         if known is not None and pairs.longest > known:
-            print(
-                f"warning: {name}: texts of up to {pairs.longest} tokens, the model was made for {known}: data.max_length"
-            )
+            print(f"warning: {name}: up to {pairs.longest} tokens; the model was made for {known} (data.max_length)")
 
 
 def print_metrics(record: Mapping[str, Any]) -> None:

@@ -1,0 +1,39 @@
+# `make help` lists the targets. Everything runs in .venv with the versions of constraints.txt.
+PYTHON ?= python3.11
+BIN := .venv/bin
+export HF_HUB_OFFLINE ?= 1
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.PHONY: help install quickstart test test-gpu lint format clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s ':'
+
+install: .venv/.installed  ## make .venv and install rmkit with its tested versions
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+quickstart: install  ## the controlled experiment of Section 5.1 from scratch, on a CPU: report/index.html
+	$(BIN)/rmkit quickstart
+
+test: install  ## all tests that need neither a GPU nor the network, on two processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu"
+
+test-gpu: install  ## the tests that need a GPU
+	$(BIN)/python -m pytest -m gpu
+
+lint: install  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## let ruff put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment and caches
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,5 @@
+"""`python -m rmkit`."""
+
+from rmkit.cli import main
+
+main()

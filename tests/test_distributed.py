@@ -1,0 +1,174 @@
+"""What is asked of the launcher against what runs; ZeRO-3 on two CPU processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import REPOSITORY
+
+from rmkit import RmkitError, distributed
+from rmkit.recipe import Recipe, load_recipe
+from rmkit.train import train
+
+CONFIGS = sorted(distributed.CONFIGS.glob("*.yaml"))
+
+
+def recipe(**changes):
+    content = {
+        "base": {"name": "x"},
+        "reward_model": {"type": "explicit"},
+        "data": {"train": {"name": "t", "path": "p"}},
+        "output_dir": "o",
+    }
+    return Recipe.model_validate(content | changes)
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    for name in ("RMKIT_CONFIG_FILE", "RMKIT_NUM_PROCESSES", "ACCELERATE_USE_DEEPSPEED", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(distributed, "launcher_command", lambda: [])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_each_configuration_has_its_launch_line_and_accelerate_reads_it(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    text = path.read_text()
+    line = next(line for line in text.splitlines() if "accelerate launch" in line)
+    assert f"--config_file accelerate_configs/{path.name} rmkit/train.py recipes/" in line
+    assert (REPOSITORY / line.split()[-1]).exists()
+    assert load_config_from_file(str(path)).num_processes == yaml.safe_load(text)["num_processes"]
+
+
+def test_a_recipe_alone_wants_all_visible_gpus(monkeypatch):
+    monkeypatch.setattr(distributed, "visible_gpus", lambda: 8)
+    plan = distributed.plan(recipe(distributed="zero3"))
+    assert (plan.processes, plan.sharding) == (8, "zero3")
+    with pytest.raises(RmkitError, match="asks for 8 processes, but 1 run"):
+        distributed.check_processes(plan, 1)
+    distributed.check_processes(plan, 8)
+    assert distributed.plan(recipe()) is None
+
+
+def test_a_config_file_of_the_launcher_goes_before_the_recipe(monkeypatch):
+    path = str(distributed.CONFIGS / "zero2.yaml")
+    command = ["python", "accelerate", "launch", "--config_file", path, "--num_processes=3", "rmkit/train.py"]
+    monkeypatch.setattr(distributed, "launcher_command", lambda: command)
+    plan = distributed.plan(recipe(distributed="zero3"))
+    assert (plan.name, plan.processes, plan.sharding) == (path, 3, "zero2")
+
+
+def test_another_sharding_than_asked_for_is_an_error():
+    plan = distributed.plan(recipe(distributed="cpu_zero3"))
+    running = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=2))
+    with pytest.raises(RmkitError, match="sharding zero3, but the run has zero2"):
+        distributed.check_sharding(plan, running)
+    with pytest.raises(RmkitError, match="has none"):
+        distributed.check_sharding(plan, SimpleNamespace(deepspeed_plugin=None))
+    distributed.check_sharding(plan, SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3)))
+
+
+def test_an_unknown_configuration_names_the_known_ones():
+    with pytest.raises(RmkitError, match="neither a file nor one of cpu, cpu_zero3, ddp"):
+        distributed.plan(recipe(distributed="zero4"))
+
+
+@pytest.mark.parametrize(("micro", "processes", "steps"), [(4, 1, 8), (4, 8, 1), (1, 1, 32), (2, 4, 4)])
+def test_accumulation_keeps_the_batch(micro, processes, steps):
+    assert distributed.accumulation_steps(32, micro, processes) == steps
+
+
+def test_a_batch_that_does_not_divide_is_an_error():
+    with pytest.raises(RmkitError, match="not a multiple of 3 processes"):
+        distributed.accumulation_steps(32, 4, 3)
+
+
+def test_deepspeed_gathers_weights_on_saving():
+    config = yaml.safe_load((distributed.CONFIGS / "zero3.yaml").read_text())
+    made = distributed.deepspeed_config(config)
+    assert made["zero_optimization"]["stage"] == 3
+    assert made["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
+    assert "offload_param" not in made["zero_optimization"]
+    config["deepspeed_config"]["offload_param_device"] = "cpu"
+    assert distributed.deepspeed_config(config)["zero_optimization"]["offload_param"] == {"device": "cpu"}
+
+
+WORDS = ["bread", "flour", "water", "salt", "yeast", "wait", "bake", "mix", "quick", "fox"]
+
+
+@pytest.fixture(scope="module")
+def tiny_recipe(models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded")
+    draw = np.random.default_rng(0)
+
+    def text(most):
+        return " ".join(draw.choice(WORDS, size=draw.integers(1, most)))
+
+    for name, number in (("train", 16), ("test", 6)):
+        rows = [{"prompt": text(5), "chosen": text(9) + ".", "rejected": text(9) + "?"} for _ in range(number)]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def write(reward_model):
+        content = {
+            "base": {"name": str(models["gpt_neox"])},  # rows are added to a partitioned vocabulary
+            "reward_model": reward_model,
+            "data": {
+                "root": str(folder),
+                "train": {"name": "train", "path": "train.jsonl"},
+                "evaluation": [{"name": "test", "path": "test.jsonl"}],
+            },
+            "training": {
+                "num_train_epochs": 1,
+                "learning_rate": 1e-3,
+                "batch_size": 8,
+                "per_device_train_batch_size": 2,
+            },
+            "output_dir": str(folder / "one"),
+        }
+        path = folder / f"{reward_model['type']}.yaml"
+        path.write_text(json.dumps(content))
+        return path
+
+    return write
+
+
+DIST = pytest.mark.dist
+
+
+@pytest.mark.parametrize(
+    "reward_model",
+    [
+        {"type": "implicit", "beta": 0.1},
+        pytest.param({"type": "explicit"}, marks=DIST),
+        pytest.param({"type": "generative"}, marks=DIST),
+    ],
+    ids=lambda settings: settings["type"],
+)
+def test_zero3_on_two_processes_equals_one_process(tiny_recipe, tmp_path, reward_model):
+    path = tiny_recipe(reward_model)
+    one = train(load_recipe(path, [f"output_dir={tmp_path / 'one'}"]))
+    command = [sys.executable, "-m", "rmkit", "train", str(path)]
+    changes = [f"output_dir={tmp_path / 'two'}", "distributed=cpu_zero3"]
+    ran = subprocess.run(
+        [*command, *changes, "--num-processes", "2"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    record = json.loads((tmp_path / "two" / "run.json").read_text()) if ran.returncode == 0 else pytest.fail(ran.stderr)
+    assert (record["num_processes"], record["sharding"], record["gradient_accumulation_steps"]) == (2, "zero3", 2)
+    for state in ("initial", "final"):
+        sharded, whole = (
+            pd.read_parquet(type(one)(tmp_path / name).rewards("test", state)).to_numpy() for name in ("two", "one")
+        )
+        np.testing.assert_allclose(sharded, whole, rtol=0, atol=1e-5 * max(1, np.abs(whole).max()))
