@@ -226,6 +226,7 @@ class Recipe(Section):
     training: dict[str, Any] = {}
     evaluation: Evaluation = Evaluation()
     distributed: str | None = None
+    resume: Literal["never", "auto"] = "never"
     output_dir: Path
 
     def to_yaml(self) -> str:

@@ -83,25 +83,41 @@ class RunDirectory:
     def examples(self, name: str) -> Path:
         return self.path / "examples" / f"{name}.parquet"
 
-    def claim(self, overwrite: bool = False) -> None:
-        """Take the directory for a new run.
+    def claim(self, recipe: str, overwrite: bool = False, resume: bool = False) -> None:
+        """Take the directory for a run of `recipe` (its YAML text), a new one or, with `resume`, the same one's rest.
 
         Raises:
-            RmkitError: if it holds anything already and `overwrite` is off, or is a file.
+            RmkitError: if it holds another run and `overwrite` is off, or is a file.
         """
         if self.path.exists() and not self.path.is_dir():
             raise RmkitError(f"output_dir {self.path} is a file.", "Give another output_dir.")
         if self.path.exists() and any(self.path.iterdir()):
+            if resume and not overwrite and self._recipe() == recipe:
+                self._remove_temporary()
+                return
             if not overwrite:
                 raise RmkitError(
                     f"output_dir {self.path} holds another run.",
-                    "Give another output_dir, or --overwrite to replace it.",
+                    "Give another output_dir, --overwrite to replace it, or resume=auto to go on with the same recipe.",
                 )
             self._remove()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RmkitError(f"output_dir {self.path} cannot be made: {error}.", "Give another output_dir.") from None
+        write_text(self.path / "recipe.yaml", recipe)
+
+    def _recipe(self) -> str | None:
+        try:
+            return (self.path / "recipe.yaml").read_text(encoding="utf-8")
+        except OSError:
+            return None
+
+    def _remove_temporary(self) -> None:
+        """What writers left behind that were killed."""
+        for folder in (self.path, self.path / "rewards", self.path / "examples"):
+            for each in folder.glob(".*"):
+                shutil.rmtree(each, ignore_errors=True)
 
     def _remove(self) -> None:
         """Only what a run writes is replaced: `--overwrite` on the wrong folder must not cost anyone their files."""

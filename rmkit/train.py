@@ -25,24 +25,26 @@ import torch
 import typer
 from accelerate import PartialState
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, TaskType
-from torch import Tensor, nn
-from transformers import AutoConfig, TrainerCallback, set_seed
+from peft import LoraConfig, TaskType
+from transformers import AutoConfig, set_seed
 
-from rmkit import distributed, environment
+from rmkit import distributed
 from rmkit.batching import PairCollator
+from rmkit.checkpoints import PREEMPTED_EXIT_CODE, CheckpointCallback, Preempted, disk_errors, newest_complete
 from rmkit.encoding import ChatEncoder
 from rmkit.errors import RmkitError, reported
-from rmkit.evaluation.scoring import PairRewards, pair_outputs, pair_rewards
-from rmkit.evaluation.statistics import by_category, length_baselines
+from rmkit.evaluation.scoring import pair_outputs
 from rmkit.evaluation.tables import print_counts, print_metrics
 from rmkit.pairs import EncodedPairs, encode_pairs
 from rmkit.preferences import PreferenceData
 from rmkit.recipe import Recipe, load_recipe, training_arguments
+from rmkit.references import References
 from rmkit.reward_models import RewardModel, reward_model, trainer_class
-from rmkit.reward_models.checkpoint import Origin, Record, load, load_model, load_reference, save
-from rmkit.run_directory import FINAL, FORMAT, INITIAL, RunDirectory, write_json, write_table, write_text
+from rmkit.reward_models.checkpoint import Origin, Record, load, load_model, save
+from rmkit.run_directory import FINAL, RunDirectory, write_json
+from rmkit.run_record import run_record
 from rmkit.sources.use import load_set
+from rmkit.trainers.scoring import ScoringCallback
 from rmkit.vocabulary import load_tokenizer
 
 _PROBE_PAIRS = 4
@@ -58,17 +60,24 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
     arguments, plan = _training_arguments(recipe)
     state = PartialState()
     run = RunDirectory(recipe.output_dir)
+    resume = recipe.resume == "auto"
     if state.is_main_process:
-        run.claim(overwrite)
-        write_text(run.path / "recipe.yaml", recipe.to_yaml())
+        run.claim(recipe.to_yaml(), overwrite, resume)
+    state.wait_for_everyone()
+    if resume and run.record.exists():
+        if state.is_main_process:
+            print(f"{run.path} is finished already.")
+            print_metrics(run.read())
+        return run
     with state.main_process_first():
         data = _load_data(recipe)
         base = _base(recipe, data[recipe.data.train.name])
     kind, record = _reward_model(recipe, base, bool(arguments.bf16), state)
     encoded = _encode(recipe, data, kind, base, state)
 
-    with distributed.unsharded():
-        references = _other_reference(recipe, kind, encoded, state)
+    references = References(kind, record, recipe.evaluation.batch_size, state)
+    if kind.reference not in (None, "base"):
+        references.take_from_other_model(encoded)
     set_seed(arguments.seed)  # before the head is drawn
     model = load_model(
         kind,
@@ -88,110 +97,25 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
     )
     trainer.reward_model = kind
     scoring = ScoringCallback(recipe, trainer, kind, encoded, run, references)
+    stopping = CheckpointCallback(trainer.accelerator)
     trainer.add_callback(scoring)
-    outcome = trainer.train()
+    trainer.add_callback(stopping)
+    checkpoint = newest_complete(Path(arguments.output_dir)) if resume else None
+    if checkpoint is not None and state.is_main_process:
+        print(f"Going on from {checkpoint}.")
+    with disk_errors(run.path), stopping.listening():
+        outcome = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stopping.stopping:
+        raise Preempted(PREEMPTED_EXIT_CODE)
     scoring.score(FINAL, trainer.state.epoch or 0.0)
     _save(trainer, kind, record, run, training_set.head(_PROBE_PAIRS), recipe.evaluation.batch_size)
 
     if state.is_main_process:
-        content = _run_record(recipe, data, encoded, scoring, record, trainer, outcome.metrics, plan, started)
+        content = run_record(recipe, data, encoded, scoring, record, trainer, outcome.metrics, plan, started)
         write_json(run.record, content)
         print_metrics(content)
     state.wait_for_everyone()
     return run
-
-
-class ScoringCallback(TrainerCallback):
-    """Scores the sets with the model as it is being trained: before the first step, after epochs, at the end.
-
-    Before the first step the model is its own reference (`reference: base`), so the reference's outputs are taken then,
-    in the same batches, and no second model is held.
-    """
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        trainer: Any,
-        kind: RewardModel[Any],
-        encoded: dict[str, EncodedPairs],
-        run: RunDirectory,
-        references: dict[str, Tensor],
-    ):
-        self.recipe, self.trainer, self.kind, self.encoded, self.run = recipe, trainer, kind, encoded, run
-        self.references = references
-        self.history: list[dict[str, Any]] = []
-        self.scored: dict[str, PairRewards] = {}
-        self.scored_step = -1
-        self.seconds = 0.0
-        self.seconds_in_training = 0.0  # the part that transformers counts as training
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """The reference's outputs on every set, then the initial rewards."""
-        started = time.time()
-        if self.kind.reference == "base":
-            model = self._unwrapped()
-            if isinstance(model, PeftModel):
-                with model.disable_adapter():
-                    self.references = self._reference_outputs()
-            else:
-                self.references = self._reference_outputs()
-        self.trainer.reference_outputs = self.references.get(self.recipe.data.train.name)
-        self.seconds += time.time() - started
-        self.score(INITIAL, 0.0)
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The rewards after this epoch, where the recipe asks."""
-        if self.recipe.evaluation.every_epoch:
-            self.score(f"epoch_{round(state.epoch)}", state.epoch)
-
-    def score(self, state: str, epoch: float) -> None:
-        """Score all sets and write their rewards."""
-        started = time.time()
-        step = self.trainer.state.global_step
-        if step != self.scored_step:
-            self.scored, self.scored_step = {}, step
-        sets = {}
-        for name, pairs in self.encoded.items():
-            if name == self.recipe.data.train.name and not (state == FINAL and self.recipe.evaluation.train_fit):
-                continue
-            if name not in self.scored:  # the last epoch's rewards are the final ones
-                outputs = self._outputs(name, f"{state}: {name}")
-                self.scored[name] = pair_rewards(self.kind, outputs, self.references.get(name))
-            sets[name] = self.scored[name].summary()
-            if self.trainer.is_world_process_zero():
-                write_rewards(self.run, name, state, pairs, self.scored[name])
-        self.history.append({"state": state, "epoch": epoch, "step": step, "sets": sets})
-        self.seconds += time.time() - started
-        if state != FINAL:
-            self.seconds_in_training = self.seconds
-
-    def _reference_outputs(self) -> dict[str, Tensor]:
-        return {name: self._outputs(name, f"reference: {name}") for name in self.encoded}
-
-    def _outputs(self, name: str, description: str) -> Tensor:
-        return pair_outputs(
-            self.trainer.model_wrapped,
-            self.kind,
-            self.encoded[name],
-            batch_size=self.recipe.evaluation.batch_size,
-            description=description,
-        )
-
-    def _unwrapped(self) -> nn.Module:
-        model: nn.Module = self.trainer.accelerator.unwrap_model(self.trainer.model_wrapped)
-        return model
-
-
-def write_rewards(run: RunDirectory, name: str, state: str, pairs: EncodedPairs, scored: PairRewards) -> None:
-    """rewards/[state/]<set>.parquet, and once a set examples/<set>.parquet."""
-    index = [pair.index for pair in pairs.pairs]
-    write_table(run.rewards(name, state), {"index": index} | scored.columns())
-    if not run.examples(name).exists():
-        texts = {column: [getattr(pair, column) for pair in pairs.pairs] for column in ("prompt", "chosen", "rejected")}
-        chosen, rejected = zip(*pairs.response_lengths, strict=True)
-        write_table(
-            run.examples(name), {"index": index} | texts | {"chosen_tokens": chosen, "rejected_tokens": rejected}
-        )
 
 
 def _training_arguments(recipe: Recipe) -> tuple[Any, distributed.Plan | None]:
@@ -284,22 +208,6 @@ def _encode(
     return encoded
 
 
-def _other_reference(
-    recipe: Recipe, kind: RewardModel[Any], encoded: dict[str, EncodedPairs], state: PartialState
-) -> dict[str, Tensor]:
-    """Outputs of a reference that is not the base, taken before the policy is loaded; the reference is then dropped."""
-    if kind.reference in (None, "base"):
-        return {}
-    origin = Origin(name=str(kind.reference), revision=kind.settings.reference_revision)
-    model = load_reference(kind, origin, dtype=recipe.base.dtype, attention=recipe.base.attention).to(state.device)
-    return {
-        name: pair_outputs(
-            model, kind, pairs, batch_size=recipe.evaluation.batch_size, description=f"reference: {name}"
-        )
-        for name, pairs in encoded.items()
-    }
-
-
 def _lora(recipe: Recipe, kind: RewardModel[Any]) -> LoraConfig | None:
     if recipe.lora is None:
         return None
@@ -338,56 +246,6 @@ def _save(
             f"{run.model}, loaded again, gives other outputs (by up to {(live - again).abs().max():.3g}).",
             "Do not use this model; report this as a bug, with run.json.",
         )
-
-
-def _run_record(
-    recipe: Recipe,
-    data: dict[str, PreferenceData],
-    encoded: dict[str, EncodedPairs],
-    scoring: ScoringCallback,
-    record: Record,
-    trainer: Any,
-    train_metrics: dict[str, float],
-    plan: distributed.Plan | None,
-    started: float,
-) -> dict[str, Any]:
-    """The content of run.json."""
-    training_name = recipe.data.train.name
-    final = scoring.history[-1]["sets"]
-    categories = {each.name: each.category for each in recipe.data.evaluation}
-    evaluated = {name: metrics for name, metrics in final.items() if name != training_name}
-    return {
-        "format": FORMAT,
-        **environment.describe(),
-        "recipe": recipe.model_dump(mode="json"),
-        "reward_model": record.model_dump(mode="json"),
-        "num_processes": trainer.args.world_size,
-        "sharding": distributed.running_sharding(trainer.args),
-        "distributed": plan.name if plan else None,
-        "gradient_accumulation_steps": trainer.args.gradient_accumulation_steps,
-        "data": {
-            name: {
-                "fingerprint": data[name].fingerprint,
-                "pairs": len(pairs),
-                "dropped": pairs.dropped,
-                "category": categories.get(name),
-                "training": name == training_name,
-                **length_baselines(pairs.response_lengths),
-            }
-            for name, pairs in encoded.items()
-        },
-        "train_fit": final.get(training_name),
-        "metrics": evaluated,
-        "accuracy_by_category": by_category({name: each["accuracy"] for name, each in evaluated.items()}, categories),
-        "history": scoring.history,
-        "training": {
-            "steps": trainer.state.global_step,
-            "seconds": train_metrics.get("train_runtime", 0.0) - scoring.seconds_in_training,
-            "log": [entry for entry in trainer.state.log_history if "accuracy" in entry],
-        },
-        "timings": {"total_seconds": time.time() - started, "scoring_seconds": scoring.seconds},
-        "peak_memory_mib": environment.peak_memory_mib(),
-    }
 
 
 def main(

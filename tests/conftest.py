@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -28,3 +29,50 @@ def released() -> Path:
     if not (RELEASED / "rewardmath").is_dir():
         pytest.skip("the released sets are not here")
     return RELEASED
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Built bases and reference outputs go to a cache of this session's own."""
+    os.environ["RMKIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """24 training and 10 test pairs of texts of different lengths."""
+    folder = tmp_path_factory.mktemp("pairs")
+    draw = np.random.default_rng(0)
+
+    def text(most):
+        return " ".join(draw.choice(WORDS, size=draw.integers(1, most)))
+
+    for name, number in (("train", 24), ("test", 10)):
+        rows = [{"prompt": text(9), "chosen": text(12) + ".", "rejected": text(12) + "?"} for _ in range(number)]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+@pytest.fixture
+def run(models, pairs, tmp_path):
+    """Train a tiny model and return its run directory; keywords change the recipe."""
+
+    def start(kind="explicit", name="run", architecture="qwen2", training=None, **sections):
+        recipe = {
+            "base": {"name": str(models[architecture])} | sections.pop("base", {}),
+            "reward_model": TYPES[kind],
+            "data": {
+                "root": str(pairs),
+                "train": {"name": "train", "path": "train.jsonl", "split": "train"},
+                "evaluation": [{"name": "test", "path": "test.jsonl", "category": "in-distribution"}],
+            },
+            "training": {"num_train_epochs": 1, "learning_rate": 1e-3, "batch_size": 8, "seed": 3} | (training or {}),
+            "output_dir": str(tmp_path / name),
+        } | sections
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(json.dumps(recipe))
+        from rmkit.recipe import load_recipe
+        from rmkit.train import train
+
+        return train(load_recipe(path))
+
+    return start

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,62 +9,13 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import TYPES
 
 from rmkit import RmkitError, load_reward_model
 from rmkit.preferences import load_preferences
-from rmkit.recipe import load_recipe
-from rmkit.train import train
 from rmkit.trainers.pairs import PairTrainerMixin
 
 pytestmark = pytest.mark.smoke
-
-WORDS = ["bread", "flour", "water", "salt", "yeast", "wait", "bake", "mix", "quick", "brown", "fox", "lazy", "dog"]
-TYPES = {
-    "explicit": {"type": "explicit"},
-    "mean": {"type": "explicit", "pooling": "mean"},
-    "implicit": {"type": "implicit", "beta": 0.1},
-    "no_reference": {"type": "implicit", "beta": 1, "reference": "none"},
-    "generative": {"type": "generative"},
-    "generative_lambda": {"type": "generative", "generation_weight": 0.5},
-}
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    """24 training and 10 test pairs of texts of different lengths."""
-    folder = tmp_path_factory.mktemp("pairs")
-    draw = np.random.default_rng(0)
-
-    def text(most):
-        return " ".join(draw.choice(WORDS, size=draw.integers(1, most)))
-
-    for name, number in (("train", 24), ("test", 10)):
-        rows = [{"prompt": text(9), "chosen": text(12) + ".", "rejected": text(12) + "?"} for _ in range(number)]
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return folder
-
-
-@pytest.fixture
-def run(models, pairs, tmp_path):
-    """Train a tiny model and return its run directory; keywords change the recipe."""
-
-    def start(kind="explicit", name="run", architecture="qwen2", training=None, **sections):
-        recipe = {
-            "base": {"name": str(models[architecture])} | sections.pop("base", {}),
-            "reward_model": TYPES[kind],
-            "data": {
-                "root": str(pairs),
-                "train": {"name": "train", "path": "train.jsonl", "split": "train"},
-                "evaluation": [{"name": "test", "path": "test.jsonl", "category": "in-distribution"}],
-            },
-            "training": {"num_train_epochs": 1, "learning_rate": 1e-3, "batch_size": 8, "seed": 3} | (training or {}),
-            "output_dir": str(tmp_path / name),
-        } | sections
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(json.dumps(recipe))
-        return train(load_recipe(path))
-
-    return start
 
 
 def rewards(directory, state="final", name="test"):

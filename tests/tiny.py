@@ -110,3 +110,14 @@ def save_language_model(folder: Path, architecture: str = "llama", seed: int = 0
     model.save_pretrained(folder)
     made.save_pretrained(folder)
     return folder
+
+
+WORDS = ["bread", "flour", "water", "salt", "yeast", "wait", "bake", "mix", "quick", "brown", "fox", "lazy", "dog"]
+TYPES = {
+    "explicit": {"type": "explicit"},
+    "mean": {"type": "explicit", "pooling": "mean"},
+    "implicit": {"type": "implicit", "beta": 0.1},
+    "no_reference": {"type": "implicit", "beta": 1, "reference": "none"},
+    "generative": {"type": "generative"},
+    "generative_lambda": {"type": "generative", "generation_weight": 0.5},
+}

@@ -1,0 +1,67 @@
+"""The content of run.json: all that is needed to trace a run's numbers, and the numbers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rmkit import distributed, environment
+from rmkit.evaluation.statistics import by_category, length_baselines
+from rmkit.pairs import EncodedPairs
+from rmkit.preferences import PreferenceData
+from rmkit.recipe import Recipe
+from rmkit.reward_models.checkpoint import Record
+from rmkit.run_directory import FORMAT
+from rmkit.trainers.scoring import ScoringCallback
+
+
+def run_record(
+    recipe: Recipe,
+    data: Mapping[str, PreferenceData],
+    encoded: Mapping[str, EncodedPairs],
+    scoring: ScoringCallback,
+    record: Record,
+    trainer: Any,
+    train_metrics: Mapping[str, float],
+    plan: distributed.Plan | None,
+    started: float,
+) -> dict[str, Any]:
+    """What run.json holds. Times are in seconds, memory in MiB, lengths in tokens."""
+    training_set = recipe.data.train.name
+    final = scoring.history[-1]["sets"]
+    categories = {each.name: each.category for each in recipe.data.evaluation}
+    evaluated = {name: metrics for name, metrics in final.items() if name != training_set}
+    accuracies = {name: metrics["accuracy"] for name, metrics in evaluated.items()}
+    return {
+        "format": FORMAT,
+        **environment.describe(),
+        "recipe": recipe.model_dump(mode="json"),
+        "reward_model": record.model_dump(mode="json"),
+        "num_processes": trainer.args.world_size,
+        "sharding": distributed.running_sharding(trainer.args),
+        "distributed": plan.name if plan else None,
+        "gradient_accumulation_steps": trainer.args.gradient_accumulation_steps,
+        "data": {
+            name: {
+                "fingerprint": data[name].fingerprint,
+                "pairs": len(pairs),
+                "dropped": pairs.dropped,
+                "category": categories.get(name),
+                "training": name == training_set,
+                **length_baselines(pairs.response_lengths),
+            }
+            for name, pairs in encoded.items()
+        },
+        "train_fit": final.get(training_set),
+        "metrics": evaluated,
+        "accuracy_by_category": by_category(accuracies, categories),
+        "history": scoring.history,
+        "training": {
+            "steps": trainer.state.global_step,
+            "seconds": train_metrics.get("train_runtime", 0.0) - scoring.seconds_in_training,
+            "log": [entry for entry in trainer.state.log_history if "accuracy" in entry],
+        },
+        "timings": {"total_seconds": time.time() - started, "scoring_seconds": scoring.seconds},
+        "peak_memory_mib": environment.peak_memory_mib(),
+    }

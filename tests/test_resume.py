@@ -1,0 +1,184 @@
+"""Interrupted runs: what is left, and that going on gives the bits of the uninterrupted run."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pandas as pd
+import pytest
+from tiny import TYPES
+
+from rmkit import RmkitError
+from rmkit import train as train_module
+from rmkit.checkpoints import MARKER, PREEMPTED_EXIT_CODE, mark_complete, newest_complete
+from rmkit.reference_store import ReferenceStore
+
+pytestmark = pytest.mark.smoke
+
+SAVING = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 2, "logging_steps": 1}  # 6 steps
+
+
+def contents(directory):
+    files = sorted(directory.path.glob("rewards/**/*.parquet"))
+    return {str(file.relative_to(directory.path)): pd.read_parquet(file) for file in files}
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(first[name].equals(second[name]) for name in first)
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Let something happen at the end of a step of the next run, once."""
+
+    def arrange(step, action):
+        pending, original = [True], train_module.CheckpointCallback
+
+        def with_it(accelerator):
+            made = original(accelerator)
+            plain = made.on_step_end
+
+            def on_step_end(args, state, control, **options):
+                if pending and state.global_step == step:
+                    pending.pop()
+                    action()
+                plain(args, state, control, **options)
+
+            monkeypatch.setattr(made, "on_step_end", on_step_end)
+            return made
+
+        monkeypatch.setattr(train_module, "CheckpointCallback", with_it)
+
+    return arrange
+
+
+@pytest.mark.parametrize("kind", ["explicit", "implicit", "generative"])
+@pytest.mark.parametrize("step", [3, 5])
+def test_an_interrupted_run_goes_on_to_the_same_bits(run, at_step, kind, step):
+    options = {"evaluation": {"every_epoch": True}, "resume": "auto", "training": SAVING}
+    whole = run(kind, "whole", **options)
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    at_step(step, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(kind, "cut", **options)
+    assert not (whole.path.parent / "cut" / "run.json").exists()
+    resumed = run(kind, "cut", **options)
+    assert same(contents(whole), contents(resumed))
+    histories = [
+        [(each["state"], each["step"], each["sets"]) for each in each_run.read()["history"]]
+        for each_run in (whole, resumed)
+    ]
+    assert histories[0] == histories[1]
+
+
+def test_a_cut_checkpoint_is_passed_over(run, at_step):
+    options = {"resume": "auto", "training": SAVING}
+    whole = run("implicit", "whole", **options)
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    at_step(5, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run("implicit", "cut", **options)
+    checkpoints = whole.path.parent / "cut" / "checkpoints"
+    weights = checkpoints / "checkpoint-4" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    resumed = run("implicit", "cut", **options)
+    assert same(contents(whole), contents(resumed))
+
+
+def test_an_adapter_run_resumes(run, at_step):
+    options = {"resume": "auto", "training": SAVING, "lora": {"r": 4, "alpha": 8}}
+    whole = run("explicit", "whole", **options)
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    at_step(3, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run("explicit", "cut", **options)
+    assert same(contents(whole), contents(run("explicit", "cut", **options)))
+
+
+def test_sigterm_saves_and_exits_with_its_own_code(run, at_step):
+    options = {"resume": "auto", "training": SAVING | {"save_steps": 100}}
+    whole = run("explicit", "whole", **options)
+    at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as stopped:
+        run("explicit", "cut", **options)
+    assert stopped.value.code == PREEMPTED_EXIT_CODE
+    assert (whole.path.parent / "cut" / "checkpoints" / "checkpoint-3" / MARKER).exists()
+    assert same(contents(whole), contents(run("explicit", "cut", **options)))
+
+
+def test_another_recipe_does_not_go_on(run):
+    run("explicit", "taken", resume="auto")
+    with pytest.raises(RmkitError, match="holds another run"):
+        run("explicit", "taken", resume="auto", training={"learning_rate": 0.5})
+
+
+def test_a_finished_run_is_left_as_it_is(run):
+    first = run("explicit", "done", resume="auto")
+    before = (first.record.read_text(), first.record.stat().st_mtime_ns)
+    again = run("explicit", "done", resume="auto")
+    assert (again.record.read_text(), again.record.stat().st_mtime_ns) == before
+
+
+def test_a_full_disk_is_said_in_words_and_leaves_the_last_checkpoint(run, at_step):
+    def full():
+        raise OSError(28, "No space left on device")
+
+    at_step(3, full)
+    with pytest.raises(RmkitError, match=r"disk of .* is full") as error:
+        run("explicit", "full", resume="auto", training=SAVING)
+    assert "resume=auto" in error.value.remedy
+    resumed = run("explicit", "full", resume="auto", training=SAVING)
+    assert resumed.read()["training"]["steps"] == 6
+
+
+def test_only_whole_checkpoints_count(tmp_path):
+    for step in (2, 10, 4):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "weights").write_bytes(b"x" * step)
+        mark_complete(folder)
+    assert newest_complete(tmp_path).name == "checkpoint-10"
+    (tmp_path / "checkpoint-10" / "weights").write_bytes(b"x")
+    assert newest_complete(tmp_path).name == "checkpoint-4"
+    assert not (tmp_path / "checkpoint-10").exists()
+    (tmp_path / "checkpoint-4" / MARKER).unlink()
+    (tmp_path / "checkpoint-2" / MARKER).write_text("{")
+    assert newest_complete(tmp_path) is None
+
+
+def test_the_reference_is_asked_once_for_all_runs(run, monkeypatch):
+    """Another seed, learning rate and beta share it; a damaged entry is made again."""
+    asked = []
+    original = ReferenceStore.outputs
+
+    def counting(self, pairs, compute, is_main_process=True):
+        def noted():
+            asked.append(self.path(pairs))
+            return compute()
+
+        return original(self, pairs, noted, is_main_process)
+
+    monkeypatch.setattr(ReferenceStore, "outputs", counting)
+    sets = {"evaluation": {"batch_size": 7}}  # a batch size that no other test has scored with
+    first = run("implicit", "first", **sets)
+    assert len(asked) == 2  # train and test
+    monkeypatch.setitem(TYPES, "sharp", {"type": "implicit", "beta": 1})
+    run("sharp", "second", training={"seed": 9, "learning_rate": 1e-4}, **sets)
+    assert len(asked) == 2
+    asked[0].write_bytes(asked[0].read_bytes()[:-8])
+    data = bytearray(asked[1].read_bytes())
+    data[-1] ^= 1
+    asked[1].write_bytes(bytes(data))
+    third = run("implicit", "third", **sets)
+    assert len(asked) == 4
+    assert same(contents(first), contents(third))
