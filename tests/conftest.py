@@ -9,8 +9,10 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
+import numpy as np
 import pytest
 import tiny
+from tiny import TYPES, WORDS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RELEASED = Path(os.environ.get("RMKIT_DATA", REPOSITORY.parent / "shared" / "data"))
