@@ -34,7 +34,7 @@ from rmkit.batching import PairCollator
 from rmkit.encoding import ChatEncoder
 from rmkit.errors import RmkitError, reported
 from rmkit.evaluation.scoring import PairRewards, pair_outputs, pair_rewards
-from rmkit.evaluation.statistics import by_category, length_baselines
+from rmkit.evaluation.statistics import by_category, length_baselines, unseen_prompt_accuracy, unseen_prompt_mask
 from rmkit.evaluation.tables import print_counts, print_metrics
 from rmkit.pairs import EncodedPairs, encode_pairs
 from rmkit.preferences import PreferenceData
@@ -157,13 +157,22 @@ class ScoringCallback(TrainerCallback):
             if name not in self.scored:  # the last epoch's rewards are the final ones
                 outputs = self._outputs(name, f"{state}: {name}")
                 self.scored[name] = pair_rewards(self.kind, outputs, self.references.get(name))
-            sets[name] = self.scored[name].summary()
+            sets[name] = self.scored[name].summary() | self._on_unseen_prompts(name)
             if self.trainer.is_world_process_zero():
                 write_rewards(self.run, name, state, pairs, self.scored[name])
         self.history.append({"state": state, "epoch": epoch, "step": step, "sets": sets})
         self.seconds += time.time() - started
         if state != FINAL:
             self.seconds_in_training = self.seconds
+
+    def _on_unseen_prompts(self, name: str) -> dict[str, float]:
+        """What is told beside the whole of an evaluation set that shares prompts with the training set."""
+        training_name = self.recipe.data.train.name
+        if name == training_name:
+            return {}
+        train, own = ([pair.prompt for pair in self.encoded[each].pairs] for each in (training_name, name))
+        scored = self.scored[name]
+        return unseen_prompt_accuracy(unseen_prompt_mask(train, own), scored.rewards, scored.log_rewards)
 
     def _reference_outputs(self) -> dict[str, Tensor]:
         return {name: self._outputs(name, f"reference: {name}") for name in self.encoded}
@@ -239,6 +248,7 @@ def _reward_model(recipe: Recipe, base: Origin, autocast: bool, state: PartialSt
         base.name,
         revision=base.revision,
         chat_template=recipe.base.chat_template,
+        added_tokens=recipe.base.added_tokens,
         trust_remote_code=recipe.base.trust_remote_code,
     )
     for note in notes if state.is_main_process else []:
