@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 
 from rmkit.errors import RmkitError
@@ -18,7 +19,6 @@ from rmkit.recipe import PreferenceSet
 from rmkit.sources import find, sources, use
 from rmkit.sources.base import prepare
 from rmkit.sources.card import overlap
-from tests import tiny
 
 RELEASED = Path(os.environ.get("RMKIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 COLUMNS = ("prompt", "chosen", "rejected")
@@ -54,9 +54,11 @@ def write(path, rows):
 def prepared(name, output, **given):
     card = prepare(name, given, output, said_by="test")
     sets = {split: load_preferences(str(output), split=split).pairs for split in card["splits"]}
-    return card, {
-        split: [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs] for split, pairs in sets.items()
-    }
+    return card, {split: [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs] for split, pairs in sets.items()}
+
+
+def conversation(prompt, answer):
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
 def ultrafeedback_rows(number, offset):
@@ -66,12 +68,12 @@ def ultrafeedback_rows(number, offset):
         rows.append(
             {
                 "prompt": prompt,
-                "chosen": [{"role": "user", "content": prompt}, {"role": "assistant", "content": f"good {each}" * (1 + each % 4)}],
-                "rejected": [{"role": "user", "content": prompt}, {"role": "assistant", "content": f"bad {each}" * (1 + each % 3)}],
+                "chosen": conversation(prompt, f"good {each}" * (1 + each % 4)),
+                "rejected": conversation(prompt, f"bad {each}" * (1 + each % 3)),
                 "score_chosen": float(each % 4),
                 "score_rejected": float(each % 3),
             }
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -178,7 +180,9 @@ def test_rewardbench(tmp_path):
 
 
 def test_empty_texts_are_left_out_after_the_draws(tmp_path):
-    rows = [{**row, "eval_solution_A": [""]} if number % 3 == 0 else row for number, row in enumerate(rewardmath_rows())]
+    rows = rewardmath_rows()
+    for row in rows[::3]:
+        row["eval_solution_A"] = [""]
     source = write(tmp_path / "test.jsonl", rows)
     whole = write(tmp_path / "whole" / "test.jsonl", rewardmath_rows())
     common = {"tokenizer": "none", "held_out": 20, "train": 10, "test": 5}
@@ -241,10 +245,10 @@ def test_the_overlap_of_the_released_rewardmath():
         ("ultrafeedback", {}, "no column prompt; it has problem"),
         ("rewardbench_math", {}, "no column prompt; it has problem"),
         ("hamiltonian", {"vertices": 2}, "vertices"),
-        ("hamiltonian", {"vertices": 3}, "is complete"),
+        ("hamiltonian", {"vertices": 3}, "are complete"),
         ("hamiltonian", {"edge_probability": 1.5}, "edge_probability"),
-        ("hamiltonian", {"edge_probability": 1}, "is complete"),
-        ("hamiltonian", {"vertices": 4, "edge_probability": 0.9}, "is complete"),
+        ("hamiltonian", {"edge_probability": 1}, "are complete"),
+        ("hamiltonian", {"vertices": 4, "edge_probability": 0.999999}, "are complete"),
     ],
 )
 def test_bad_input_is_one_clear_error_and_leaves_nothing(tmp_path, name, given, said):

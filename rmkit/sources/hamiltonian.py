@@ -6,8 +6,9 @@
 The two separators are tokens of their own: a recipe says `base.added_tokens: ["[sep]", "[edge_sep]"]`. (The released
 code writes them <sep> and <edge_sep>; here they are the ones of the paper's text.)
 
-A graph is a planted cycle, a random permutation, and each other edge with probability p. The rejected response is drawn
-evenly from the permutations that are no cycle. Draws for each example, all from the one generator, in the order of the
+A graph is a planted cycle, a random permutation, and each other edge with probability p; if it comes out complete, so
+that no response is wrong, it is drawn again. The rejected response is drawn evenly from the permutations that are no
+cycle. Draws for each example, all from the one generator, in the order of the
 released code: the cycle; a number for each edge that is not on it, in lexicographic order; the order in which the edges
 are listed; permutations until one is no cycle. Training examples first, then test examples.
 """
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 SEPARATOR = "[sep]"
 EDGE_SEPARATOR = "[edge_sep]"
 ADDED_TOKENS = [SEPARATOR, EDGE_SEPARATOR]
+_MOST_COMPLETE = 100  # complete graphs in a row before the settings are called impossible
 _NUMBER = re.compile(r"\s*(0|[1-9][0-9]{0,8})\s*")
 
 Edge = tuple[int, int]
@@ -59,7 +61,7 @@ def examples(vertices: int, edge_probability: float, number: int, generator: tor
     """So many examples, made as they are asked for.
 
     Raises:
-        RmkitError: if a graph is complete, so that every permutation is a cycle.
+        RmkitError: if graphs are always complete, or nearly so.
     """
     import torch
 
@@ -68,7 +70,8 @@ def examples(vertices: int, edge_probability: float, number: int, generator: tor
         raise _complete(vertices, edge_probability)
     listed = "Vertices: " + "".join(f"{SEPARATOR}{each}" for each in range(vertices)) + "\nEdges: "
     texts = {(a, b): f"{SEPARATOR}{a}{EDGE_SEPARATOR}{b}" for a, b in every}
-    for _ in range(number):
+    made = complete = 0
+    while made < number:
         cycle: list[int] = torch.randperm(vertices, generator=generator).tolist()
         edges = _steps(cycle)
         present = set(edges)
@@ -76,7 +79,11 @@ def examples(vertices: int, edge_probability: float, number: int, generator: tor
         numbers = torch.rand(len(others), generator=generator).tolist()
         edges += [edge for edge, drawn in zip(others, numbers, strict=True) if drawn < edge_probability]
         if len(edges) == len(every):
-            raise _complete(vertices, edge_probability)
+            complete += 1
+            if complete == _MOST_COMPLETE:
+                raise _complete(vertices, edge_probability)
+            continue
+        made, complete = made + 1, 0
         present.update(edges)
         order = torch.randperm(len(edges), generator=generator).tolist()
         rejected = cycle
@@ -97,7 +104,7 @@ def _steps(permutation: list[int]) -> list[Edge]:
 
 def _complete(vertices: int, edge_probability: float) -> RmkitError:
     return RmkitError(
-        f"A graph of {vertices} vertices with edge_probability {edge_probability} is complete: no response is wrong.",
+        f"Graphs of {vertices} vertices with edge_probability {edge_probability} are complete: no response is wrong.",
         "Give more vertices, at least 4, or a lower edge_probability.",
     )
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rmkit.cache import rmkit_cache
 from rmkit.errors import RmkitError
 from rmkit.preferences import COLUMNS
 from rmkit.recipe import Section
@@ -27,6 +28,7 @@ from rmkit.sources.card import Card, describe, write_card
 
 REPOSITORY = "princeton-pli/exrm-vs-imrm"
 COMMIT = "58357b566814ea51d4e54bae8ace751889a22c14"
+URL = f"https://github.com/{REPOSITORY}/archive/{{commit}}.tar.gz"
 DATA = "data_files"
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # with which an Arrow stream that was written whole ends
 _TIMEOUT = 60.0
@@ -156,18 +158,15 @@ def data_files(options: ReleasedOptions) -> Path:
         raise RmkitError(f"{options.source} is no clone of {REPOSITORY}: it has no {DATA}/ with released sets.", _FETCH)
     from filelock import FileLock
 
-    from rmkit.bases import rmkit_cache
-
     if not re.fullmatch(r"[0-9a-f]{40}", options.revision):
         raise RmkitError(f"The revision {options.revision} is no commit.", "Give all 40 digits of it.")
     folder = rmkit_cache() / "released" / options.revision
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{options.revision}.lock"):
         if not folder.exists():
-            url = f"https://github.com/{REPOSITORY}/archive/{options.revision}.tar.gz"
             with replacing(folder) as temporary:
                 archive = temporary.parent / "archive.tar.gz"
-                fetch(url, archive)
+                fetch(URL.format(commit=options.revision), archive)
                 unpack(archive, options.revision, temporary)
     return folder / DATA
 

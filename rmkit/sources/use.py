@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from rmkit.cache import rmkit_cache
 from rmkit.errors import RmkitError
 from rmkit.preferences import PreferenceData, load_preferences
 from rmkit.recipe import PreferenceSet, validated
@@ -48,8 +49,6 @@ def locate(each: PreferenceSet, root: Path | None) -> str:
     if each.source is None:
         return str(each.path)
     from filelock import FileLock
-
-    from rmkit.bases import rmkit_cache
 
     name, given = each.source.name, each.source.options
     said_by = f"the source {name} of {each.name}"
