@@ -57,18 +57,19 @@ def describe(
 
 def overlap(train: Iterable[Mapping[str, str]], test: Iterable[Mapping[str, str]]) -> dict[str, int]:
     """How many test pairs have their prompt, their chosen response or both together in the training set, exactly."""
-    prompts, chosen, both = set(), set(), set()
-    for row in train:
-        prompts.add(row["prompt"])
-        chosen.add(row["chosen"])
-        both.add((row["prompt"], row["chosen"]))
-    found = {"pairs": 0, "prompt": 0, "chosen": 0, "prompt_and_chosen": 0}
-    for row in test:
-        found["pairs"] += 1
-        found["prompt"] += row["prompt"] in prompts
-        found["chosen"] += row["chosen"] in chosen
-        found["prompt_and_chosen"] += (row["prompt"], row["chosen"]) in both
-    return found
+    keys = {
+        "prompt": lambda row: row["prompt"],
+        "chosen": lambda row: row["chosen"],
+        "prompt_and_chosen": lambda row: (row["prompt"], row["chosen"]),
+    }
+    rows = list(test)
+    wanted = {name: {key(row) for row in rows} for name, key in keys.items()}
+    found: dict[str, set[Any]] = {name: set() for name in keys}
+    for row in train:  # which may be too many to hold
+        for name, key in keys.items():
+            if key(row) in wanted[name]:
+                found[name].add(key(row))
+    return {"pairs": len(rows), **{name: sum(key(row) in found[name] for row in rows) for name, key in keys.items()}}
 
 
 def fingerprint(rows: Iterable[Mapping[str, str]]) -> str:
