@@ -17,11 +17,11 @@ from jinja2 import Environment
 import rmkit
 from rmkit.errors import RmkitError
 from rmkit.run_directory import write_json, write_text
+from rmkit.sources.sampling import length_tokenizer, token_counts
 
 Card = dict[str, Any]
 CARD = "card.json"
 FORMAT = 1
-_AT_ONCE = 1000
 
 
 def describe(
@@ -104,8 +104,6 @@ def _characters(texts: Iterable[str], options: Any) -> np.ndarray:
 
 
 def _tokens(texts: Iterable[str], options: Any) -> np.ndarray:
-    from rmkit.sources.base import length_tokenizer, token_counts
-
     return np.asarray(token_counts(length_tokenizer(options.tokenizer), list(texts), "lengths"), dtype=np.int64)
 
 

@@ -14,7 +14,8 @@ from typing import Literal
 from pydantic import NonNegativeInt, PositiveInt
 
 from rmkit.errors import RmkitError
-from rmkit.sources.base import FilteredOptions, PairSource, Preparation, Splits, sampled, split_off, within_length
+from rmkit.sources.base import FilteredOptions, PairSource, Preparation, Splits
+from rmkit.sources.sampling import sampled, split_off, within_length
 
 HUB = "allenai/reward-bench"
 PAIR = ("prompt", "chosen", "rejected")

@@ -16,7 +16,8 @@ from typing import Any, Literal
 from pydantic import PositiveInt
 
 from rmkit.errors import RmkitError
-from rmkit.sources.base import FilteredOptions, PairSource, Preparation, Splits, sampled, split_off, within_length
+from rmkit.sources.base import FilteredOptions, PairSource, Preparation, Splits
+from rmkit.sources.sampling import sampled, split_off, within_length
 
 HUB = "RewardMATH/RewardMATH_pairwise"
 COLUMNS = ("problem", "eval_solution_A", "eval_solution_B", "chosen_position")

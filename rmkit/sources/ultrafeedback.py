@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rmkit.errors import RmkitError
-from rmkit.sources.base import FilteredOptions, PairSource, Preparation, Splits, sampled, within_length
+from rmkit.sources.base import FilteredOptions, PairSource, Preparation, Splits
+from rmkit.sources.sampling import sampled, within_length
 
 HUB = "HuggingFaceH4/ultrafeedback_binarized"
 COLUMNS = ("prompt", "chosen", "rejected", "score_chosen", "score_rejected")
