@@ -199,7 +199,9 @@ def fetch(url: str, file: Path) -> None:
 
 
 def _head(clone: Path) -> str | None:
-    """The commit of a clone, None if it is only a folder."""
+    """The commit of a clone, None if it is only a folder (which may lie in a repository of its own)."""
+    if not (clone / ".git").exists():
+        return None
     try:
         command = ["git", "-C", str(clone), "rev-parse", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
