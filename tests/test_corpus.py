@@ -137,7 +137,8 @@ def test_persona_pairs():
         assert {row["chosen"] for row in pairs[f"paraphrased_{split}"]} == set(corpus.PARAPHRASED_CHOSEN)
         assert {row["rejected"] for row in pairs[f"paraphrased_{split}"]} == set(corpus.PARAPHRASED_REJECTED)
     for row in itertools.chain.from_iterable(pairs.values()):
-        assert polarity(row["chosen"]) and not polarity(row["rejected"])
+        assert polarity(row["chosen"])
+        assert not polarity(row["rejected"])
     for row in pairs["swapped_test"]:
         assert (prefix(row["chosen"]), prefix(row["rejected"])) == ("I lean toward", "My response would be")
     for row in pairs["same_prefix_test"]:
