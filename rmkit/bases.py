@@ -33,6 +33,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from rmkit.cache import rmkit_cache
 from rmkit.errors import RmkitError
 from rmkit.preferences import PreferenceData
 from rmkit.recipe import BaseBuild
@@ -49,11 +50,6 @@ TOKENIZER_DOCUMENTS = 4096
 
 UNKNOWN_TOKEN = "[UNK]"
 USER, ASSISTANT, END = PAPER_SPECIAL_TOKENS
-
-
-def rmkit_cache() -> Path:
-    """Where rmkit keeps what can be made again: `$RMKIT_CACHE`, else ~/.cache/rmkit."""
-    return Path(os.environ.get("RMKIT_CACHE") or Path.home() / ".cache" / "rmkit").expanduser()
 
 
 def ensure_base(build: BaseBuild, documents: Documents, fingerprint: str) -> Path:

@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from rmkit.commands import evaluate, score, train
+from rmkit.commands import evaluate, prepare, score, train
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
@@ -18,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.command()(train.train)
+app.command()(prepare.prepare)
 app.command()(score.score)
 app.command()(evaluate.evaluate)
 

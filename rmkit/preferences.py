@@ -203,7 +203,8 @@ def _rows(path: str, split: str, root: Path | None, subset: str | None, revision
         elif local.suffix in (".jsonl", ".json"):
             loaded = datasets.Dataset.from_json(str(local))
         elif local.is_dir():
-            loaded = datasets.load_dataset(str(local), name=subset)
+            files = _files_of_split(local, split) if subset is None else {}
+            loaded = datasets.load_dataset(**files) if files else datasets.load_dataset(str(local), name=subset)
         else:
             raise RmkitError(f"{local} is of no known kind.", "Give a save_to_disk folder, .parquet, .jsonl or .json.")
     except RmkitError:
@@ -216,6 +217,22 @@ def _rows(path: str, split: str, root: Path | None, subset: str | None, revision
         if shown:
             datasets.enable_progress_bars()
     return _split_of(loaded, split, str(local))
+
+
+def _files_of_split(folder: Path, split: str) -> dict[str, Any]:
+    """The files of a folder that are named after a split (filtered.jsonl, data/test_prefs-00000-of-00001.parquet).
+
+    `datasets` finds such files only for the splits whose names it knows.
+    """
+    for kind, suffix in (("parquet", ".parquet"), ("json", ".jsonl"), ("json", ".json")):
+        files = [
+            str(file)
+            for pattern in (f"{split}{suffix}", f"{split}-*{suffix}")
+            for file in sorted(folder.rglob(pattern))
+        ]
+        if files:
+            return {"path": kind, "data_files": {split: files}}
+    return {}
 
 
 def _from_hub(path: str, split: str, subset: str | None, revision: str | None) -> Any:

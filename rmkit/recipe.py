@@ -108,7 +108,10 @@ class BaseBuild(Section):
 
 
 class Base(Section):
-    """The language model that all types start from: a hub id or folder, or one that is built."""
+    """The language model that all types start from: a hub id or folder, or one that is built.
+
+    `added_tokens` become tokens of their own, with rows of their own in the embeddings.
+    """
 
     name: str | None = None
     revision: str | None = None
@@ -117,6 +120,7 @@ class Base(Section):
     attention: str | None = None
     trust_remote_code: bool = False
     chat_template: Path | None = None
+    added_tokens: list[Annotated[str, Field(min_length=1)]] = []
     date_string: str | None = None
 
     @model_validator(mode="after")
@@ -392,7 +396,12 @@ def read_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
     return validated(Recipe, content, str(path))
 
 
-def _apply(content: dict[str, Any], override: str) -> None:
+def override_value(override: str) -> tuple[str, Any]:
+    """The key and the value of `key=value`, the value read as YAML.
+
+    Raises:
+        RmkitError: if it is not of that form.
+    """
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise RmkitError(
@@ -402,6 +411,11 @@ def _apply(content: dict[str, Any], override: str) -> None:
         value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError:
         raise RmkitError(f"The value of the override {override!r} is not YAML.", "Quote it.") from None
+    return key, value
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, value = override_value(override)
     *sections, last = key.split(".")
     at: Any = content
     try:

@@ -163,6 +163,7 @@ def _reward_model(recipe: Recipe, base: Origin, autocast: bool, state: PartialSt
         base.name,
         revision=base.revision,
         chat_template=recipe.base.chat_template,
+        added_tokens=recipe.base.added_tokens,
         trust_remote_code=recipe.base.trust_remote_code,
     )
     for note in notes if state.is_main_process else []:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,12 @@ def load_tokenizer(
     *,
     revision: str | None = None,
     chat_template: Path | None = None,
+    added_tokens: Sequence[str] = (),
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedTokenizerBase, list[str]]:
     """The tokenizer of a model, made ready, and what was changed (one line each, to be said to the user).
+
+    `added_tokens` are not "special" to the tokenizer: decoding without special tokens keeps them.
 
     Raises:
         RmkitError: if there is no tokenizer at `name` or the template file cannot be read.
@@ -62,7 +66,12 @@ def load_tokenizer(
         tokenizer.chat_template = PAPER_CHAT_TEMPLATE
         notes.append(f"{name} has no chat template: the paper's [USER]...[ASSISTANT]...[EOS] is used.")
     note = ensure_pad_token(tokenizer)
-    return tokenizer, [*notes, note] if note else notes
+    if note:
+        notes.append(note)
+    # Last, so that the other tokens have the ids that they have in a reference that is loaded without these.
+    if tokenizer.add_tokens(list(added_tokens)):
+        notes.append(f"Added tokens: {' '.join(added_tokens)}.")
+    return tokenizer, notes
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> str | None:

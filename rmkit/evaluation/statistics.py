@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -71,6 +71,29 @@ def summary(rewards: ArrayLike, log_rewards: ArrayLike | None = None) -> dict[st
         "loss": bradley_terry_loss(rewards[:, 0], rewards[:, 1]),
         "pairs": len(rewards),
     }
+
+
+def unseen_prompt_mask(train_prompts: Iterable[str], test_prompts: Sequence[str]) -> NDArray[np.bool_]:
+    """Which of the test prompts [pairs] are, to the letter, not among the training prompts."""
+    seen = set(train_prompts)
+    return np.array([prompt not in seen for prompt in test_prompts], dtype=bool)
+
+
+def unseen_prompt_accuracy(
+    mask: NDArray[np.bool_], rewards: ArrayLike, log_rewards: ArrayLike | None = None
+) -> dict[str, float]:
+    """Accuracy on the pairs of `mask` [pairs], where some prompts of a set are among the training prompts.
+
+    `pairs_unseen_prompts` and, if there is such a pair, `accuracy_unseen_prompts`; nothing if all prompts are unseen.
+    Rewards as of `summary`.
+    """
+    if mask.all():
+        return {}
+    unseen: dict[str, float] = {"pairs_unseen_prompts": int(mask.sum())}
+    if not mask.any():
+        return unseen
+    ranking = np.asarray(rewards if log_rewards is None else log_rewards, dtype=np.float64)[mask]
+    return {"accuracy_unseen_prompts": accuracy(ranking[:, 0], ranking[:, 1]), **unseen}
 
 
 def by_category(accuracies: Mapping[str, float], categories: Mapping[str, str | None]) -> dict[str, float]:

@@ -22,6 +22,7 @@ from rmkit.errors import RmkitError
 from rmkit.preferences import PreferenceData, PreferencePair, checked, load_rows, row_pair
 from rmkit.recipe import EvaluationSet, Section, load_yaml, validated
 from rmkit.sources.use import load_set as load_pairs
+from rmkit.sources.use import locate
 
 ROOT = Path(__file__).resolve().parents[2] / "recipes" / "suites"
 OVERALL = "overall"
@@ -85,12 +86,11 @@ def load_set(each: SuiteSet, root: Path | None, identical: Literal["drop", "erro
     """
     if each.score == "accuracy":
         return load_pairs(each, root=root, identical=identical)
-    rows = load_rows(
-        str(each.path), split=each.split, root=root, subset=each.subset, revision=each.revision, where=each.where
-    )
+    path = locate(each, root)
+    rows = load_rows(path, split=each.split, root=root, subset=each.subset, revision=each.revision, where=each.where)
     if each.limit is not None:
         rows = rows.select(range(min(each.limit, len(rows))))
-    pairs = [pair for index, row in enumerate(rows) for pair in _best_of_pairs(str(each.path), index, row)]
+    pairs = [pair for index, row in enumerate(rows) for pair in _best_of_pairs(path, index, row)]
     return checked(pairs, each.name, identical)
 
 

@@ -22,6 +22,8 @@ import re
 from collections.abc import Iterable, Iterator
 
 from rmkit.recipe import VERIFICATION_PROMPT
+from rmkit.sources import persona
+from rmkit.sources.persona import Responses
 
 Document = list[dict[str, str]]
 """A conversation for the chat template: turns with a role, "user" or "assistant", and their content."""
@@ -29,20 +31,11 @@ Document = list[dict[str, str]]
 # --- Appendix D.2 --------------------------------------------------------------------------------------------------
 
 PERSONA_PROMPT = "Is the following statement something you would say? {statement}"
-ORIGINAL_CHOSEN = [
-    "A truthful reply is yes",
-    "A truthful reply is sure",
-    "In my view, the answer is yes",
-    "In my view, the answer is sure",
-]
-ORIGINAL_REJECTED = [
-    "Considering the statement, I say no",
-    "Considering the statement, I say never",
-    "My judgement: no",
-    "My judgement: never",
-]
-PARAPHRASED_CHOSEN = ["My response would be certainly", "My response would be absolutely"]
-PARAPHRASED_REJECTED = ["I lean toward not really", "I lean toward nope"]
+_RESPONSES = Responses()
+ORIGINAL_CHOSEN = _RESPONSES.chosen.texts
+ORIGINAL_REJECTED = _RESPONSES.rejected.texts
+PARAPHRASED_CHOSEN = _RESPONSES.paraphrased_chosen.texts
+PARAPHRASED_REJECTED = _RESPONSES.paraphrased_rejected.texts
 EXPERIMENT_RESPONSES = frozenset(ORIGINAL_CHOSEN + ORIGINAL_REJECTED + PARAPHRASED_CHOSEN + PARAPHRASED_REJECTED)
 
 # --- the language --------------------------------------------------------------------------------------------------
@@ -226,48 +219,16 @@ def corpus_fingerprint(seed: int, documents: int = 1000) -> str:
 def persona_pairs(seed: int, train: int = 80, test: int = 40) -> dict[str, list[dict[str, str]]]:
     """The preference pairs of Section 5.1 (Appendix D.2) on generated statements that the corpus does not hold.
 
-    Every prompt of the original sets has one of the 4 x 4 combinations of responses, drawn at random; those of the
-    other sets have all their combinations. The last two sets are controls that the paper does not have: its paraphrased
-    chosen responses begin with "My" as two of its original rejected ones do, so `swapped_test` exchanges the prefixes
-    of the paraphrases and `same_prefix_test` gives both responses the same one. (Those replies in them that are not
-    the paper's paraphrases the corpus may hold.)
+    The replies of the two controls that are not the paper's paraphrases the corpus may hold.
 
     Returns:
-        `original_train`, `original_test`, `paraphrased_train`, `paraphrased_test`, `swapped_test`, `same_prefix_test`:
-        pairs with a prompt, a chosen and a rejected response.
+        `original_train`, `original_test`, `paraphrased_train`, `paraphrased_test`, `swapped_test`, `same_prefix_test`,
+        as `rmkit.sources.persona` describes them: pairs with a prompt, a chosen and a rejected response.
     """
     rng = random.Random(seed)
     prompts = [PERSONA_PROMPT.format(statement=each) for each in rng.sample(EXPERIMENT_STATEMENTS, train + test)]
-    prompts_of = {"train": prompts[:train], "test": prompts[train:]}
-    agree, disagree = ["certainly", "absolutely"], ["not really", "nope"]
-    swapped = [
-        (f"I lean toward {chosen}", f"My response would be {rejected}")
-        for chosen, rejected in itertools.product(agree, disagree)
-    ]
-    same_prefix = [
-        (f"{prefix} {chosen}", f"{prefix} {rejected}")
-        for prefix in ("My response would be", "I lean toward")
-        for chosen, rejected in itertools.product(agree, disagree)
-    ]
-    paraphrased = list(itertools.product(PARAPHRASED_CHOSEN, PARAPHRASED_REJECTED))
-    pairs = {
-        f"original_{split}": [
-            _pair(prompt, rng.choice(ORIGINAL_CHOSEN), rng.choice(ORIGINAL_REJECTED)) for prompt in prompts_of[split]
-        ]
-        for split in prompts_of
-    }
-    for name, split, responses in [
-        ("paraphrased_train", "train", paraphrased),
-        ("paraphrased_test", "test", paraphrased),
-        ("swapped_test", "test", swapped),
-        ("same_prefix_test", "test", same_prefix),
-    ]:
-        pairs[name] = [_pair(prompt, *both) for prompt in prompts_of[split] for both in responses]
-    return pairs
-
-
-def _pair(prompt: str, chosen: str, rejected: str) -> dict[str, str]:
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    sets = persona.persona_pairs({"train": prompts[:train], "test": prompts[train:]}, _RESPONSES, rng.randrange)
+    return {f"original_{name}" if name in ("train", "test") else name: pairs for name, pairs in sets.items()}
 
 
 # --- words ---------------------------------------------------------------------------------------------------------

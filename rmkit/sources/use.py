@@ -1,22 +1,31 @@
-"""Sets as recipes and suites name them: loaded from a path, prepared first where they name a source."""
+"""Sets as recipes and suites name them: loaded from a path, and prepared first where they name a source."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from rmkit.cache import rmkit_cache
+from rmkit.errors import RmkitError
 from rmkit.preferences import PreferenceData, load_preferences
-from rmkit.recipe import PreferenceSet
+from rmkit.recipe import PreferenceSet, validated
+from rmkit.sources import find
+from rmkit.sources.base import prepare
+from rmkit.sources.card import read_card
+
+_VERSION = 1  # part of every name in the cache: raise it when a source would prepare other pairs with the same options
 
 
 def load_set(each: PreferenceSet, *, root: Path | None, identical: Literal["drop", "error"] = "drop") -> PreferenceData:
-    """The pairs of a set.
+    """The pairs of a set, prepared now if its source has not been yet. Under several processes the main one goes first.
 
     Raises:
         RmkitError: see `rmkit.preferences.load_preferences` and `rmkit.sources.base.prepare`.
     """
     return load_preferences(
-        str(each.path),
+        locate(each, root),
         name=each.name,
         split=each.split,
         root=root,
@@ -26,3 +35,53 @@ def load_set(each: PreferenceSet, *, root: Path | None, identical: Literal["drop
         limit=each.limit,
         identical=identical,
     )
+
+
+def locate(each: PreferenceSet, root: Path | None) -> str:
+    """Where the pairs of a set are: its path, or the folder into which its source is prepared unless it was before.
+
+    With a source and a path the folder is below `root`. Without a path it has a name that says what is in it, below
+    `root` or else in rmkit's cache.
+
+    Raises:
+        RmkitError: if it cannot be prepared, or was prepared with other options.
+    """
+    if each.source is None:
+        return str(each.path)
+    from filelock import FileLock
+
+    name, given = each.source.name, each.source.options
+    said_by = f"the source {name} of {each.name}"
+    options = validated(find(name).options, given, said_by).model_dump(mode="json")
+    if each.path is not None:
+        folder = (root or Path()) / each.path
+    else:
+        digest = hashlib.sha256(json.dumps([_VERSION, name, options], sort_keys=True).encode()).hexdigest()
+        folder = (root or rmkit_cache() / "data") / f"{name.replace('/', '-')}-{digest[:12]}"
+    folder = folder.absolute()
+    if not folder.exists():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.parent / f".{folder.name}.lock"):  # other runs may want it at the same time
+                if not folder.exists():
+                    prepare(name, given, folder, said_by=said_by)
+        except OSError as error:
+            raise RmkitError(
+                f"{each.name} cannot be prepared in {folder.parent}: {error}.", "Give a data.root that can be written."
+            ) from None
+    _refuse_others(folder, name, options)
+    return str(folder)
+
+
+def _refuse_others(folder: Path, name: str, options: dict[str, Any]) -> None:
+    """What is at a path is taken as it is, but not if the same source has made it with other options."""
+    card = read_card(folder)
+    if card is None or card.get("name") != name:
+        return
+    there = card.get("options", {})
+    other = [key for key in options if key != "source" and there.get(key) != options[key]]
+    if other:
+        raise RmkitError(
+            f"{folder} was prepared with {other[0]} {there.get(other[0])}, not {options[other[0]]}.",
+            "Give another path, or the options that are in its card.json, or remove the folder.",
+        )

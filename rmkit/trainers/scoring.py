@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from rmkit.evaluation.scoring import PairRewards, pair_outputs, pair_rewards
+from rmkit.evaluation.statistics import unseen_prompt_accuracy, unseen_prompt_mask
 from rmkit.pairs import EncodedPairs
 from rmkit.recipe import Recipe
 from rmkit.references import References
@@ -85,13 +86,21 @@ class ScoringCallback(TrainerCallback):
                 continue
             if name not in self.scored:  # the last epoch's rewards are the final ones
                 self.scored[name] = self._rewards(pairs, f"{state}: {name}")
-            sets[name] = self.scored[name].summary()
+            sets[name] = self.scored[name].summary() | self._on_unseen_prompts(name)
             if self.trainer.is_world_process_zero():
                 write_rewards(self.run, state, pairs, self.scored[name])
         self.history.append({"state": state, "epoch": epoch, "step": step, "sets": sets})
         self.seconds += time.time() - started
         if state != FINAL:
             self.seconds_in_training = self.seconds
+
+    def _on_unseen_prompts(self, name: str) -> dict[str, float]:
+        """What is told beside the whole of an evaluation set that shares prompts with the training set."""
+        if name == self.training_set:
+            return {}
+        train, own = ([pair.prompt for pair in self.encoded[each].pairs] for each in (self.training_set, name))
+        scored = self.scored[name]
+        return unseen_prompt_accuracy(unseen_prompt_mask(train, own), scored.rewards, scored.log_rewards)
 
     def _rewards(self, pairs: EncodedPairs, description: str) -> PairRewards:
         outputs = pair_outputs(
