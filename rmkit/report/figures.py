@@ -60,7 +60,7 @@ def sets_in_order(frame: pd.DataFrame) -> list[str]:
 
 @_styled
 def accuracy_by_epoch(frame: pd.DataFrame, columns: int = 3) -> Figure:
-    """Accuracy against epoch, a panel a data set, a line a reward model type; bands are one standard deviation of seeds.
+    """Accuracy against epoch: a panel a data set, a line a reward model type, bands of one standard deviation of seeds.
 
     Args:
         frame: rows of one setting with variant, dataset, category, seed, state, epoch, repeats_epoch and accuracy.

@@ -45,7 +45,7 @@ def training_set(name: str, path: str) -> str:
 
 
 def variant(settings: dict[str, Any], lora: bool) -> str:
-    """The type with what sets it apart from the paper's standard one: EX-RM (all repr), IM-RM (no ref), ... (Figure 7)."""
+    """The type and what sets it apart from the paper's standard one: EX-RM (all repr), IM-RM (no ref) (Figure 7)."""
     notes = []
     if settings.get("pooling") == "mean":
         notes.append("all repr")

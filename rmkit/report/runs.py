@@ -35,10 +35,7 @@ from rmkit.run_directory import FINAL, RunDirectory
 
 Floats = NDArray[np.float64]
 PAPER_LEARNING_RATE, PAPER_BETA = 1e-6, 0.01
-TRAINING_DEFAULTS: dict[str, Any] = {
-    "num_train_epochs": 5,
-    "batch_size": 32,
-}  # of a recipe that does not say (Appendix D.3)
+TRAINING_DEFAULTS: dict[str, Any] = {"num_train_epochs": 5, "batch_size": 32}  # where a recipe does not say
 _FREE_OPTIONS = {  # training options that may differ between runs that are compared
     "seed",
     "learning_rate",

@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -25,7 +26,7 @@ COLOURS = {EX: "#0072b2", IM: "#d55e00", GRM: "#00906a"}
 MARKERS = {EX: "o", IM: "s", GRM: "^"}
 _VARIANT_COLOURS = {EX: ["#56b4e9", "#8ecae6"], IM: ["#e69f00", "#f2c14e"], GRM: ["#66c2a5", "#a6dcc8"]}
 
-RC = {
+RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "axes.titlesize": 8,
@@ -125,11 +126,8 @@ def to_svg(figure: Figure) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    for colour, replacement in (
-        (INK, "currentColor"),
-        (RULE, "var(--rule, #d5d5dc)"),
-        (MUTED, "var(--muted, #6a6a73)"),
-    ):
+    on_page = {INK: "currentColor", RULE: f"var(--rule, {RULE})", MUTED: f"var(--muted, {MUTED})"}
+    for colour, replacement in on_page.items():
         svg = svg.replace(colour, replacement)
     prefix = "f" + hashlib.sha256(svg.encode()).hexdigest()[:8]  # ids must not meet those of another figure
     svg = re.sub(r'id="([^"]+)"', rf'id="{prefix}-\1"', svg)

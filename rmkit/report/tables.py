@@ -45,13 +45,7 @@ class Table:
         lines = [[_markdown(name) for name in self.header]]
         lines.append(["---:" if self._numeric(column) else "---" for column in range(len(self.header))])
         for row in self.rows:
-            texts = [f"**{_markdown(cell.text)}**" if cell.bold else _markdown(cell.text) for cell in row]
-            lines.append(
-                [
-                    f"{text} ({_markdown(cell.below)})" if cell.below else text
-                    for text, cell in zip(texts, row, strict=True)
-                ]
-            )
+            lines.append([_markdown_cell(cell) for cell in row])
         body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         return f"**{_markdown(self.title)}** {_markdown(self.note)}".rstrip() + f"\n\n{body}\n"
 
@@ -121,6 +115,11 @@ def save_all(tables: Iterable[Table], folder: Path) -> None:
     """Every table in the folder, in three forms each."""
     for table in tables:
         table.save(folder)
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = f"**{_markdown(cell.text)}**" if cell.bold else _markdown(cell.text)
+    return f"{text} ({_markdown(cell.below)})" if cell.below else text
 
 
 def _markdown(text: str) -> str:
