@@ -125,6 +125,13 @@ def test_the_page_stands_alone_and_says_what_must_be_said(made):
         assert name in page
 
 
+def test_the_documentation_says_it_too():
+    path = quickstart.RECIPES.parents[1] / "docs" / "quickstart.md"
+    said = " ".join(path.read_text(encoding="utf-8").split())
+    for title, text in READING.items():
+        assert f"### {title} {text}" in said
+
+
 # --- again ---------------------------------------------------------------------------------------------------------
 
 
@@ -217,6 +224,13 @@ def test_a_wrong_override_is_an_error_before_anything_is_written(tmp_path):
     assert done.exit_code == 2
     assert "learning_rate" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_a_file_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    done = invoke("--output", str(tmp_path / "file"))
+    assert done.exit_code == 2
+    assert "--output" in done.stderr
 
 
 # --- the figure ----------------------------------------------------------------------------------------------------

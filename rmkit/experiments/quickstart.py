@@ -46,8 +46,16 @@ class Quickstart:
 
 
 def prepare(output: Path) -> Path:
-    """Write the six sets of pairs to data/quickstart/ in `output`; returns data/, the recipes' data.root."""
+    """Write the six sets of pairs to data/quickstart/ in `output`; returns data/, the recipes' data.root.
+
+    Raises:
+        RmkitError: if that folder cannot be made.
+    """
     root = output / "data"
+    try:
+        (root / "quickstart").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RmkitError(f"{output} cannot hold data, runs and a report: {error}.", "Give another --output.") from None
     for name, pairs in persona_pairs(PAIRS_SEED).items():
         lines = (json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
         write_text(root / "quickstart" / f"{name}.jsonl", "".join(lines))

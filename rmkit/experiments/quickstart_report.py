@@ -43,17 +43,18 @@ READING = {
         "path: trained longer it drifts, and at 6 epochs it was anywhere between 0.00 and 1.00 in our trials. So read "
         "the curve, not one end point."
     ),
-    "The IM-RM follows tokens": (
-        "Much of its failure is token overlap in the paper's own lists of responses: the paraphrased chosen response "
+    "Which tokens mislead the IM-RM": (
+        "An obvious suspect is token overlap in the paper's own lists of responses: the paraphrased chosen response "
         "begins “My response would be”, and half of the rejected ones in training “My judgement:”. Hence two controls "
         "that the paper does not have. With the prefixes of the paraphrases swapped, IM-RMs were at 0.00 to 1.00 in "
-        "our trials, depending on the base language model; with one prefix on both sides at 0.00 to 0.18. EX-RMs were "
-        "at 1.00 in all."
+        "our trials, depending on the base and on how responses were drawn for the training pairs; with one prefix on "
+        "both sides at 0.00 to 0.18. So sometimes the prefixes decide and sometimes the answers. EX-RMs were at 1.00 "
+        "on every set; no IM-RM was."
     ),
     "Before training": (
-        "The accuracies at epoch 0 are arbitrary. An IM-RM is its own reference there, so all pairs tie (0.50). An EX- "
-        "RM has a random head: agreeing and disagreeing are so far apart in the hidden states of this base that it may "
-        "rank nearly all pairs right, or wrong, by chance. An EX-GRM repeats the base's habits with Yes and No."
+        "The accuracies at epoch 0 are arbitrary. An IM-RM is its own reference there, so all pairs tie (0.50). An "
+        "EX-RM has a random head: agreeing and disagreeing are so far apart in the hidden states of this base that it "
+        "may rank nearly all pairs right, or wrong, by chance. An EX-GRM repeats the base's habits with Yes and No."
     ),
     "What the base knows": (
         "It was made from a generated language of about 200 words, in which replies are acted upon. It has also seen "
