@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from rmkit.commands import evaluate, prepare, score, train
+from rmkit.commands import evaluate, prepare, quickstart, score, train
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
@@ -17,10 +17,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-app.command()(train.train)
-app.command()(prepare.prepare)
-app.command()(score.score)
-app.command()(evaluate.evaluate)
+for command in (
+    quickstart.quickstart,
+    prepare.prepare,
+    train.train,
+    score.score,
+    evaluate.evaluate,
+):
+    app.command()(command)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig
 
-from rmkit.bases import rmkit_cache
+from rmkit.cache import rmkit_cache
 from rmkit.pairs import EncodedPairs
 from rmkit.run_directory import replacing
 
