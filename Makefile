@@ -4,7 +4,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help install quickstart test test-gpu lint format clean
+.PHONY: help install quickstart test test-dist test-gpu lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -21,7 +21,10 @@ quickstart: install  ## the controlled experiment of Section 5.1 from scratch, o
 	$(BIN)/rmkit quickstart
 
 test: install  ## all tests that need neither a GPU nor the network, on two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not dist"
+
+test-dist: install  ## the tests that run several processes (ZeRO on CPU processes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m dist
 
 test-gpu: install  ## the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu

@@ -32,6 +32,8 @@ def run_record(
     final = scoring.history[-1]["sets"]
     categories = {each.name: each.category for each in recipe.data.evaluation}
     evaluated = {name: metrics for name, metrics in final.items() if name != training_set}
+    seconds = train_metrics.get("train_runtime", 0.0) - scoring.seconds_in_training
+    tokens = sum(map(len, [*encoded[training_set].chosen, *encoded[training_set].rejected]))
     accuracies = {name: metrics["accuracy"] for name, metrics in evaluated.items()}
     return {
         "format": FORMAT,
@@ -59,7 +61,8 @@ def run_record(
         "history": scoring.history,
         "training": {
             "steps": trainer.state.global_step,
-            "seconds": train_metrics.get("train_runtime", 0.0) - scoring.seconds_in_training,
+            "seconds": seconds,
+            "tokens_per_second": tokens * (trainer.state.epoch or 0.0) / seconds if seconds > 0 else None,
             "log": [entry for entry in trainer.state.log_history if "accuracy" in entry],
         },
         "timings": {"total_seconds": time.time() - started, "scoring_seconds": scoring.seconds},

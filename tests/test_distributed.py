@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -44,9 +45,39 @@ def test_each_configuration_has_its_launch_line_and_accelerate_reads_it(path):
 
     text = path.read_text()
     line = next(line for line in text.splitlines() if "accelerate launch" in line)
-    assert f"--config_file accelerate_configs/{path.name} rmkit/train.py recipes/" in line
+    assert f"--config_file accelerate_configs/{path.name} " in line
+    assert "rmkit/train.py recipes/" in line
     assert (REPOSITORY / line.split()[-1]).exists()
     assert load_config_from_file(str(path)).num_processes == yaml.safe_load(text)["num_processes"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_each_configuration_launches_what_it_says(path, monkeypatch):
+    """accelerate's own launch, up to the point where it would start processes."""
+    from accelerate.commands import launch
+
+    started = {}
+    for name in ("simple_launcher", "multi_gpu_launcher", "deepspeed_launcher"):
+        monkeypatch.setattr(launch, name, lambda args, name=name: started.update(vars(args), launcher=name))
+    config = yaml.safe_load(path.read_text())
+    options = (
+        ["--config_file", str(path), "--main_process_ip", "host"]
+        if "multinode" in path.stem
+        else distributed.launch_options(str(path), None)
+    )
+    launch.launch_command(launch.launch_command_parser().parse_args([*options, "rmkit/train.py", "recipe.yaml"]))
+    assert started["num_processes"] == config["num_processes"]
+    assert started["num_machines"] == config["num_machines"]
+    if "deepspeed_config" in config:
+        assert started["launcher"] == "deepspeed_launcher"
+        assert started["zero_stage"] == config["deepspeed_config"]["zero_stage"]
+        assert started["offload_param_device"] == config["deepspeed_config"]["offload_param_device"]
+    elif "fsdp_config" in config:
+        assert started["use_fsdp"]
+        assert str(started["fsdp_version"]) == "2"
+        assert started["launcher"] == "multi_gpu_launcher"
+    else:
+        assert started["launcher"] == ("multi_gpu_launcher" if config["num_processes"] > 1 else "simple_launcher")
 
 
 def test_a_recipe_alone_wants_all_visible_gpus(monkeypatch):
@@ -172,3 +203,55 @@ def test_zero3_on_two_processes_equals_one_process(tiny_recipe, tmp_path, reward
             pd.read_parquet(type(one)(tmp_path / name).rewards("test", state)).to_numpy() for name in ("two", "one")
         )
         np.testing.assert_allclose(sharded, whole, rtol=0, atol=1e-5 * max(1, np.abs(whole).max()))
+
+
+@DIST
+def test_a_sharded_run_resumes(tiny_recipe, tmp_path):
+    """Stopped by SIGTERM to its processes, then started again: the uninterrupted run's rewards within 1e-5."""
+    path = tiny_recipe({"type": "explicit"})
+    saving = ["training.save_strategy=steps", "training.save_steps=1", "training.num_train_epochs=2", "resume=auto"]
+
+    def launched(name, *more):
+        changes = [f"output_dir={tmp_path / name}", "distributed=cpu_zero3", *saving, *more]
+        ran = subprocess.run(
+            [sys.executable, "-m", "rmkit", "train", str(path), *changes, "--num-processes", "2"],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+        return ran
+
+    assert launched("whole").returncode == 0
+    assert launched("cut").returncode == 0
+    # As a kill between the second checkpoint and the third would have left it.
+    for step in (3, 4):
+        shutil.rmtree(tmp_path / "cut" / "checkpoints" / f"checkpoint-{step}")
+    (tmp_path / "cut" / "run.json").unlink()
+    resumed = launched("cut")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Going on from" in resumed.stdout
+    whole, cut = (pd.read_parquet(tmp_path / name / "rewards" / "test.parquet").to_numpy() for name in ("whole", "cut"))
+    np.testing.assert_allclose(cut, whole, rtol=0, atol=1e-5)
+
+
+@DIST
+def test_scoring_on_two_processes_writes_the_file_that_one_writes(tiny_recipe, tmp_path):
+    one = train(load_recipe(tiny_recipe({"type": "implicit", "beta": 0.1}), [f"output_dir={tmp_path / 'run'}"]))
+    data = json.loads((tiny_recipe({"type": "implicit", "beta": 0.1})).read_text())["data"]["root"]
+    command = ["score", str(one.model), f"{data}/test.jsonl", "--batch-size", "2", "--output"]
+    launchers = {
+        "one": [sys.executable],
+        "two": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"],
+    }
+    for name, launcher in launchers.items():
+        ran = subprocess.run(
+            [*launcher, "-m", "rmkit", *command, str(tmp_path / f"{name}.parquet")],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert ran.returncode == 0, ran.stderr
+    first, second = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in launchers)
+    assert first.equals(second)
