@@ -40,15 +40,15 @@ READING = {
     "The paper's finding, on a short path": (
         "The paper's EX-RMs and EX-GRMs are right on paraphrases and its IM-RMs almost always wrong. The recipes take "
         "9 small steps (3 epochs at learning rate 1e-4). For the IM-RM the near-zero accuracy belongs to such a short "
-        "path: trained longer it drifts, and at 6 epochs it was anywhere between 0.00 and 1.00 in our trials. So read "
-        "the curve, not one end point."
+        "path: trained longer it drifts. In trials on four bases, two seeds each, it was 0.00 to 0.21 at 3 epochs, "
+        "and at 6 epochs 0.00 on three bases and 0.96 to 1.00 on the fourth. So read the curve, not one end point."
     ),
     "Which tokens mislead the IM-RM": (
         "An obvious suspect is token overlap in the paper's own lists of responses: the paraphrased chosen response "
         "begins “My response would be”, and half of the rejected ones in training “My judgement:”. Hence two controls "
         "that the paper does not have. With the prefixes of the paraphrases swapped, IM-RMs were at 0.00 to 1.00 in "
-        "our trials, depending on the base and on how responses were drawn for the training pairs; with one prefix on "
-        "both sides at 0.00 to 0.18. So sometimes the prefixes decide and sometimes the answers. EX-RMs were at 1.00 "
+        "the trials, depending on the base, and on which responses the training pairs had drawn; with one prefix on "
+        "both sides at 0.00 to 0.16. So sometimes the prefixes decide and sometimes the answers. EX-RMs were at 1.00 "
         "on every set; no IM-RM was."
     ),
     "Before training": (
@@ -65,8 +65,8 @@ READING = {
     "What was chosen": (
         "The prefixes that replies begin with in the corpus were chosen after seeing results of IM-RMs: this is the "
         "third version. With a version that had only the paper's two prefixes beginning with “My”, IM-RMs were at 0.01 "
-        "to 0.28 on paraphrases. With this one, over four bases and two seeds each, they were at 0.00 in seven of "
-        "eight runs and at 0.19 in one; EX-RMs and EX-GRMs were at 1.00 in all."
+        "to 0.28 on paraphrases. With this one they were at 0.00 in six of the eight trials, and at 0.13 and 0.21 in "
+        "those of one base; EX-RMs and EX-GRMs were at 1.00 in all. The default base is among the former."
     ),
 }
 """What has to be said with the results; the numbers in it are of trials that docs/quickstart.md describes."""
