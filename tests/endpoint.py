@@ -169,7 +169,11 @@ class Handler(BaseHTTPRequestHandler):
                 continue
             status, content = reply(answer)
             server.delivered[text] += status == 200
-            entry = {"custom_id": request["custom_id"], "response": {"status_code": status, "body": content}, "error": None}
+            entry = {
+                "custom_id": request["custom_id"],
+                "response": {"status_code": status, "body": content},
+                "error": None,
+            }
             (good if status == 200 else bad).append(json.dumps(entry))
         for key, lines in (("output_file_id", good), ("error_file_id", bad)):
             batch[key] = f"{number}-{key}"

@@ -72,6 +72,13 @@ def test_an_unknown_local_style() -> None:
 # --- checks --------------------------------------------------------------------------------------------------------
 
 
+REFUSAL = "I'm sorry, but I can't assist with that request, whatever its reasons may be."
+FRENCH_REFUSAL = "**Je suis désolé, mais je ne peux pas** traduire ce texte pour vous aujourd'hui."
+ORIGINAL_REFUSAL = "I apologize, but I cannot tell you anything about that request."
+CODE = "```\nimport os\nfor name in names: print(name)\n```"
+CHATTER = "Il n'y a pas de texte à traduire dans votre message, veuillez en fournir un. " * 2
+
+
 @pytest.mark.parametrize(
     ("style", "original", "rewrite", "finish_reason", "expected"),
     [
@@ -86,14 +93,14 @@ def test_an_unknown_local_style() -> None:
         ("french", "42", "42", "stop", None),  # nothing to translate
         ("french", "Sweden", "Suède", "stop", None),  # too short to tell the language
         ("french", ENGLISH * 2, "Non", "stop", "length ratio"),
-        ("french", "No", "Il n'y a pas de texte à traduire dans votre message, veuillez en fournir un. " * 2, "stop", "length ratio"),
-        ("french", ENGLISH, "I'm sorry, but I can't assist with that request, whatever its reasons may be.", "stop", "refusal"),
-        ("french", ENGLISH, "**Je suis désolé, mais je ne peux pas** traduire ce texte pour vous aujourd'hui.", "stop", "refusal"),
-        ("french", "I apologize, but I cannot tell you the recipe.", "Je suis désolé, mais je ne peux pas donner la recette.", "stop", None),
+        ("french", "No", CHATTER, "stop", "length ratio"),
+        ("french", ENGLISH, REFUSAL, "stop", "refusal"),
+        ("french", ENGLISH, FRENCH_REFUSAL, "stop", "refusal"),
+        ("french", ORIGINAL_REFUSAL, FRENCH_REFUSAL, "stop", None),
         ("french", ENGLISH, "", "content_filter", "refusal"),
-        ("french", "```\nimport os\nfor name in names: print(name)\n```", "```\nimport os\nfor nom in noms: print(nom)\n```", "stop", None),
+        ("french", CODE, CODE.replace("name", "nom"), "stop", None),
     ],
-)  # fmt: skip
+)
 def test_checks(style: str, original: str, rewrite: str, finish_reason: str, expected: str | None) -> None:
     answer = Answer(key="k", text=rewrite, finish_reason=finish_reason)
     assert problem(original, answer, load_style(style)) == expected
@@ -170,7 +177,7 @@ def test_token_overlap_is_the_share_of_equal_pairs() -> None:
 
 
 def test_an_unknown_tokenizer() -> None:
-    with pytest.raises(RmkitError, match="No tokenizer could be loaded from ./nowhere"):
+    with pytest.raises(RmkitError, match=r"No tokenizer could be loaded from \./nowhere"):
         load_tokenize("./nowhere")
 
 

@@ -44,7 +44,7 @@ def rewrite(
     ] = "OPENAI_API_KEY",
     batch_api: Annotated[bool, typer.Option("--batch-api", help="Ask through the Batch API: cheaper, slower.")] = False,
     poll_seconds: Annotated[float, typer.Option(min=0, help="Time between two looks at a batch.")] = 30.0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 16,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 8,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for one answer.")] = 600.0,
     temperature: Annotated[float | None, typer.Option(min=0, help="[default: the endpoint's]")] = None,
     max_tokens: Annotated[

@@ -1,7 +1,8 @@
 """Asking a language model through any endpoint that speaks OpenAI's protocol, many requests at a time.
 
 The `openai` client retries what may pass (429 with its Retry-After, 5xx, lost connections); an answer that is no valid
-completion is asked for again as well. What an answer costs is paid once it is in the journal, and not again.
+completion is asked for again as well. What is in the journal is
+not paid for again; a kill costs at most the requests that are under way, `concurrency` of them.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Endpoint:
 
     base_url: str | None = None
     api_key_variable: str = "OPENAI_API_KEY"
-    concurrency: int = 16
+    concurrency: int = 8
     timeout: float = 600.0
 
     def client(self) -> AsyncOpenAI:

@@ -1,4 +1,4 @@
-"""What a language model has answered, kept as it comes: a command killed at any moment pays for nothing twice.
+"""What a language model has answered, kept as it comes: a command killed at any moment can go on.
 
 One JSON object a line, each on disk before the next request goes out. A line that a kill cut short counts for nothing.
 """
