@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from rmkit.commands import evaluate, prepare, quickstart, score, train
+from rmkit.commands import evaluate, prepare, quickstart, rewrite, score, train
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
@@ -25,6 +25,10 @@ for command in (
     evaluate.evaluate,
 ):
     app.command()(command)
+app.command()(train.train)
+app.command()(score.score)
+app.command()(evaluate.evaluate)
+app.command()(rewrite.rewrite)
 
 
 def main() -> None:

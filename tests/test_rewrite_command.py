@@ -15,6 +15,7 @@ from typing import Any
 import datasets
 import pytest
 import typer
+from endpoint import FAULTS, Endpoint, reversed_words, serving
 from typer.testing import CliRunner, Result
 
 from rmkit.commands.rewrite import rewrite
@@ -23,7 +24,6 @@ from rmkit.rewriting.batch import ask_in_batches
 from rmkit.rewriting.client import Endpoint as ClientEndpoint
 from rmkit.rewriting.client import Request
 from rmkit.rewriting.journal import Batch, BatchEnded, open_journal
-from tests.endpoint import FAULTS, Endpoint, reversed_words, serving
 
 PAIRS = 200
 SUBJECTS = ("the teacher", "my neighbour", "that old sailor", "our new doctor", "a young farmer", "the tired judge")

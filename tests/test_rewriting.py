@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
+import datasets
 import pytest
 
 from rmkit.errors import RmkitError
@@ -17,7 +17,6 @@ from rmkit.rewriting.overlap import load_tokenize, mean_overlap, token_overlap, 
 from rmkit.rewriting.sets import Rewrites, assemble, distinct_responses
 from rmkit.rewriting.styles import load_local_style, load_style
 
-RELEASED = Path(os.environ.get("RMKIT_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 ENGLISH = "The committee will meet again on Thursday to decide whether the old bridge should be repaired."
 FRENCH = "Le comité se réunira de nouveau jeudi afin de décider si le vieux pont doit être réparé."
 OTHER_ENGLISH = "On Thursday the panel gathers once more and chooses whether that ancient crossing gets mended."
@@ -182,12 +181,8 @@ def test_an_unknown_tokenizer() -> None:
 
 
 @pytest.mark.released
-def test_overlap_falls_from_originals_to_paraphrases() -> None:
-    datasets = pytest.importorskip("datasets")
-    folder = RELEASED / "ultrafeedback_paraphrased"
-    if not folder.exists():
-        pytest.skip("released data absent")
-    rows = datasets.load_from_disk(str(folder))["test"]
+def test_overlap_falls_from_originals_to_paraphrases(released: Path) -> None:
+    rows = datasets.load_from_disk(str(released / "ultrafeedback_paraphrased"))["test"]
     originals = [*rows["orig_chosen"], *rows["orig_rejected"]]
     paraphrases = [*rows["chosen"], *rows["rejected"]]
     itself = mean_overlap(zip(originals, originals, strict=True), words_and_marks)
@@ -200,12 +195,8 @@ def test_overlap_falls_from_originals_to_paraphrases() -> None:
 @pytest.mark.parametrize(
     ("name", "style"), [("french", "french"), ("spanish", "spanish"), ("paraphrased", "paraphrase")]
 )
-def test_the_released_rewrites_pass_the_checks(name: str, style: str) -> None:
-    datasets = pytest.importorskip("datasets")
-    folder = RELEASED / f"ultrafeedback_{name}"
-    if not folder.exists():
-        pytest.skip("released data absent")
-    rows = datasets.load_from_disk(str(folder))["test"]
+def test_the_released_rewrites_pass_the_checks(released: Path, name: str, style: str) -> None:
+    rows = datasets.load_from_disk(str(released / f"ultrafeedback_{name}"))["test"]
     found = [
         problem(row[f"orig_{side}"], Answer(key="k", text=row[side]), load_style(style))
         for row in rows

@@ -37,7 +37,8 @@ def rewrite(
     revision: Annotated[str | None, typer.Option(help="The revision of a hub data set.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs.")] = None,
     base_url: Annotated[
-        str | None, typer.Option(help="An endpoint that speaks OpenAI's protocol (vLLM, llama.cpp). [default: OpenAI]")
+        str | None,
+        typer.Option(help="An endpoint that speaks OpenAI's protocol (vLLM, llama.cpp).", show_default="OpenAI"),
     ] = None,
     api_key_variable: Annotated[
         str, typer.Option(help="The environment variable that holds the API key.")
@@ -46,9 +47,9 @@ def rewrite(
     poll_seconds: Annotated[float, typer.Option(min=0, help="Time between two looks at a batch.")] = 30.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 8,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for one answer.")] = 600.0,
-    temperature: Annotated[float | None, typer.Option(min=0, help="[default: the endpoint's]")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, show_default="the endpoint's")] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Limit of one answer. [default: the endpoint's]")
+        int | None, typer.Option(min=1, help="Limit of one answer.", show_default="the endpoint's")
     ] = None,
     on_bad: Annotated[
         Literal["keep-out", "retry", "keep", "error"],
@@ -62,7 +63,7 @@ def rewrite(
         tuple[float, float], typer.Option(help="Bounds of a rewrite's length by its original's, in characters.")
     ] = (0.2, 5.0),
     tokenizer: Annotated[
-        str | None, typer.Option(help="The tokenizer of the overlap statistic. [default: words and marks]")
+        str | None, typer.Option(help="The tokenizer of the overlap statistic.", show_default="words and marks")
     ] = None,
     input_price: Annotated[float | None, typer.Option(min=0, help="Price of a million input tokens.")] = None,
     output_price: Annotated[float | None, typer.Option(min=0, help="Price of a million output tokens.")] = None,
