@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from rmkit.commands import evaluate, prepare, quickstart, rewrite, score, train
+from rmkit.commands import check, evaluate, prepare, quickstart, rewrite, score, train
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
@@ -20,15 +20,13 @@ app = typer.Typer(
 for command in (
     quickstart.quickstart,
     prepare.prepare,
+    rewrite.rewrite,
+    check.check,
     train.train,
     score.score,
     evaluate.evaluate,
 ):
     app.command()(command)
-app.command()(train.train)
-app.command()(score.score)
-app.command()(evaluate.evaluate)
-app.command()(rewrite.rewrite)
 
 
 def main() -> None:
