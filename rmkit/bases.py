@@ -67,7 +67,7 @@ def ensure_base(build: BaseBuild, documents: Documents, fingerprint: str) -> Pat
     Raises:
         RmkitError: if the cache cannot be written, the corpus is empty or the settings make no model.
     """
-    folder = rmkit_cache() / "bases" / f"{build.corpus}-{_digest(build, fingerprint)}"
+    folder = _folder(build, fingerprint)
     if _is_complete(folder):
         return folder
     if build.hidden_size % (2 * build.heads):
@@ -85,6 +85,16 @@ def ensure_base(build: BaseBuild, documents: Documents, fingerprint: str) -> Pat
             _build(build, documents, fingerprint, made)
             _publish(made, folder)
     return folder
+
+
+def cached_base(build: BaseBuild, fingerprint: str) -> Path | None:
+    """The folder of the language model of `build` if the cache holds it."""
+    folder = _folder(build, fingerprint)
+    return folder if _is_complete(folder) else None
+
+
+def _folder(build: BaseBuild, fingerprint: str) -> Path:
+    return rmkit_cache() / "bases" / f"{build.corpus}-{_digest(build, fingerprint)}"
 
 
 def _ensure_writable(folder: Path) -> None:

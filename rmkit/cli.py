@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from rmkit.commands import evaluate, prepare, quickstart, score, train
+from rmkit.commands import check, evaluate, prepare, quickstart, rewrite, score, train
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
@@ -20,6 +20,8 @@ app = typer.Typer(
 for command in (
     quickstart.quickstart,
     prepare.prepare,
+    rewrite.rewrite,
+    check.check,
     train.train,
     score.score,
     evaluate.evaluate,

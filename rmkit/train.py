@@ -25,27 +25,24 @@ import torch
 import typer
 from accelerate import PartialState
 from datasets import Dataset
-from peft import LoraConfig, TaskType
-from transformers import AutoConfig, set_seed
+from transformers import set_seed
 
 from rmkit import distributed
 from rmkit.batching import PairCollator
 from rmkit.checkpoints import PREEMPTED_EXIT_CODE, CheckpointCallback, Preempted, disk_errors, newest_complete
-from rmkit.encoding import ChatEncoder
 from rmkit.errors import RmkitError, reported
 from rmkit.evaluation.scoring import pair_outputs
 from rmkit.evaluation.tables import print_counts, print_metrics
-from rmkit.pairs import EncodedPairs, encode_pairs
+from rmkit.pairs import EncodedPairs
 from rmkit.preferences import PreferenceData
+from rmkit.preparation import encode, load_config, load_data, load_encoder, lora_config
 from rmkit.recipe import Recipe, load_recipe, training_arguments
 from rmkit.references import References
 from rmkit.reward_models import RewardModel, reward_model, trainer_class
 from rmkit.reward_models.checkpoint import Origin, Record, load, load_model, save
 from rmkit.run_directory import FINAL, RunDirectory, write_json
 from rmkit.run_record import run_record
-from rmkit.sources.use import load_set
 from rmkit.trainers.scoring import ScoringCallback
-from rmkit.vocabulary import load_tokenizer
 
 _PROBE_PAIRS = 4
 
@@ -70,7 +67,7 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
             print_metrics(run.read())
         return run
     with state.main_process_first():
-        data = _load_data(recipe)
+        data = load_data(recipe)
         base = _base(recipe, data[recipe.data.train.name])
     kind, record = _reward_model(recipe, base, bool(arguments.bf16), state)
     encoded = _encode(recipe, data, kind, base, state)
@@ -93,7 +90,7 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
         train_dataset=Dataset.from_dict(training_set.columns()),
         data_collator=PairCollator(kind.encoder.tokenizer.pad_token_id),
         processing_class=kind.encoder.tokenizer,
-        peft_config=_lora(recipe, kind),
+        peft_config=lora_config(recipe, kind),
     )
     trainer.reward_model = kind
     scoring = ScoringCallback(recipe, trainer, kind, encoded, run, references)
@@ -143,11 +140,6 @@ def _training_arguments(recipe: Recipe) -> tuple[Any, distributed.Plan | None]:
     return arguments, plan
 
 
-def _load_data(recipe: Recipe) -> dict[str, PreferenceData]:
-    sets = (recipe.data.train, *recipe.data.evaluation)
-    return {each.name: load_set(each, root=recipe.data.root, identical=recipe.data.identical) for each in sets}
-
-
 def _base(recipe: Recipe, training_set: PreferenceData) -> Origin:
     """The language model that training starts from, built if the recipe says so."""
     build = recipe.base.build
@@ -159,16 +151,10 @@ def _base(recipe: Recipe, training_set: PreferenceData) -> Origin:
 
 
 def _reward_model(recipe: Recipe, base: Origin, autocast: bool, state: PartialState) -> tuple[RewardModel[Any], Record]:
-    tokenizer, notes = load_tokenizer(
-        base.name,
-        revision=base.revision,
-        chat_template=recipe.base.chat_template,
-        added_tokens=recipe.base.added_tokens,
-        trust_remote_code=recipe.base.trust_remote_code,
-    )
+    encoder, notes = load_encoder(recipe, base)
     for note in notes if state.is_main_process else []:
         print(note)
-    kind = reward_model(recipe.reward_model, ChatEncoder(tokenizer, recipe.base.date_string))
+    kind = reward_model(recipe.reward_model, encoder)
     record = Record(
         reward_model=recipe.reward_model,
         base=base,
@@ -186,40 +172,15 @@ def _encode(
     recipe: Recipe, data: dict[str, PreferenceData], kind: RewardModel[Any], base: Origin, state: PartialState
 ) -> dict[str, EncodedPairs]:
     """Every set encoded once, what was left out said, and the token at which the model is read shown."""
-    encoded = {
-        name: encode_pairs(
-            each,
-            kind,
-            max_length=recipe.data.max_length,
-            over_length=recipe.data.over_length,
-            identical=recipe.data.identical,
-        )
-        for name, each in data.items()
-    }
+    encoded = encode(recipe, data, kind)
     if state.is_main_process:
-        config = AutoConfig.from_pretrained(
-            base.name, revision=base.revision, trust_remote_code=recipe.base.trust_remote_code
-        )
-        print_counts(encoded, recipe.data.max_length, config.get_text_config())
+        print_counts(encoded, recipe.data.max_length, load_config(recipe, base).get_text_config())
         first = next(iter(encoded.values())).chosen[0]
         print(
             f"Last token of what is read: {kind.encoder.tokenizer.decode(first.ids[-1:])!r}, after "
             f"{kind.encoder.tokenizer.decode(first.ids[-6:-1])!r}."
         )
     return encoded
-
-
-def _lora(recipe: Recipe, kind: RewardModel[Any]) -> LoraConfig | None:
-    if recipe.lora is None:
-        return None
-    return LoraConfig(
-        r=recipe.lora.r,
-        lora_alpha=recipe.lora.alpha,
-        lora_dropout=recipe.lora.dropout,
-        target_modules=recipe.lora.target_modules,
-        modules_to_save=["score"] if kind.head else None,
-        task_type=TaskType.SEQ_CLS if kind.head else TaskType.CAUSAL_LM,
-    )
 
 
 def _save(

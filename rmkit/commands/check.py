@@ -1,0 +1,172 @@
+"""`rmkit check`: everything that can be known of a run before it trains, in one screen."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rmkit.errors import reported
+
+if TYPE_CHECKING:  # heavy, and not needed for --help
+    from rich.console import Console
+
+    from rmkit.checking import Example, Memory, Work
+    from rmkit.pairs import EncodedPairs
+    from rmkit.preferences import PreferenceData
+    from rmkit.recipe import Recipe
+    from rmkit.reward_models.checkpoint import Origin
+
+_SHOWN = 70  # characters of either end of a text
+
+
+def check(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, for example recipes/llama8b_exrm.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
+) -> None:
+    """Show what a recipe would train on, what its models read, and what it takes. Nothing is trained or built."""
+    with reported():
+        from rich.console import Console
+
+        from rmkit import checking, distributed, preparation
+        from rmkit.recipe import load_recipe
+        from rmkit.reward_models import reward_model
+
+        console = Console()
+        loaded = load_recipe(recipe, overrides or [])
+        plan = distributed.plan(loaded)
+        data = preparation.load_data(loaded)
+        training = data[loaded.data.train.name]
+        base = _base(loaded, training)
+        if base is None:
+            _print_sets(console, loaded, data, {})
+            console.print(
+                "The base is to be built (base.build) and is not in the cache: what models read, lengths, steps and "
+                "memory are known once `rmkit train` has built it.",
+                highlight=False,
+            )
+            return
+        encoder, notes = preparation.load_encoder(loaded, base)
+        kind = reward_model(loaded.reward_model, encoder)
+        encoded = preparation.encode(loaded, data, kind)
+        pairs = encoded[loaded.data.train.name]
+        _print_sets(console, loaded, data, encoded)
+        _print_examples(console, loaded, checking.examples(loaded, encoder, pairs.pairs[0]))
+        config = preparation.load_config(loaded, base)
+        bos, eos = checking.token_counts(encoder, pairs)
+        for note in notes:
+            console.print(note, markup=False, highlight=False)
+        console.print(f"In each training sequence: BOS {bos}, EOS {eos}.", highlight=False)
+        _print_lengths(console, encoded, getattr(config.get_text_config(), "max_position_embeddings", None))
+        _print_work(console, checking.work(loaded, pairs, plan))
+        _print_memory(console, checking.memory(loaded, kind, config, plan))
+
+
+def _base(recipe: Recipe, training: PreferenceData) -> Origin | None:
+    """The base that training starts from; None if it is still to be built."""
+    from rmkit.reward_models.checkpoint import Origin
+
+    if recipe.base.build is None:
+        return Origin(name=str(recipe.base.name), revision=recipe.base.revision)
+    from rmkit.bases import cached_base, training_documents
+
+    folder = cached_base(recipe.base.build, training_documents(recipe.base.build, training)[1])
+    return None if folder is None else Origin(name=str(folder))
+
+
+def _print_sets(
+    console: Console, recipe: Recipe, data: Mapping[str, PreferenceData], encoded: Mapping[str, EncodedPairs]
+) -> None:
+    """A row a set; what needs the base is unknown without encoded sets."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from rmkit.checking import prompt_overlap
+    from rmkit.evaluation.statistics import length_baselines
+
+    limit = f"at most {recipe.data.max_length} tokens" if recipe.data.max_length else "no length limit"
+    table = Table(title=f"Preference pairs ({limit})", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table.add_column("set", overflow="fold")
+    for column in ("pairs", "longest", "longer\nwins", "shorter\nwins", "prompts\nin train", "13-gram\nin train"):
+        table.add_column(column, justify="right")
+    losses = {name: (encoded.get(name) or each).dropped for name, each in data.items()}
+    reasons = list(dict.fromkeys(["identical responses", *(reason for each in losses.values() for reason in each)]))
+    for reason in reasons:
+        table.add_column(escape(textwrap.fill(f"lost: {reason}", 12)), justify="right")
+    used = {name: encoded[name].pairs if name in encoded else each.pairs for name, each in data.items()}
+    for name, pairs in used.items():
+        known = encoded.get(name)
+        lengths = ["?"] * 3
+        if known is not None:
+            baselines = length_baselines(known.response_lengths)
+            lengths = [str(known.longest), f"{baselines['longer_wins']:.3f}", f"{baselines['shorter_wins']:.3f}"]
+        shared = ["", ""]
+        if name != recipe.data.train.name:
+            overlap = prompt_overlap(used[recipe.data.train.name], pairs)
+            shared = [_warned(overlap.exact), _warned(overlap.ngram)]
+        lost = [losses[name].get(reason, 0) for reason in reasons]
+        table.add_row(escape(name), str(len(pairs)), *lengths, *shared, *map(_warned, lost))
+    console.print(table)
+
+
+def _warned(number: int) -> str:
+    return f"[yellow]{number}[/]" if number else "0"
+
+
+def _print_examples(console: Console, recipe: Recipe, shown: list[Example]) -> None:
+    """A text a type, the response after a bar; in the middle of long texts a part is left out."""
+    console.print("\nWhat is read of the first training pair, each type (response after [bold]|[/])")
+    for example in shown:
+        mark = "*" if example.type == recipe.reward_model.type else " "
+        if example.problem is not None:
+            console.print(f"{mark} {example.type}: {example.problem}", markup=False, highlight=False, style="yellow")
+            continue
+        bos, eos = (("none" if count is None else str(count)) for count in (example.bos, example.eos))
+        part = f"{example.response_tokens} of the response" if example.response else "the response is asked about"
+        about = f"{example.tokens} tokens, {part}; BOS {bos}, EOS {eos}; read up to"
+        console.print(f"{mark} {example.type}: {about} {example.last!r}", markup=False, highlight=False, style="bold")
+        text = _shortened(example.prompt) + ("|" + _shortened(example.response) if example.response else "")
+        console.print(f"    {text}", markup=False, highlight=False)
+
+
+def _shortened(text: str) -> str:
+    shown = text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]} ... {text[-_SHOWN:]}"
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in shown)
+
+
+def _print_lengths(console: Console, encoded: Mapping[str, EncodedPairs], known: int | None) -> None:
+    for name, pairs in encoded.items():
+        if known is not None and pairs.longest > known:
+            console.print(
+                f"warning: {name}: up to {pairs.longest} tokens; the model was made for {known} (data.max_length)",
+                markup=False,
+                style="yellow",
+            )
+
+
+def _print_work(console: Console, work: Work) -> None:
+    console.print(
+        f"Training: {work.pairs} pairs, {work.tokens:,} tokens and {work.steps_per_epoch} steps an epoch, {work.steps} "
+        f"steps in all (processes: {work.processes}, micro-batches a step: {work.accumulation}).",
+        highlight=False,
+    )
+
+
+def _print_memory(console: Console, memory: Memory) -> None:
+    import torch
+
+    trained = "" if memory.trainable == memory.parameters else f", {memory.trainable:,} of them trained"
+    gpus = [torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count())]
+    there = f"; the smallest here has {min(gpus) / 2**30:.0f} GiB" if gpus else ""
+    console.print(
+        f"Memory a GPU: {_bytes(memory.per_gpu)} and activations (by {memory.estimator} for weights, gradients "
+        f"and Adam; {memory.parameters:,} parameters{trained}){there}.",
+        highlight=False,
+    )
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
