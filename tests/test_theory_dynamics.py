@@ -40,14 +40,14 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module", params=tiny.ARCHITECTURES)
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save_language_model(tmp_path_factory.mktemp(request.param), request.param)
+@pytest.fixture(params=tiny.ARCHITECTURES)
+def folder(request: pytest.FixtureRequest, models: dict[str, Path]) -> Path:
+    return models[request.param]
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save_language_model(tmp_path_factory.mktemp("llama"), "llama")
+@pytest.fixture
+def llama(models: dict[str, Path]) -> Path:
+    return models["llama"]
 
 
 def encoder(folder: Path) -> ChatEncoder:
@@ -117,8 +117,8 @@ def four_terms(lab: Lab, target: Positions, source: Positions) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
-def test_a_missing_term_would_show(architecture: str, tmp_path: Path) -> None:
-    lab = lab_for(tiny.save_language_model(tmp_path, architecture), Implicit(beta=0.5))
+def test_a_missing_term_would_show(architecture: str, models: dict[str, Path]) -> None:
+    lab = lab_for(models[architecture], Implicit(beta=0.5))
     frozen = peaked(lab, encoded(lab))
     target, _ = response_positions(frozen)
     source, lengths = response_positions(frozen[:2])
@@ -232,8 +232,8 @@ def test_with_the_backbone_held_fixed_both_steps_are_one(folder: Path, name: str
     torch.testing.assert_close(step, measured, rtol=1e-3, atol=1e-7)
 
 
-def test_a_tied_unembedding_is_untied_for_the_lab(tmp_path: Path) -> None:
-    lab = lab_for(tiny.save_language_model(tmp_path, "qwen2"), Implicit())
+def test_a_tied_unembedding_is_untied_for_the_lab(models: dict[str, Path]) -> None:
+    lab = lab_for(models["qwen2"], Implicit())
     assert any("tied" in note for note in lab.notes)
     frozen = freeze(lab, encoded(lab))
     embedding = lab.model.get_input_embeddings().weight.clone()

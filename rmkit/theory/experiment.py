@@ -63,7 +63,7 @@ def dynamics(
     Returns:
         what JSON holds; changes of rewards are [of the chosen, of the rejected response].
     """
-    rates = [learning_rate, 10 * learning_rate, 100 * learning_rate]
+    rates = [float(f"{factor * learning_rate:.12g}") for factor in (1, 10, 100)]
     asked = [list(_targets(training, unseen, number, others)) for number in range(len(training))]
     states = _States(lab, [target for each in asked for target in each], batch_size, description)
     rows: list[dict[str, Any]] = []

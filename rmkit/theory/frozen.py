@@ -69,7 +69,7 @@ def laboratory(kind: RewardModel[Any], model: PreTrainedModel | PeftModel) -> La
             unembedding.weight = nn.Parameter(unembedding.weight.detach().clone())
             notes.append("The unembedding is tied to the embeddings: the lab unties a copy, as the equations assume.")
         unembedding.double()
-    return Lab(kind, model.eval(), notes)
+    return Lab(kind, model.eval().requires_grad_(), notes)
 
 
 @torch.no_grad()
@@ -141,7 +141,7 @@ def measured_changes(
         before = lab.kind.rewards(outputs(lab, targets))
         changes = []
         for learning_rate in learning_rates:
-            weight.copy_(initial - learning_rate * gradient)
+            weight.copy_(initial).sub_(gradient, alpha=learning_rate)
             changes.append(lab.kind.rewards(outputs(lab, targets)) - before)
         weight.copy_(initial)
     return torch.stack(changes)
