@@ -7,6 +7,7 @@ import os
 import typer
 
 from rmkit.commands import check, evaluate, prepare, quickstart, rewrite, score, train
+from rmkit.commands.theory import theory_app
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
@@ -27,6 +28,7 @@ for command in (
     evaluate.evaluate,
 ):
     app.command()(command)
+app.add_typer(theory_app)
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from rmkit.batching import MODEL_INPUTS, Batch
 from rmkit.errors import RmkitError
+from rmkit.losses import at_least_float32
 
 Head = Callable[[PreTrainedModel, Tensor, Batch], Tensor]
 """(model, hidden states [positions, hidden size], batch) -> [sequences, outputs]."""
@@ -103,11 +104,17 @@ def _with_batch(model: PreTrainedModel, hidden: Tensor, head: Head, batch: Batch
 
 
 def next_token_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Logits [positions, vocabulary] in float32 of hidden states [positions, hidden size], soft-capped if it caps."""
+    """Logits [positions, vocabulary], at least float32, of hidden [positions, hidden size]; capped as it caps."""
     unembedding = model.get_output_embeddings()
-    logits: Tensor = unembedding(hidden.to(unembedding.weight.dtype)).float()
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    logits = at_least_float32(unembedding(hidden.to(unembedding.weight.dtype)))
+    cap = logit_cap(model)
     return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def logit_cap(model: PreTrainedModel) -> float | None:
+    """c where the model caps its logits z to c tanh(z / c), as Gemma-2 does."""
+    cap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return cap
 
 
 def token_log_probs(model: PreTrainedModel, hidden: Tensor, tokens: Tensor) -> Tensor:

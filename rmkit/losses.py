@@ -20,7 +20,7 @@ def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | None = None
     Returns:
         scalar, in nats, at least float32 whatever the dtype of the rewards.
     """
-    difference = _at_least_float32(chosen) - _at_least_float32(rejected)
+    difference = at_least_float32(chosen) - at_least_float32(rejected)
     return -logsigmoid(difference if margin is None else difference - margin).mean()
 
 
@@ -36,9 +36,9 @@ def verification(chosen_log_prob_yes: Tensor, rejected_log_prob_no: Tensor) -> T
     Returns:
         scalar, in nats.
     """
-    return -(_at_least_float32(chosen_log_prob_yes) + _at_least_float32(rejected_log_prob_no)).mean()
+    return -(at_least_float32(chosen_log_prob_yes) + at_least_float32(rejected_log_prob_no)).mean()
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
-    """bfloat16 rewards would put the loss on a coarse grid."""
+def at_least_float32(values: Tensor) -> Tensor:
+    """The same values, bfloat16 as float32: rewards and losses would lie on a coarse grid. float64 stays as it is."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -220,6 +220,17 @@ class Lora(Section):
     target_modules: str | list[str] = "all-linear"
 
 
+class Theory(Section):
+    """Whether run.json also gets the run's learning dynamics (Section 4.1), before and after training.
+
+    `pairs` are the training pairs on which a step is taken; `learning_rate` is that of the step.
+    """
+
+    dynamics: bool = False
+    pairs: PositiveInt = 8
+    learning_rate: PositiveFloat = 1e-6
+
+
 class Recipe(Section):
     """A whole run. See docs/recipes.md for every key."""
 
@@ -229,6 +240,7 @@ class Recipe(Section):
     lora: Lora | None = None
     training: dict[str, Any] = {}
     evaluation: Evaluation = Evaluation()
+    theory: Theory = Theory()
     distributed: str | None = None
     resume: Literal["never", "auto"] = "never"
     output_dir: Path

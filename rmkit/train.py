@@ -19,13 +19,14 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import torch
 import typer
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 from rmkit import distributed
 from rmkit.batching import PairCollator
@@ -75,17 +76,20 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
     references = References(kind, record, recipe.evaluation.batch_size, state)
     if kind.reference not in (None, "base"):
         references.take_from_other_model(encoded)
-    set_seed(arguments.seed)  # before the head is drawn
-    model = load_model(
-        kind,
-        base,
-        dtype=recipe.base.dtype,
-        attention=recipe.base.attention,
-        trust_remote_code=recipe.base.trust_remote_code,
-    )
+
+    def untrained() -> PreTrainedModel:
+        set_seed(arguments.seed)  # before the head is drawn
+        return load_model(
+            kind,
+            base,
+            dtype=recipe.base.dtype,
+            attention=recipe.base.attention,
+            trust_remote_code=recipe.base.trust_remote_code,
+        )
+
     training_set = encoded[recipe.data.train.name]
     trainer = trainer_class(recipe.reward_model)(
-        model=model,
+        model=untrained(),
         args=arguments,
         train_dataset=Dataset.from_dict(training_set.columns()),
         data_collator=PairCollator(kind.encoder.tokenizer.pad_token_id),
@@ -109,6 +113,9 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
 
     if state.is_main_process:
         content = run_record(recipe, data, encoded, scoring, record, trainer, outcome.metrics, plan, started)
+        if recipe.theory.dynamics:
+            found = _dynamics(recipe, kind, encoded, references, untrained, run, trainer.args.device)
+            content["theory"] = {"dynamics": found}
         write_json(run.record, content)
         print_metrics(content)
     state.wait_for_everyone()
@@ -207,6 +214,36 @@ def _save(
         raise RmkitError(
             f"{run.model}, loaded again, gives other outputs (by up to {(live - again).abs().max():.3g}).",
             "Do not use this model; report this as a bug, with run.json.",
+        )
+
+
+def _dynamics(
+    recipe: Recipe,
+    kind: RewardModel[Any],
+    encoded: dict[str, EncodedPairs],
+    references: References,
+    untrained: Callable[[], PreTrainedModel],
+    run: RunDirectory,
+    device: torch.device,
+) -> dict[str, Any]:
+    """The learning dynamics (Section 4.1) before and after training, on the first training pairs."""
+    from rmkit.theory.subjects import dynamics_of_run
+
+    name = recipe.data.train.name
+    training = encoded[name].head(recipe.theory.pairs)
+    outputs = references.get(name)
+    with distributed.alone():
+        return dynamics_of_run(
+            kind,
+            {
+                "before": lambda: untrained().to(device),
+                "after": lambda: load(str(run.model), policy_only=True).model.to(device),
+            },
+            training,
+            {other: pairs for other, pairs in encoded.items() if other != name},
+            None if outputs is None else outputs[: len(training)],
+            recipe.theory.learning_rate,
+            recipe.evaluation.batch_size,
         )
 
 

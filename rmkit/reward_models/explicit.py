@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from rmkit.batching import Batch
 from rmkit.encoding import TokenSequence
 from rmkit.language_model import segment_mean
-from rmkit.losses import bradley_terry
+from rmkit.losses import at_least_float32, bradley_terry
 from rmkit.recipe import Explicit
 from rmkit.reward_models.base import RewardModel
 
@@ -24,9 +24,10 @@ def explicit_reward(hidden: Tensor, head: Tensor) -> Tensor:
         head: [hidden size] u.
 
     Returns:
-        [sequences], in float32 whatever the dtype of the hidden states.
+        [sequences], at least float32 whatever the dtype of the hidden states.
     """
-    return hidden.float() @ head.float()
+    dtype = torch.promote_types(head.dtype, torch.float32)
+    return hidden.to(dtype) @ head.to(dtype)
 
 
 class RewardHead(nn.Linear):
@@ -53,13 +54,15 @@ class ExplicitRewardModel(RewardModel[Explicit]):
     def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> list[TokenSequence]:
         return self.encoder.response_sequences(prompts, responses)
 
+    def representation(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """h_{x,y} [sequences, hidden size], what the head reads."""
+        if self.settings.pooling == "mean":
+            return segment_mean(at_least_float32(hidden[batch["response"]]), batch["response_lengths"])
+        return hidden[batch["last"]]
+
     def outputs(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
         """The reward [sequences, 1]."""
-        if self.settings.pooling == "mean":
-            pooled = segment_mean(hidden[batch["response"]].float(), batch["response_lengths"])
-        else:
-            pooled = hidden[batch["last"]]
-        return torch.as_tensor(model.score(pooled))
+        return torch.as_tensor(model.score(self.representation(hidden, batch)))
 
     def rewards(self, outputs: Tensor, reference: Tensor | None = None) -> Tensor:
         return outputs[..., 0]

@@ -1,0 +1,302 @@
+"""What one gradient step on a pair (x, y+, y-) does to the reward of any response (Section 4.1; Appendix B.3-B.5).
+
+The equations come first, as pure functions; `predict` applies the one of a type to frozen sequences. All changes are
+per unit of learning rate: the equations are linear in it, up to O(learning rate^2), which Eq. 4 does not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import singledispatch
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rmkit.language_model import logit_cap, segment_sum
+from rmkit.reward_models import RewardModel
+from rmkit.reward_models.explicit import ExplicitRewardModel
+from rmkit.reward_models.generative import GenerativeRewardModel
+from rmkit.reward_models.implicit import ImplicitRewardModel
+from rmkit.theory.frozen import Frozen, Lab, outputs, together
+
+COEFFICIENT_BOUNDS = {
+    "rho": (-2.0, 2.0),
+    "rho_matching": (0.0, 2.0),
+    "gamma_chosen": (0.0, 2.0),
+    "gamma_rejected": (-2.0, 1.0),
+}
+"""Eq. 5 and Eq. 8."""
+
+_ENTRIES_AT_ONCE = 2**24  # 128 MiB in float64, of [positions, part of the vocabulary] and of [positions, positions]
+
+
+# --- the equations -------------------------------------------------------------------------------------------------
+
+
+def loss_slope(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:
+    """g = sigmoid(r(x, y-) - r(x, y+)), the slope of the Bradley-Terry loss (below Eq. 4)."""
+    return torch.sigmoid(rejected_reward - chosen_reward)
+
+
+def explicit_change(target: Tensor, chosen: Tensor, rejected: Tensor, g: Tensor) -> Tensor:
+    """<h_target, h_chosen - h_rejected> g (Eq. 4): the whole change, exact at any learning rate.
+
+    Args:
+        target: [targets, hidden size] representations of the responses asked about.
+        chosen, rejected: [hidden size] those of the pair that is trained on.
+        g: scalar, `loss_slope`.
+
+    Returns:
+        [targets] per unit of learning rate.
+    """
+    return target @ (chosen - rejected) * g
+
+
+@dataclass(frozen=True)
+class Unembedding:
+    """U [vocabulary, hidden size] in float64, its bias [vocabulary], and the cap c of logits c tanh(Uh / c), if any."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Unembedding:
+        """That of a language model."""
+        layer = model.get_output_embeddings()
+        bias = getattr(layer, "bias", None)
+        return cls(layer.weight.detach(), None if bias is None else bias.detach(), logit_cap(model))
+
+    def __call__(self, hidden: Tensor, part: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
+        """Logits [positions, part] of a part of the vocabulary, and the slope of the cap at each (None: 1)."""
+        logits = hidden @ self.weight[part].T
+        if self.bias is not None:
+            logits += self.bias[part]
+        if self.cap is None:
+            return logits, None
+        capped = torch.tanh(logits / self.cap)
+        return self.cap * capped, 1 - capped**2
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where tokens are predicted: hidden states [positions, hidden size] before them, and the tokens [positions]."""
+
+    hidden: Tensor
+    tokens: Tensor
+
+
+def coefficients(unembedding: Unembedding, target: Positions, source: Positions) -> Tensor:
+    """rho_{k,l} = <e_{target_k} - pi_k, e_{source_l} - pi_l> (Eq. 5 and B.4; gamma of Eq. 8 with tokens Yes and No).
+
+    With capped logits each e - pi is multiplied, entry by entry, by the slope of the cap, in (0, 1]: the derivation of
+    B.4 with d capped / d U. The bound [-2, 2], and rho > 0 where the tokens match (footnote 2), stay true.
+
+    The vocabulary is gone through in parts, once for the normalisers and once for the products: memory is
+    (targets + sources) * part + targets * sources, never targets * sources * vocabulary.
+
+    Returns:
+        [target positions, source positions] in float64.
+    """
+    parts = list(_parts(len(unembedding.weight), len(target.tokens) + len(source.tokens)))
+    normalisers = [
+        torch.logsumexp(torch.stack([unembedding(side.hidden, part)[0].logsumexp(-1) for part in parts]), 0)
+        for side in (target, source)
+    ]
+    rho = target.hidden.new_zeros(len(target.tokens), len(source.tokens))
+    for part in parts:
+        left, right = (
+            _residuals(unembedding, side, normaliser, part)
+            for side, normaliser in zip((target, source), normalisers, strict=True)
+        )
+        rho += left @ right.T
+    return rho
+
+
+def implicit_contributions(rho: Tensor, target: Tensor, source: Tensor, signs: Tensor) -> Tensor:
+    """rho_{k,l} <h_k, h_l> of each pair of tokens, negative for tokens l of y- (the sums of Eq. 5, term by term).
+
+    Args:
+        rho: [target positions, source positions].
+        target: [target positions, hidden size] hidden states before the tokens of the responses asked about.
+        source: [source positions, hidden size] those before the tokens of y+ and then of y-.
+        signs: [source positions] +1 for y+, -1 for y-.
+
+    Returns:
+        [target positions, source positions]; times g beta^2 and summed over a response, the change of its reward.
+    """
+    return rho * (target @ source.T) * signs
+
+
+def generative_change(reward: Tensor, gamma: Tensor, target: Tensor, source: Tensor) -> Tensor:
+    """pi(Yes) (gamma(y+) <h, h+> + gamma(y-) <h, h->) (Eq. 8).
+
+    Args:
+        reward: [targets] pi(Yes | I[x_bar, y_bar]).
+        gamma: [targets, 2] gamma(y+) and gamma(y-).
+        target: [targets, hidden size] hidden states at the end of I[x_bar, y_bar].
+        source: [2, hidden size] those of I[x, y+] and I[x, y-].
+
+    Returns:
+        [targets] per unit of learning rate.
+    """
+    return reward * (gamma * (target @ source.T)).sum(-1)
+
+
+# --- applied to a type ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Changes of rewards per unit of learning rate.
+
+    Attributes:
+        equation: the one that was applied.
+        change: [targets].
+        parts: name -> [targets], for IM-RMs the contributions of tokens that match, that both belong to the template's
+            suffix, and of all others, which add up to `change`; and the sums of their absolute values.
+        coefficients: name -> (smallest, largest).
+    """
+
+    equation: str
+    change: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    coefficients: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@singledispatch
+def predict(
+    kind: RewardModel[Any],
+    lab: Lab,
+    chosen: Frozen,
+    rejected: Frozen,
+    targets: Sequence[Frozen],
+    reference: Tensor | None = None,
+) -> Prediction:
+    """The first-order change of the rewards of `targets` after a step on (chosen, rejected), by the type's equation.
+
+    Args:
+        kind: `lab.kind`; the equation follows from its class.
+        reference: [1, 2, outputs] of the reference on the pair, where the type has one.
+    """
+    raise NotImplementedError(f"no equation is known for {type(kind).__name__}")
+
+
+@predict.register
+@torch.no_grad()
+def _(
+    kind: ExplicitRewardModel,
+    lab: Lab,
+    chosen: Frozen,
+    rejected: Frozen,
+    targets: Sequence[Frozen],
+    reference: Tensor | None = None,
+) -> Prediction:
+    pair = kind.representation(*together([chosen, rejected]))
+    g = loss_slope(*kind.rewards(outputs(lab, [chosen, rejected])))
+    return Prediction("Eq. 4", explicit_change(kind.representation(*together(targets)), pair[0], pair[1], g))
+
+
+@predict.register
+@torch.no_grad()
+def _(
+    kind: ImplicitRewardModel,
+    lab: Lab,
+    chosen: Frozen,
+    rejected: Frozen,
+    targets: Sequence[Frozen],
+    reference: Tensor | None = None,
+) -> Prediction:
+    rewards = kind.rewards(outputs(lab, [chosen, rejected]).unflatten(0, (1, 2)), reference)
+    scale = loss_slope(rewards[0, 0], rewards[0, 1]) * kind.settings.beta**2
+    unembedding = Unembedding.of(lab.model)
+    suffix = len(kind.encoder.suffix_ids)
+    source, lengths = response_positions([chosen, rejected])
+    signs = torch.tensor([1.0, -1.0], dtype=scale.dtype, device=scale.device).repeat_interleave(lengths)
+    in_source_suffix = _at_ends(lengths, suffix)
+    sums: list[dict[str, Tensor]] = []
+    ranges: dict[str, list[float]] = {"rho": [], "rho_matching": []}
+    for some in _grouped(targets, _ENTRIES_AT_ONCE // (4 * len(source.tokens))):
+        target, lengths = response_positions(some)
+        rho = coefficients(unembedding, target, source)
+        contributions = implicit_contributions(rho, target.hidden, source.hidden, signs) * scale
+        same = target.tokens[:, None] == source.tokens
+        template = _at_ends(lengths, suffix)[:, None] & in_source_suffix
+        masks = {"matching": same & ~template, "template": template, "other": ~same & ~template}
+        sums.append(
+            {
+                name + mark: segment_sum((values * mask).sum(-1), lengths)
+                for name, mask in masks.items()
+                for mark, values in (("", contributions), ("_absolute", contributions.abs()))
+            }
+        )
+        for name, values in (("rho", rho), ("rho_matching", rho[same])):
+            ranges[name] += [float(values.min()), float(values.max())] if values.numel() else []
+    parts = {name: torch.cat([each[name] for each in sums]) for name in sums[0]}
+    change = parts["matching"] + parts["template"] + parts["other"]
+    return Prediction("Eq. 5", change, parts, {name: (min(each), max(each)) for name, each in ranges.items() if each})
+
+
+@predict.register
+@torch.no_grad()
+def _(
+    kind: GenerativeRewardModel,
+    lab: Lab,
+    chosen: Frozen,
+    rejected: Frozen,
+    targets: Sequence[Frozen],
+    reference: Tensor | None = None,
+) -> Prediction:
+    def verdicts(frozen: Sequence[Frozen], tokens: list[int]) -> Positions:
+        hidden = torch.stack([each.hidden[-1] for each in frozen])
+        return Positions(hidden, torch.tensor(tokens, device=hidden.device))
+
+    target = verdicts(targets, [kind.yes] * len(targets))
+    source = verdicts([chosen, rejected], [kind.yes, kind.no])
+    gamma = coefficients(Unembedding.of(lab.model), target, source)
+    change = generative_change(kind.rewards(outputs(lab, targets)), gamma, target.hidden, source.hidden)
+    names = ("gamma_chosen", "gamma_rejected")
+    ranges = {name: (float(each.min()), float(each.max())) for name, each in zip(names, gamma.T, strict=True)}
+    return Prediction("Eq. 8", change, {}, ranges)
+
+
+def response_positions(frozen: Sequence[Frozen]) -> tuple[Positions, Tensor]:
+    """Where the tokens of responses, suffix included, are predicted, one after another; and lengths [responses]."""
+    hidden, batch = together(frozen)
+    tokens = batch["input_ids"].flatten()[batch["response"]]
+    return Positions(hidden[batch["predictor"]], tokens), batch["response_lengths"]
+
+
+def _residuals(unembedding: Unembedding, at: Positions, normaliser: Tensor, part: slice) -> Tensor:
+    """(e - pi) times the slope of the cap [positions, part]."""
+    logits, slope = unembedding(at.hidden, part)
+    residuals = -torch.exp(logits - normaliser[:, None])
+    (inside,) = torch.nonzero((at.tokens >= part.start) & (at.tokens < part.start + residuals.shape[1]), as_tuple=True)
+    residuals[inside, at.tokens[inside] - part.start] += 1
+    return residuals if slope is None else residuals * slope
+
+
+def _parts(vocabulary: int, positions: int) -> Iterator[slice]:
+    size = max(1, _ENTRIES_AT_ONCE // positions)
+    return (slice(start, start + size) for start in range(0, vocabulary, size))
+
+
+def _grouped(frozen: Sequence[Frozen], tokens: int) -> Iterator[Sequence[Frozen]]:
+    """Consecutive groups of sequences with at most so many response tokens together, at least one sequence each."""
+    start, held = 0, 0
+    for number, each in enumerate(frozen):
+        length = len(each.sequence) - each.sequence.response_start
+        if number > start and held + length > tokens:
+            yield frozen[start:number]
+            start, held = number, 0
+        held += length
+    yield frozen[start:]
+
+
+def _at_ends(lengths: Tensor, suffix: int) -> Tensor:
+    """Whether each position [positions] is among the last `suffix` of its response."""
+    ends = torch.repeat_interleave(lengths.cumsum(0), lengths)
+    return torch.arange(len(ends), device=lengths.device) >= ends - suffix

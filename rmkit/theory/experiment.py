@@ -1,0 +1,225 @@
+"""The dynamics over a set: a step on each of some pairs, and what it does to that pair, to others and to rewordings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from rmkit.language_model import logit_cap
+from rmkit.pairs import EncodedPairs
+from rmkit.theory.dynamics import (
+    COEFFICIENT_BOUNDS,
+    Prediction,
+    Unembedding,
+    coefficients,
+    predict,
+    response_positions,
+)
+from rmkit.theory.frozen import Frozen, Lab, freeze, measured_changes, outputs, trainable_changes
+
+ITSELF = "the pair itself"
+ANOTHER = "another pair"
+_ROUNDING = 1e-9  # relative errors below it are float64's, not the formula's
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A pair whose rewards are asked about: where it is, and its two sequences."""
+
+    group: str
+    pairs: EncodedPairs
+    position: int
+    by_prompt: bool
+
+
+def dynamics(
+    lab: Lab,
+    training: EncodedPairs,
+    unseen: Mapping[str, EncodedPairs],
+    *,
+    learning_rate: float = 1e-6,
+    others: int = 1,
+    backbone: bool = True,
+    references: Tensor | None = None,
+    batch_size: int = 8,
+    description: str | None = None,
+) -> dict[str, Any]:
+    """Predicted and measured changes of rewards after one step on each pair of `training`, each from the same state.
+
+    Asked about are, for each step: the pair itself, the next `others` pairs, and of each set of `unseen` the pair with
+    the same prompt (the one at the same place, where no prompt is the same). Errors are measured at `learning_rate`, 10
+    and 100 times it; all else is reported at `learning_rate`.
+
+    Args:
+        backbone: also take the step with all parameters trained.
+        references: [pairs, 2, outputs] of the reference on `training`; absent, a model with a reference is its own.
+
+    Returns:
+        what JSON holds; changes of rewards are [of the chosen, of the rejected response].
+    """
+    rates = [float(f"{factor * learning_rate:.12g}") for factor in (1, 10, 100)]
+    asked = [list(_targets(training, unseen, number, others)) for number in range(len(training))]
+    states = _States(lab, [target for each in asked for target in each], batch_size, description)
+    rows: list[dict[str, Any]] = []
+    predictions: list[Prediction] = []
+    differences: list[Tensor] = []
+    for number in tqdm(range(len(training)), desc=description, unit="step", disable=description is None):
+        pair = states[training, number]
+        reference = _reference(lab, pair, references, number)
+        targets = [frozen for target in asked[number] for frozen in states[target.pairs, target.position]]
+        prediction = predict(lab.kind, lab, *pair, targets, reference)
+        measured = measured_changes(lab, *pair, targets, rates, reference)
+        values = {"predicted": learning_rate * prediction.change, "measured": measured[0]}
+        if backbone:
+            sequences = [each.sequence for each in targets]
+            values["trainable"] = trainable_changes(
+                lab, pair[0].sequence, pair[1].sequence, sequences, learning_rate, reference, batch_size
+            ).to(measured)
+        values |= {name: learning_rate * each for name, each in prediction.parts.items()}
+        rows += _rows(training, number, asked[number], values)
+        predictions.append(prediction)
+        scaled = torch.tensor(rates, dtype=measured.dtype, device=measured.device)[:, None] * prediction.change
+        differences.append(torch.stack([scaled - measured, measured]).cpu())
+    return {
+        "equation": predictions[0].equation,
+        "notes": lab.notes,
+        "settings": lab.kind.settings.model_dump(mode="json"),
+        "soft_capping": None if lab.kind.head else logit_cap(lab.model),
+        "learning_rate": learning_rate,
+        **_errors(torch.cat(differences, -1), rates),
+        "coefficients": _ranges(predictions),
+        "groups": _groups(rows),
+        "changes": rows,
+    }
+
+
+def coefficient_map(lab: Lab, target: Frozen, source: Frozen, tokens: int = 24) -> dict[str, Any]:
+    """rho between the first tokens of two responses, for a heat map.
+
+    Returns:
+        rho as [target tokens][source tokens], the tokens' ids, and the tokens as texts.
+    """
+    (rows, _), (columns, _) = response_positions([target]), response_positions([source])
+    rho = coefficients(Unembedding.of(lab.model), rows, columns)[:tokens, :tokens]
+
+    content: dict[str, Any] = {"rho": rho.tolist()}
+    for name, side in (("target", rows), ("source", columns)):
+        ids = side.tokens[:tokens].tolist()
+        content |= {f"{name}_ids": ids, f"{name}_tokens": [lab.kind.encoder.tokenizer.decode([each]) for each in ids]}
+    return content
+
+
+class _States:
+    """Hidden states of the pairs that are asked about, each sequence run once."""
+
+    def __init__(self, lab: Lab, targets: Sequence[_Target], batch_size: int, description: str | None):
+        places = list(dict.fromkeys((id(target.pairs), target.position) for target in targets))
+        pairs = {id(target.pairs): target.pairs for target in targets}
+        sequences = [side[at] for key, at in places for side in (pairs[key].chosen, pairs[key].rejected)]
+        frozen = freeze(lab, sequences, batch_size, description and f"{description}: hidden states")
+        self._pairs = dict(zip(places, zip(frozen[::2], frozen[1::2], strict=True), strict=True))
+
+    def __getitem__(self, place: tuple[EncodedPairs, int]) -> tuple[Frozen, Frozen]:
+        pairs, position = place
+        return self._pairs[id(pairs), position]
+
+
+def _targets(training: EncodedPairs, unseen: Mapping[str, EncodedPairs], number: int, others: int) -> Iterator[_Target]:
+    yield _Target(ITSELF, training, number, True)
+    for step in range(1, min(others, len(training) - 1) + 1):
+        yield _Target(ANOTHER, training, (number + step) % len(training), False)
+    prompt = training.pairs[number].prompt
+    earlier = sum(pair.prompt == prompt for pair in training.pairs[:number])
+    for name, pairs in unseen.items():
+        same = [position for position, pair in enumerate(pairs.pairs) if pair.prompt == prompt]
+        position = same[min(earlier, len(same) - 1)] if same else number % len(pairs)
+        yield _Target(name, pairs, position, bool(same))
+
+
+def _reference(lab: Lab, pair: tuple[Frozen, Frozen], references: Tensor | None, number: int) -> Tensor | None:
+    if references is not None:
+        return references[number][None].to(lab.weight.device)
+    if lab.kind.reference is None:
+        return None
+    with torch.no_grad():
+        return outputs(lab, pair)[None]
+
+
+def _rows(
+    training: EncodedPairs, number: int, targets: Sequence[_Target], values: Mapping[str, Tensor]
+) -> list[dict[str, Any]]:
+    lists = {name: each.reshape(-1, 2).tolist() for name, each in values.items()}
+    return [
+        {
+            "step_on": training.pairs[number].index,
+            "group": target.group,
+            "target": target.pairs.pairs[target.position].index,
+            "same_prompt": target.by_prompt,
+            **{name: each[place] for name, each in lists.items()},
+        }
+        for place, target in enumerate(targets)
+    ]
+
+
+def _errors(differences: Tensor, rates: Sequence[float]) -> dict[str, Any]:
+    """Norms over all responses of (predicted - measured), and their slope over the learning rate in log-log.
+
+    Args:
+        differences: [2, learning rates, responses] of predicted - measured, and measured.
+    """
+    absolute, size = differences.norm(dim=-1).tolist()
+    relative = [error / whole if whole else 0.0 for error, whole in zip(absolute, size, strict=True)]
+    only_rounding = max(relative) < _ROUNDING or min(absolute) == 0
+    slope = None if only_rounding else float(np.polyfit(np.log(rates), np.log(absolute), 1)[0])
+    errors = [
+        {"learning_rate": rate, "relative": one, "absolute": other}
+        for rate, one, other in zip(rates, relative, absolute, strict=True)
+    ]
+    return {"errors": errors, "error_slope": slope}
+
+
+def _ranges(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    names = dict.fromkeys(name for each in predictions for name in each.coefficients)
+    found = {name: [each.coefficients[name] for each in predictions if name in each.coefficients] for name in names}
+    return {
+        name: {
+            "min": min(low for low, _ in each),
+            "max": max(high for _, high in each),
+            "bounds": list(COEFFICIENT_BOUNDS[name]),
+        }
+        for name, each in found.items()
+    }
+
+
+def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Means over a group's pairs of the change of the margin r(chosen) - r(rejected), and how often it is positive."""
+    groups = {}
+    for group in dict.fromkeys(row["group"] for row in rows):
+        members = [row for row in rows if row["group"] == group]
+
+        def margins(name: str, members: Sequence[Mapping[str, Any]] = members) -> Any:
+            values = np.array([row[name] for row in members])
+            return values[:, 0] - values[:, 1]
+
+        arms = [name for name in ("predicted", "measured", "trainable") if name in members[0]]
+        groups[group] = {
+            "pairs": len(members),
+            "same_prompt": sum(row["same_prompt"] for row in members),
+            "margin_change": {name: float(margins(name).mean()) for name in arms},
+            "positive_share": {name: float((margins(name) > 0).mean()) for name in arms},
+        }
+        parts = [name for name in ("matching", "template", "other") if name in members[0]]
+        if parts:
+            total = sum(np.sum([row[f"{name}_absolute"] for row in members]) for name in parts)
+            groups[group]["margin_change_by_tokens"] = {name: float(margins(name).mean()) for name in parts}
+            groups[group]["absolute_share"] = {
+                name: float(np.sum([row[f"{name}_absolute"] for row in members]) / total) if total else 0.0
+                for name in parts
+            }
+    return groups

@@ -1,0 +1,188 @@
+"""Hidden states held fixed (Assumption 1), and gradient steps that are really taken, to measure what is predicted.
+
+The steps go through the reward models' own code (`outputs`, `rewards`, `loss`), which knows nothing of the formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from rmkit.batching import Batch, pad
+from rmkit.encoding import TokenSequence
+from rmkit.evaluation.scoring import sequence_outputs
+from rmkit.language_model import bind, run
+from rmkit.reward_models import RewardModel
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A sequence with the hidden states [tokens, hidden size] of its tokens, in float64."""
+
+    sequence: TokenSequence
+    hidden: Tensor
+
+
+@dataclass
+class Lab:
+    """A reward model set up for the theory: one process, the trained matrix a parameter of its own and in float64.
+
+    Attributes:
+        kind: the type.
+        model: a bound language model; with a reward head where the type has one. The lab may change it.
+        notes: what was changed in it, one line each.
+    """
+
+    kind: RewardModel[Any]
+    model: PreTrainedModel
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """What is trained under Assumption 1: u as [1, hidden size], or U [vocabulary, hidden size]."""
+        module = self.model.score if self.kind.head else self.model.get_output_embeddings()
+        weight: nn.Parameter = module.weight
+        return weight
+
+
+def laboratory(kind: RewardModel[Any], model: PreTrainedModel | PeftModel) -> Lab:
+    """Set up a model that nobody else uses: adapters are merged, the unembedding is untied, the trained matrix float64.
+
+    The rest keeps its dtype; with a float64 backbone the hidden states are as exact as transformers computes them.
+    """
+    notes = []
+    if isinstance(model, PeftModel):
+        model = bind(model.merge_and_unload())
+        notes.append("The adapters are merged into the weights.")
+    if kind.head:
+        model.score.double()
+    else:
+        unembedding, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+        if unembedding.weight is embedding.weight:
+            unembedding.weight = nn.Parameter(unembedding.weight.detach().clone())
+            notes.append("The unembedding is tied to the embeddings: the lab unties a copy, as the equations assume.")
+        unembedding.double()
+    return Lab(kind, model.eval().requires_grad_(), notes)
+
+
+@torch.no_grad()
+def freeze(
+    lab: Lab, sequences: Sequence[TokenSequence], batch_size: int = 8, description: str | None = None
+) -> list[Frozen]:
+    """The hidden states of sequences, `batch_size` of them a forward pass."""
+    device = next(lab.model.parameters()).device
+    frozen: list[Frozen] = []
+    with tqdm(total=len(sequences), desc=description, unit="seq", disable=description is None) as bar:
+        for start in range(0, len(sequences), batch_size):
+            some = sequences[start : start + batch_size]
+            batch = {name: each.to(device) for name, each in _padded(lab, some).items()}
+            hidden = run(lab.model, _hidden_states, batch).unflatten(0, (len(some), -1))
+            frozen += [Frozen(each, row[: len(each)].double().clone()) for each, row in zip(some, hidden, strict=True)]
+            bar.update(len(some))
+    return frozen
+
+
+def together(frozen: Sequence[Frozen]) -> tuple[Tensor, Batch]:
+    """Sequences one after another: hidden states [positions, hidden size], and the batch that says where to look."""
+    hidden = torch.cat([each.hidden for each in frozen])
+    device = hidden.device
+    lengths = torch.tensor([len(each.sequence) for each in frozen])
+    starts = lengths.cumsum(0) - lengths
+    response = torch.cat(
+        [
+            torch.arange(each.sequence.response_start, len(each.sequence)) + start
+            for each, start in zip(frozen, starts, strict=True)
+        ]
+    )
+    batch = {
+        "input_ids": torch.cat([torch.tensor(each.sequence.ids) for each in frozen])[None],
+        "last": starts + lengths - 1,
+        "response": response,
+        "predictor": response - 1,
+        "response_lengths": torch.tensor([len(each.sequence) - each.sequence.response_start for each in frozen]),
+    }
+    return hidden, {name: each.to(device) for name, each in batch.items()}
+
+
+def outputs(lab: Lab, frozen: Sequence[Frozen]) -> Tensor:
+    """What the reward model says of sequences [sequences, outputs], in float64, from their frozen hidden states."""
+    hidden, batch = together(frozen)
+    return lab.kind.outputs(lab.model, hidden, batch)
+
+
+def measured_changes(
+    lab: Lab,
+    chosen: Frozen,
+    rejected: Frozen,
+    targets: Sequence[Frozen],
+    learning_rates: Sequence[float],
+    reference: Tensor | None = None,
+) -> Tensor:
+    """Changes [learning rates, targets] of rewards after a gradient step on one pair, hidden states frozen.
+
+    The step is taken on u or U by autograd through the type's own loss; the rewards are then computed again.
+
+    Args:
+        reference: [1, 2, outputs] of the reference on the pair, where the type has one.
+    """
+    weight = lab.weight
+    initial = weight.detach().clone()
+    with torch.enable_grad():
+        pair = outputs(lab, [chosen, rejected]).unflatten(0, (1, 2))
+        (gradient,) = torch.autograd.grad(lab.kind.loss(pair, reference), weight)
+    with torch.no_grad():
+        before = lab.kind.rewards(outputs(lab, targets))
+        changes = []
+        for learning_rate in learning_rates:
+            weight.copy_(initial).sub_(gradient, alpha=learning_rate)
+            changes.append(lab.kind.rewards(outputs(lab, targets)) - before)
+        weight.copy_(initial)
+    return torch.stack(changes)
+
+
+def trainable_changes(
+    lab: Lab,
+    chosen: TokenSequence,
+    rejected: TokenSequence,
+    targets: Sequence[TokenSequence],
+    learning_rate: float,
+    reference: Tensor | None = None,
+    batch_size: int = 8,
+) -> Tensor:
+    """Changes [targets] of rewards after the same step with every parameter trained: no Assumption 1, no formula.
+
+    transformers computes norms and attention weights in float32 whatever the model's dtype, so this is less exact.
+    """
+
+    def rewards() -> Tensor:
+        return lab.kind.rewards(sequence_outputs(lab.model, lab.kind, targets, batch_size=batch_size))
+
+    before = rewards()
+    device = next(lab.model.parameters()).device
+    batch = {name: each.to(device) for name, each in _padded(lab, [chosen, rejected]).items()}
+    with torch.enable_grad():
+        lab.kind.loss(run(lab.model, lab.kind.outputs, batch).unflatten(0, (1, 2)), reference).backward()
+    trained = [parameter for parameter in lab.model.parameters() if parameter.grad is not None]
+    with torch.no_grad():
+        for parameter in trained:
+            parameter.sub_(parameter.grad, alpha=learning_rate)
+        after = rewards()
+        for parameter in trained:
+            parameter.add_(parameter.grad, alpha=learning_rate)
+            parameter.grad = None
+    return after - before
+
+
+def _padded(lab: Lab, sequences: Sequence[TokenSequence]) -> Batch:
+    return pad(sequences, lab.kind.encoder.tokenizer.pad_token_id)
+
+
+def _hidden_states(model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
+    return hidden
