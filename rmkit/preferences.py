@@ -136,8 +136,8 @@ def checked(pairs: Iterable[PreferencePair], name: str, identical: Literal["drop
     """A set without the pairs whose two responses are the same text.
 
     Raises:
-        RmkitError: if `identical` is `error` and there is such a pair, if only some pairs have a margin, or if no pair is
-            left.
+        RmkitError: if `identical` is `error` and there is such a pair, if only some pairs have a margin, or if no pair
+            is left.
     """
     kept, same = [], 0
     for pair in pairs:
