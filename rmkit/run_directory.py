@@ -142,7 +142,8 @@ class RunDirectory:
         if foreign or not any((self.path / name).exists() for name in _ALWAYS):
             cause = f"holds {foreign[0]}, which no run writes" if foreign else f"holds no {_ALWAYS[0]}: it is no run"
             raise RmkitError(f"output_dir {self.path} {cause}.", "Give another output_dir.")
-        for each in self.path.iterdir():
+        # The recipe last: what an interruption leaves is still known as a run.
+        for each in sorted(self.path.iterdir(), key=lambda each: each.name == _ALWAYS[0]):
             shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()
 
     def read(self) -> dict[str, Any]:
