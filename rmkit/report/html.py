@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from rmkit.report.style import to_svg
+from rmkit.report.style import save, to_svg
 from rmkit.report.tables import Table
 
 
@@ -29,6 +29,10 @@ class Drawing:
     figure: Figure
     caption: str = ""
     kind: str = "figure"
+
+    def save(self, folder: Path) -> None:
+        """<name>.svg and <name>.png in the folder."""
+        save(self.figure, folder, self.name)
 
     @cached_property
     def svg(self) -> Markup:

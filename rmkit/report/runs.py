@@ -413,6 +413,7 @@ def _runs_frame(loaded: list[_Loaded]) -> pd.DataFrame:
         {
             "run": run.name,
             "setting": settings[run.training_fingerprint],
+            "training_path": run.record.recipe.data.train.path,
             "model": models[names.model_key(run.record.recipe.base)],
             "reward_model": names.REWARD_MODELS[run.settings["type"]],
             "variant": names.variant(run.settings, run.record.recipe.lora is not None),

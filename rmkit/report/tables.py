@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
-
-from rmkit.run_directory import write_text
 
 MINUS, NONE = "−", "–"
 
@@ -73,11 +70,9 @@ class Table:
             ]
         )
 
-    def save(self, folder: Path) -> None:
-        """<name>.md, <name>.csv and <name>.tex in the folder."""
-        write_text(folder / f"{self.name}.md", self.to_markdown())
-        write_text(folder / f"{self.name}.csv", self.to_csv())
-        write_text(folder / f"{self.name}.tex", self.to_latex())
+    def forms(self) -> dict[str, str]:
+        """File ending -> content."""
+        return {"md": self.to_markdown(), "csv": self.to_csv(), "tex": self.to_latex()}
 
     def _numeric(self, column: int) -> bool:
         return bool(self.rows) and all(row[column].number for row in self.rows)
@@ -109,12 +104,6 @@ def number(value: float, digits: int = 3) -> str:
 def spread(mean: float, sd: float, digits: int = 3) -> str:
     """mean ± sd, or the mean alone where one seed gives no sd."""
     return f"{number(mean, digits)} ± {number(sd, digits)}" if math.isfinite(sd) else number(mean, digits)
-
-
-def save_all(tables: Iterable[Table], folder: Path) -> None:
-    """Every table in the folder, in three forms each."""
-    for table in tables:
-        table.save(folder)
 
 
 def _markdown_cell(cell: Cell) -> str:
