@@ -19,12 +19,13 @@ from rmkit.report.names import EX, GRM, IM
 from rmkit.report.runs import Runs, SetScores
 from rmkit.report.statistics import Calibration, Floats
 from rmkit.report.style import in_order
-from rmkit.report.tables import MINUS, Cell, Table, number, spread
+from rmkit.report.tables import Cell, Table, number, signed, spread
 
 LOSS_LIMITS = {"UltraFeedback": 0.04, "RewardMATH": 0.005}
 ACCURACY_LIMIT = 0.993
 """Appendix D.3: the mean loss and accuracy on the training set that make the comparison of EX-RM and IM-RM fair."""
 LEVEL = 0.05
+ALL = "all models"
 WRONG_PAIRS = 10
 LONGEST_TEXT = 1500  # characters of a text shown; examples/ holds the whole
 MOST_RUNS_IN_MATRIX = 24
@@ -103,8 +104,8 @@ def paired_rows(comparison: Comparison, sets: Sequence[SetPairs]) -> pd.DataFram
     cells = set(zip(comparison.frame["model"], comparison.frame["seed"], strict=True))
     models = sorted({model for model, _ in cells})
     for each in sets:
-        for model in ["all models", *(models if len(models) > 1 else [])]:
-            chosen = [cell for cell in sorted(cells) if model in ("all models", cell[0])]
+        for model in [ALL, *(models if len(models) > 1 else [])]:
+            chosen = [cell for cell in sorted(cells) if model in (ALL, cell[0])]
             rows.append({"evaluation": each.category, "dataset": each.dataset, "model": model})
             rows[-1] |= _paired(comparison.explicit, each, chosen)
     return pd.DataFrame(rows)
@@ -141,44 +142,49 @@ def _paired(explicit: str, pairs: SetPairs, cells: Sequence[tuple[str, int]]) ->
     }
 
 
-def paired_table(comparison: Comparison, rows: pd.DataFrame, models: bool = False) -> Table:
-    """The differences in percentage points: of all models together, or model by model."""
-    shown = rows[(rows["model"] != "all models") == models]
-    header = ["Dataset", *(["Model"] if models else []), "Pairs", f"{comparison.explicit} − IM-RM", "95% interval"]
-    header += [f"{comparison.explicit} better", "IM-RM better", "Tests", "Median p", "Detectable"]
+def paired_table(comparison: Comparison, rows: pd.DataFrame) -> Table:
+    """The difference of all models together by set, with its interval and tests."""
     body = []
-    for row in shown.to_dict("records"):
-        pairs = f"{row['pairs']}" + (f" ({row['prompts']} prompts)" if row["prompts"] < row["pairs"] else "")
-        clear = row["low"] > 0 or row["high"] < 0
+    for row in rows[rows["model"] == ALL].to_dict("records"):
+        prompts = f"{row['prompts']} prompts" if row["prompts"] < row["pairs"] else ""
         body.append(
             [
                 Cell(row["dataset"], number=False),
-                *([Cell(row["model"], number=False)] if models else []),
-                Cell(pairs),
-                Cell(_points(row["difference"]), bold=clear),
-                Cell(f"{_points(row['low'])} to {_points(row['high'])}"),
-                Cell(str(row["explicit_better"])),
-                Cell(str(row["implicit_better"])),
-                Cell(str(row["mcnemar_tests"])),
+                Cell(f"{row['pairs']}", prompts),
+                _difference(row),
+                Cell(f"{row['explicit_better']} : {row['implicit_better']}", f"of {row['mcnemar_tests']}"),
                 Cell(_p_value(row["median_p_value"])),
                 Cell(number(100 * row["detectable_difference"], 1)),
             ]
         )
     note = (
-        "Difference in accuracy in percentage points, mean over seeds"
-        + ("" if models else " and models")
-        + "; paired bootstrap over prompts (2000 resamples), bold where the interval leaves out 0. McNemar's test on "
-        "each pair of runs with the same model and seed: in how many of them which type is better at p < 0.05 "
-        "(by chance alone 1 in 20), and the median p. Detectable: the smallest true difference that one such test "
-        "finds with probability 0.8, given how often the two disagree."
+        "Difference in accuracy in percentage points, mean over seeds and models, with its 95% interval (paired "
+        "bootstrap over prompts, 2000 resamples), bold where that leaves out 0. McNemar: of the pairs of runs with the "
+        f"same model and seed, those in which {comparison.explicit} : IM-RM is better at p < 0.05 (by chance 1 in 20), "
+        "and the median p. Detectable: the smallest true difference, in points, that one such test finds with "
+        "probability 0.8, given how often the two disagree."
     )
-    name = f"{slug(comparison.setting)}_paired_{'by_model_' if models else ''}{slug(comparison.explicit)}"
-    title = f"{comparison.explicit} against IM-RM on the same pairs{' by model' if models else ''}."
-    return Table(name, title, header, body, shown.assign(training=comparison.setting), note)
+    header = ["Dataset", "Pairs", f"{comparison.explicit} − IM-RM", "McNemar", "Median p", "Detectable"]
+    name = f"{slug(comparison.setting)}_paired_{slug(comparison.explicit)}"
+    title = f"{comparison.explicit} against IM-RM on the same pairs, trained on {comparison.setting}."
+    return Table(name, title, header, body, rows.assign(training=comparison.setting), note)
 
 
-def _points(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", MINUS)
+def paired_by_model(comparison: Comparison, rows: pd.DataFrame) -> Table:
+    """The same difference for each model: a row a set, a column a model."""
+    shown = rows[rows["model"] != ALL]
+    models, datasets = sorted(shown["model"].unique(), key=str.casefold), list(dict.fromkeys(shown["dataset"]))
+    cells = {(row["dataset"], row["model"]): _difference(row) for row in shown.to_dict("records")}
+    body = [[Cell(name, number=False), *(cells[name, model] for model in models)] for name in datasets]
+    note = "Mean over seeds, in percentage points, with its 95% interval; bold where that leaves out 0."
+    name = f"{slug(comparison.setting)}_paired_by_model_{slug(comparison.explicit)}"
+    title = f"{comparison.explicit} − IM-RM on the same pairs by language model, trained on {comparison.setting}."
+    return Table(name, title, ["Dataset", *models], body, shown.assign(training=comparison.setting), note)
+
+
+def _difference(row: dict[str, Any]) -> Cell:
+    low, high = (signed(100 * row[end]) for end in ("low", "high"))
+    return Cell(signed(100 * row["difference"]), f"{low} to {high}", bold=row["low"] > 0 or row["high"] < 0)
 
 
 def _p_value(value: float) -> str:
@@ -262,20 +268,14 @@ def calibration_table(runs: Runs, setting: str, sets: Sequence[SetPairs]) -> Tab
 
 def length_table(runs: Runs, setting: str, sets: Sequence[SetPairs]) -> Table:
     """How far rewards follow the length of responses, beside the accuracy of always choosing the longer or shorter."""
+    baselines = ("accuracy", "longer_wins", "shorter_wins")
     rows: list[dict[str, Any]] = []
-    final = runs.final.set_index(["run", "dataset"])
     for each in sets:
         lengths = _lengths(runs, each)
-        for run, model, seed, name in _keys(each.frame):
-            row: dict[str, Any] = {"dataset": each.dataset, "category": each.category, "reward_model": name}
-            row |= {"model": model, "seed": seed, "reward_length": math.nan, "margin_length": math.nan}
-            tokens = lengths.get(model)
-            scored = runs.scores[run, each.name]
-            if tokens is not None:
-                kept = np.isin(scored.index, tokens.index)
-                row |= _length_correlations(scored, kept, tokens.loc[scored.index[kept]].to_numpy(dtype=np.float64))
-            for baseline in ("longer_wins", "shorter_wins", "accuracy"):
-                row[baseline] = float(final.loc[(run, each.dataset), baseline])
+        for run in each.frame.to_dict("records"):
+            row = {key: run[key] for key in ("dataset", "category", "reward_model", "model", "seed", *baselines)}
+            tokens = lengths.get(run["model"])
+            row |= _length_correlations(runs.scores[run["run"], each.name], tokens)
             rows.append(row)
     columns = {
         "reward_length": "ρ(reward, length)",
@@ -305,11 +305,16 @@ def _lengths(runs: Runs, pairs: SetPairs) -> dict[str, pd.DataFrame]:
     return {model: tokens for model, tokens in read.items() if tokens is not None}
 
 
-def _length_correlations(scored: SetScores, kept: np.ndarray, tokens: Floats) -> dict[str, float]:
-    rewards = scored.ranking[kept]
+def _length_correlations(scored: SetScores, tokens: pd.DataFrame | None) -> dict[str, float]:
+    """Spearman's rho of reward and length, and of margin and difference in length; NaN without lengths."""
+    counts = None if tokens is None else tokens.reindex(scored.index).to_numpy(dtype=np.float64)
+    known = np.zeros(len(scored.index), dtype=bool) if counts is None else np.isfinite(counts).all(axis=1)
+    if counts is None or known.sum() < 2:
+        return {"reward_length": math.nan, "margin_length": math.nan}
+    rewards, counts = scored.ranking[known], counts[known]
     return {
-        "reward_length": statistics.rank_correlation(rewards.ravel(), tokens.ravel()),
-        "margin_length": statistics.rank_correlation(rewards[:, 0] - rewards[:, 1], tokens[:, 0] - tokens[:, 1]),
+        "reward_length": statistics.rank_correlation(rewards.ravel(), counts.ravel()),
+        "margin_length": statistics.rank_correlation(rewards[:, 0] - rewards[:, 1], counts[:, 0] - counts[:, 1]),
     }
 
 
@@ -403,7 +408,7 @@ def wrong_pairs(runs: Runs, pairs: SetPairs) -> list[Texts]:
         texts = _texts(runs, pairs, [int(pairs.index[at]) for at in order])
         entries = []
         for at in order:
-            margins = ", ".join(f"{other} {_two(means[other][at])}" for other in types)
+            margins = ", ".join(f"{other} {signed(means[other][at], 2)}" for other in types)
             row = texts.get(int(pairs.index[at]))
             parts = {} if row is None else {label: _cut(row[label]) for label in ("prompt", "chosen", "rejected")}
             entries.append((f"Pair {pairs.index[at]}: {margins}", parts))
@@ -430,7 +435,3 @@ def _texts(runs: Runs, pairs: SetPairs, wanted: Sequence[int]) -> dict[int, dict
 
 def _cut(text: str) -> str:
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} … ({count(len(text), 'character')} in all)"
-
-
-def _two(value: float) -> str:
-    return number(value, 2) if value < 0 else f"+{number(value, 2)}"

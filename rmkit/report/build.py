@@ -96,13 +96,14 @@ def _setting(runs: Runs, setting: str) -> list[Section]:
     comparisons = [each for each in comparisons if each.explicit in each.reward_models] or comparisons[:1]
     sets = analyses.sets_of_pairs(runs, setting)
     return [
-        Section(f"{setting}: generalization", _results(runs, setting, comparisons), _about(runs, setting)),
-        Section(f"{setting}: hyperparameters and variants", _sweeps(runs, setting)),
-        Section(f"{setting}: how sure one can be", _certainty(runs, setting, comparisons, sets)),
-        Section(f"{setting}: calibration, lengths, agreement", _habits(runs, setting, sets)),
+        Section("Generalization", _results(runs, setting, comparisons), _about(runs, setting), part=setting),
+        Section("Hyperparameters and variants", _sweeps(runs, setting), part=setting),
+        Section("How sure one can be", _certainty(runs, setting, comparisons, sets), part=setting),
+        Section("Calibration, lengths, agreement", _habits(runs, setting, sets), part=setting),
         Section(
-            f"{setting}: most confidently wrong",
+            "Most confidently wrong",
             [texts for each in sets for texts in analyses.wrong_pairs(runs, each)],
+            part=setting,
         ),
     ]
 
@@ -112,7 +113,7 @@ def _about(runs: Runs, setting: str) -> str:
     rate, beta = frame["learning_rate"].iloc[0], frame["beta"].dropna().unique()
     shown = f"Learning rate {rate:g}" + (f", β {beta[0]:g}" if len(beta) else "")
     papers = papers_training(setting) in TRAINING_SETS.values()
-    models = sorted(frame["model"].unique())
+    models = sorted(frame["model"].unique(), key=str.casefold)
     named = ", ".join(models[:8]) + (" …" if len(models) > 8 else "")
     beside = " The paper's numbers are of six models of 1B to 8B and three seeds." if papers else ""
     return f"{shown}; {count(len(models), 'language model')}: {named}.{beside}"
@@ -179,13 +180,13 @@ def _sweeps(runs: Runs, setting: str) -> list[Item]:
     frame = runs.final[runs.final["setting"] == setting]
     standard = frame[frame["standard"]]
     sweeps = {
-        "learning_rate": (standard[standard["usual_beta"]], "learning rate", "EX-RM"),
-        "beta": (standard[standard["usual_learning_rate"] & (standard["reward_model"] != GRM)], "β", ""),
+        "learning_rate": (standard[standard["usual_beta"]], "learning rate"),
+        "beta": (standard[standard["usual_learning_rate"]], "β"),
     }
-    for name, (rows, words, _) in sweeps.items():
-        if rows[name].nunique() < 2:
+    for name, (rows, words) in sweeps.items():
+        swept = _swept(rows, name)
+        if swept.empty:
             continue
-        swept = rows[rows["model"].isin(_models_with_several(rows, name))]
         items.append(
             Drawing(
                 f"{stem}_accuracy_by_{name}",
@@ -200,7 +201,8 @@ def _sweeps(runs: Runs, setting: str) -> list[Item]:
     variants = frame[frame["usual_learning_rate"] & (~frame["standard"] | frame["usual_beta"])]
     others = variants[~variants["standard"]]
     if len(others):
-        shown = variants[variants["model"].isin(others["model"].unique())]
+        alike = variants["reward_model"].isin(others["reward_model"].unique())
+        shown = variants[variants["model"].isin(others["model"].unique()) & alike]
         items.append(
             Drawing(
                 f"{stem}_accuracy_by_variant",
@@ -214,9 +216,13 @@ def _sweeps(runs: Runs, setting: str) -> list[Item]:
     return items
 
 
-def _models_with_several(rows: pd.DataFrame, name: str) -> list[str]:
-    counts = rows.groupby("model")[name].nunique()
-    return list(counts[counts > 1].index)
+def _swept(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The models that were trained with several values, and of them the types that were, or that have no such value."""
+    models = rows.groupby("model")[name].nunique()
+    rows = rows[rows["model"].isin(models[models > 1].index)]
+    values = rows.groupby("reward_model")[name].nunique()
+    none = [EX] if name == "beta" else []
+    return rows[rows["reward_model"].isin([*values[values > 1].index, *none])] if (values > 1).any() else rows.iloc[:0]
 
 
 def _certainty(
@@ -226,9 +232,17 @@ def _certainty(
     for each in comparisons:
         if each.paired:
             rows = analyses.paired_rows(each, sets)
+            items.append(
+                Drawing(
+                    f"{slug(setting)}_paired_{slug(each.explicit)}",
+                    f"{each.explicit} against IM-RM on the same pairs, trained on {setting}.",
+                    figures.paired_differences(rows, each.explicit),
+                    "Difference in accuracy, with the 95% interval over prompts; grey dots are the language models.",
+                )
+            )
             items.append(analyses.paired_table(each, rows))
             if each.frame["model"].nunique() > 1:
-                items.append(analyses.paired_table(each, rows, models=True))
+                items.append(analyses.paired_by_model(each, rows))
     fit = analyses.train_fit(runs, setting)
     return [*items, *([fit] if fit else [])]
 

@@ -72,9 +72,7 @@ def accuracy_by_epoch(frame: pd.DataFrame, columns: int = PANELS_IN_A_ROW) -> Fi
     """
     shown = frame[~frame["training"] & ~frame["repeats_epoch"]]
     last = float(shown["epoch"].max())
-    figure, axes = _lines(
-        shown, "epoch", columns, right=last * (1.0 + 0.2 * _columns(shown["dataset"].unique(), columns))
-    )
+    figure, axes = _lines(shown, "epoch", columns, right=last * (1.0 + 0.2 * min(columns, shown["dataset"].nunique())))
     step = max(1, math.ceil(last / 5))
     for axis in axes:
         axis.set_xticks(range(0, int(last) + 1, step))
@@ -94,7 +92,7 @@ def accuracy_by_hyperparameter(frame: pd.DataFrame, name: str, columns: int = PA
     """
     values = sorted(frame[name].dropna().unique())
     ratio = values[-1] / values[0] if len(values) > 1 else 10.0
-    right = values[-1] * ratio ** (0.2 * _columns(frame["dataset"].unique(), columns))
+    right = values[-1] * ratio ** (0.2 * min(columns, frame["dataset"].nunique()))
     figure, axes = _lines(frame, name, columns, right=right, left=values[0] / ratio**0.08, log=True)
     for axis in axes:
         texts = [f"{value:g}".replace("e-0", "e-") for value in values]
@@ -110,7 +108,7 @@ def _lines(
     """Lines with names at their ends, a panel a data set; rows without `x` are drawn as a level across the panel."""
     names, variants = sets_in_order(frame), style.in_order(frame["variant"])
     palette = style.colours(variants)
-    columns = _columns(names, columns)
+    columns = min(columns, len(names))
     rows = -(-len(names) // columns)
     width = style.TEXT_WIDTH * {1: 0.55, 2: 0.8}.get(columns, 1.0)
     figure, axes = style.new_figure(rows, columns, width, 1.5 * rows + 0.3, sharex=True, sharey=True)
@@ -119,11 +117,11 @@ def _lines(
     for axis, name in zip(axes, names, strict=False):
         if log:
             axis.set_xscale("log")
-        axis.set(xlim=(left, right or 1.0), ylim=(0, 1), title=_words(name))
+        axis.set(xlim=(left, right or 1.0), ylim=(0, 1), yticks=[0, 0.5, 1], title=_words(name))
         axis.spines["bottom"].set_bounds(left, last)
         axis.plot([left, last], [0.5, 0.5], color=style.MUTED, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
         axis.grid(visible=False)
-        axis.hlines([0.2, 0.4, 0.6, 0.8, 1.0], left, last, color=style.RULE, linewidth=0.5, zorder=0)
+        axis.hlines([0.25, 0.75, 1.0], left, last, color=style.RULE, linewidth=0.5, zorder=0)
         ends = {}
         for variant in variants:
             line = means[(means["variant"] == variant) & (means["dataset"] == name)].sort_values(x)
@@ -196,6 +194,39 @@ def win_rates(frame: pd.DataFrame, explicit: str) -> Figure:
 
 
 @_styled
+def paired_differences(frame: pd.DataFrame, explicit: str) -> Figure:
+    """Accuracy of the explicit type less that of IM-RM: by data set, all models with their interval, each as a dot.
+
+    Args:
+        frame: rows with dataset, model (one of them `all models`), difference, low and high, as shares.
+        explicit: the first type's name.
+    """
+    names = list(dict.fromkeys(frame["dataset"]))
+    figure, (axis,) = style.new_figure(1, 1, style.TEXT_WIDTH * 0.8, 0.3 * len(names) + 0.75)
+    axis.axvline(0, color=style.MUTED, linewidth=0.8)
+    for place, name in enumerate(reversed(names)):
+        rows = frame[frame["dataset"] == name]
+        together = rows[rows["model"] == "all models"].iloc[0]
+        each = 100 * rows.loc[rows["model"] != "all models", "difference"]
+        colour = style.COLOURS[explicit if together["difference"] > 0 else IM]
+        axis.scatter(each, np.full(len(each), place), 12, color=style.TIE, linewidth=0, zorder=2)
+        axis.hlines(place, 100 * together["low"], 100 * together["high"], color=colour, linewidth=2.2, zorder=3)
+        axis.scatter([100 * together["difference"]], [place], 30, color=colour, zorder=4)
+    limit = 108 * max(frame[["difference", "low", "high"]].abs().to_numpy().max(), 0.01)
+    axis.set(xlim=(-limit, limit), ylim=(-0.6, len(names) - 0.4))
+    axis.set_yticks(range(len(names)), [_words(name) for name in reversed(names)], fontsize=8)
+    axis.grid(visible=False, axis="y")
+    axis.grid(visible=True, axis="x")
+    axis.spines["left"].set_visible(False)
+    axis.set_xlabel("difference in accuracy, percentage points")
+    for x, name, align in ((-limit, IM, "left"), (limit, explicit, "right")):
+        axis.text(
+            x, len(names) - 0.4, f"{name} better", ha=align, va="bottom", color=style.COLOURS[name], weight="bold"
+        )
+    return figure
+
+
+@_styled
 def accuracy_bars(frame: pd.DataFrame, panels: str | None = None) -> Figure:
     """Accuracy by data set, a bar a variant, with one standard deviation over seeds (Figures 7, 9, 10).
 
@@ -203,7 +234,7 @@ def accuracy_bars(frame: pd.DataFrame, panels: str | None = None) -> Figure:
         frame: final rows of one setting with variant, dataset, category, seed and accuracy.
         panels: the column that a panel shows one value of, such as model; None for a single panel.
     """
-    values = sorted(frame[panels].unique())[:MOST_PANELS] if panels else [None]
+    values = sorted(frame[panels].unique(), key=str.casefold)[:MOST_PANELS] if panels else [None]
     names, variants = sets_in_order(frame), style.in_order(frame["variant"])
     palette = style.colours(variants)
     columns = 1 if len(names) * len(variants) > 12 or len(values) == 1 else 2
@@ -286,21 +317,14 @@ def agreement_matrix(matrix: Floats, labels: Sequence[str]) -> Figure:
     size = len(labels)
     side = min(style.TEXT_WIDTH, 1.7 + 0.36 * size)
     figure, (axis,) = style.new_figure(1, 1, side, side * 0.92)
-    image = axis.pcolormesh(matrix, cmap="Blues", vmin=0, vmax=1, edgecolor="white", linewidth=0.5)
+    lower = np.where(np.tri(size, dtype=bool), matrix, np.nan)  # the upper half says the same
+    image = axis.pcolormesh(lower, cmap="Blues", vmin=0, vmax=1, edgecolor="white", linewidth=0.5)
     small = size > 12
-    for row in range(size):
-        for column in range(size):
-            value = float(matrix[row, column])
-            ink = "white" if value > 0.6 else "#101010"
-            axis.text(
-                column + 0.5,
-                row + 0.5,
-                f"{100 * value:.0f}",
-                ha="center",
-                va="center",
-                color=ink,
-                size=5 if small else 7,
-            )
+    for row, column in zip(*np.tril_indices(size), strict=True):
+        value = float(matrix[row, column])
+        ink = "white" if value > 0.6 else "#101010"
+        text = "" if math.isnan(value) else f"{100 * value:.0f}"
+        axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=ink, size=5 if small else 7)
     middles = np.arange(size) + 0.5
     axis.set_xticks(middles, labels, rotation=90, fontsize=5.5 if small else 7)
     axis.set_yticks(middles, labels, fontsize=5.5 if small else 7)
@@ -313,12 +337,6 @@ def agreement_matrix(matrix: Floats, labels: Sequence[str]) -> Figure:
     bar = figure.colorbar(image, ax=axis, shrink=0.6, pad=0.02, format=lambda value, _: f"{100 * value:.0f}%")
     bar.outline.set_visible(False)  # type: ignore[operator]
     return figure
-
-
-def _columns(panels: Sequence[str], columns: int) -> int:
-    """Panels side by side: at most `columns`, one more where that saves a row of a large figure."""
-    more = len(panels) > 2 * columns and -(-len(panels) // (columns + 1)) < -(-len(panels) // columns)
-    return min(columns + more, len(panels))
 
 
 def _words(name: str) -> str:
@@ -336,6 +354,7 @@ __all__ = [
     "accuracy_by_hyperparameter",
     "agreement_matrix",
     "over_seeds",
+    "paired_differences",
     "reliability",
     "save",
     "sets_in_order",

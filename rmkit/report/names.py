@@ -39,9 +39,9 @@ def dataset(name: str, path: str) -> str:
 
 def training_set(name: str, path: str) -> str:
     """The paper's name of a training set; otherwise its own, or its folder's where it is only called train."""
-    known = TRAINING_SETS.get(_papers_name(name) or _papers_name(path) or "")
     generic = name.lower() in ("train", "training")
-    return known or (_last(path) if generic else name)
+    known = TRAINING_SETS.get(_papers_name(name) or _papers_name(path) or "") or (_last(path) if generic else name)
+    return known[:1].upper() + known[1:]
 
 
 def variant(settings: dict[str, Any], lora: bool) -> str:

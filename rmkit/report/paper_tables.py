@@ -26,7 +26,7 @@ from rmkit.report.figures import over_seeds, sets_in_order
 from rmkit.report.names import CATEGORIES, IM
 from rmkit.report.runs import Runs
 from rmkit.report.style import in_order
-from rmkit.report.tables import Cell, Table, number, spread
+from rmkit.report.tables import Cell, Table, number, signed, spread
 
 METRICS = {"accuracy": "accuracy", "margin": "normalized_margin"}
 """The paper's metric -> the column of `Runs.metrics`."""
@@ -91,7 +91,7 @@ def _means_table(
         metric: over_seeds(comparison.frame, [*by, "reward_model"], column).set_index([*by, "reward_model"])
         for metric, column in METRICS.items()
     }
-    data, rows = [], []
+    data, rows, seen = [], [], ""
     for category, dataset in places:
         place = (category, dataset)[: len(by)]
         cells = {}
@@ -104,6 +104,9 @@ def _means_table(
                 cells[metric, reward_model] = row
         highest = {metric: _highest({name: cells[metric, name] for name in reward_models}) for metric in METRICS}
         heads = [Cell(text, number=False) for text in place]
+        if category == seen:
+            heads[0] = Cell("", number=False)  # as in the paper, a category is named once
+        seen = category
         rows.append(heads + [_mean_cell(row, bold=highest[metric] == each) for (metric, each), row in cells.items()])
     header = [{"category": "Evaluation", "dataset": "Dataset"}[each] for each in by]
     header += [f"{each} {metric}" for metric in METRICS for each in reward_models]
@@ -145,11 +148,7 @@ def _mean_cell(row: Mapping[str, Any], bold: bool) -> Cell:
 
 
 def _below(papers: str, errors: float) -> str:
-    return f"{papers}; {_signed(errors)} SE" if math.isfinite(errors) else papers
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")
+    return f"{papers}\n{signed(errors)} SE" if math.isfinite(errors) else papers
 
 
 def _highest(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -169,9 +168,11 @@ def win_rate_table(comparison: Comparison) -> Table:
     frame = win_rates(comparison, "dataset")
     numbers = papers_tables(comparison, "win_rate", True)
     heads = {"first": (comparison.explicit, "win_rate"), "tie": ("", "tie_rate"), "second": (IM, "win_rate")}
-    data, rows = [], []
+    data, rows, seen = [], [], ""
     for each in frame.to_dict("records"):
-        cells = [Cell(each["category"], number=False), Cell(each["label"], number=False)]
+        category = "" if each["category"] == seen else each["category"]
+        seen = each["category"]
+        cells = [Cell(category, number=False), Cell(each["label"], number=False)]
         for column, (reward_model, metric) in heads.items():
             papers = papers_value(comparison.training, "", each["label"], reward_model, metric, numbers)
             value = papers[0] if papers else math.nan
@@ -218,7 +219,11 @@ def accuracy_table(runs: Runs, setting: str, hyperparameters: bool = False) -> T
     """
     both = pd.concat([runs.train_fit, runs.final])
     frame = both[(both["setting"] == setting) & both["standard"]]
-    frame = frame if hyperparameters else frame[frame["main"]]
+    if hyperparameters:
+        points = frame.groupby("model")[["learning_rate", "beta"]].nunique().max(axis=1)
+        frame = frame[frame["model"].isin(points[points > 1].index)]
+    else:
+        frame = frame[frame["main"]]
     frame = frame.assign(beta=frame["beta"].astype(object).where(frame["beta"].notna(), None))
     by = ["dataset", "reward_model", *(["learning_rate", "beta"] if hyperparameters else [])]
     means = over_seeds(frame, by)
@@ -258,7 +263,8 @@ def _plain_mean(means: pd.DataFrame, column: str, value: str) -> Cell:
 
 
 def _set_words(name: str) -> str:
-    return name.replace("_", " ")
+    words = name.replace("_", " ")
+    return words[:1].upper() + words[1:]
 
 
 def _file(comparison: Comparison, name: str) -> str:

@@ -69,7 +69,8 @@ def mcnemar(first: ArrayLike, second: ArrayLike, clusters: ArrayLike | None = No
         squares = float(np.square(sums).sum())
         p_value = float(stats.chi2.sf(sums.sum() ** 2 / squares, df=1)) if squares else 1.0
     else:
-        p_value = float(stats.binomtest(first_only, first_only + second_only).pvalue)
+        fewer, discordant = min(first_only, second_only), first_only + second_only
+        p_value = min(1.0, 2.0 * float(special.bdtr(fewer, discordant, 0.5)))
     return McNemar(first_only, second_only, p_value)
 
 

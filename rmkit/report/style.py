@@ -132,32 +132,48 @@ def apart(places: Sequence[float], gap: float, low: float, high: float) -> list[
     return [span(group)[0] + gap * number for group in groups for number in range(len(group))]
 
 
-def to_svg(figure: Figure, adaptive: bool = True) -> str:
-    """The figure as an <svg> element that can stand in an HTML page beside others.
+def to_svg(figure: Figure) -> str:
+    """The figure as an <svg> element that takes ink and rules from the page it stands in, for light and dark."""
+    return for_page(plain_svg(figure))
 
-    Args:
-        figure: any.
-        adaptive: take ink and rules from the page (`currentColor`, `--rule`, `--muted`), for light and dark.
-    """
+
+def plain_svg(figure: Figure) -> str:
+    """The figure as an SVG document with colours of its own and no background."""
     with matplotlib.rc_context(RC):
+        _settle(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
+    return re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
+
+
+def for_page(svg: str) -> str:
+    """An SVG document as an element of an HTML page: `currentColor`, `--rule`, `--muted`, and ids of its own."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     on_page = {INK: "currentColor", RULE: f"var(--rule, {RULE})", MUTED: f"var(--muted, {MUTED})"}
-    for colour, replacement in on_page.items() if adaptive else ():
+    for colour, replacement in on_page.items():
         svg = svg.replace(colour, replacement)
     prefix = "f" + hashlib.sha256(svg.encode()).hexdigest()[:8]  # ids must not meet those of another figure
     svg = re.sub(r'id="([^"]+)"', rf'id="{prefix}-\1"', svg)
     return re.sub(r'(xlink:href="#|href="#|url\(#)([^")]+)', rf"\1{prefix}-\2", svg)
 
 
-def save(figure: Figure, folder: Path, stem: str) -> None:
-    """<stem>.svg (no background) and <stem>.png (300 dpi, on white) in the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{stem}.svg").write_text(
-        '<?xml version="1.0" encoding="utf-8"?>\n' + to_svg(figure, adaptive=False), "utf-8"
-    )
+def write_png(figure: Figure, path: Path) -> None:
+    """The figure on white, 300 dpi."""
     with matplotlib.rc_context(RC):
-        figure.savefig(folder / f"{stem}.png", dpi=300, facecolor="white")
+        _settle(figure)
+        figure.savefig(path, dpi=300, facecolor="white")
+
+
+def save(figure: Figure, folder: Path, stem: str) -> None:
+    """<stem>.svg and <stem>.png in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{stem}.svg").write_text(plain_svg(figure), encoding="utf-8")
+    write_png(figure, folder / f"{stem}.png")
+
+
+def _settle(figure: Figure) -> None:
+    """Lay the figure out once: the layout is what takes longest, and is the same for every format."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")

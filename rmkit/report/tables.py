@@ -13,7 +13,7 @@ MINUS, NONE = "−", "–"
 
 @dataclass(frozen=True)
 class Cell:
-    """What is read in a table: a text, and below it a smaller one (the paper's number)."""
+    """What is read in a table: a text, and below it smaller lines (the paper's number)."""
 
     text: str
     below: str = ""
@@ -98,7 +98,13 @@ def number(value: float, digits: int = 3) -> str:
     """A number with a true minus sign; a dash if there is none."""
     if not math.isfinite(value):
         return NONE
-    return f"{value:.{digits}f}".replace("-", MINUS)
+    return f"{value + 0.0:.{digits}f}".replace("-", MINUS)
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """A number with its sign; none if it is rounded to 0."""
+    text = f"{value:+.{digits}f}"
+    return text.lstrip("+-") if float(text) == 0 else text.replace("-", MINUS)
 
 
 def spread(mean: float, sd: float, digits: int = 3) -> str:
@@ -108,7 +114,11 @@ def spread(mean: float, sd: float, digits: int = 3) -> str:
 
 def _markdown_cell(cell: Cell) -> str:
     text = f"**{_markdown(cell.text)}**" if cell.bold else _markdown(cell.text)
-    return f"{text} ({_markdown(cell.below)})" if cell.below else text
+    return f"{text} ({_markdown(_one_line(cell.below))})" if cell.below else text
+
+
+def _one_line(below: str) -> str:
+    return "; ".join(below.splitlines())
 
 
 def _markdown(text: str) -> str:
@@ -147,4 +157,4 @@ def _latex(text: str) -> str:
 
 def _latex_cell(cell: Cell) -> str:
     text = f"\\textbf{{{_latex(cell.text)}}}" if cell.bold else _latex(cell.text)
-    return f"\\shortstack{{{text}\\\\ {{\\scriptsize {_latex(cell.below)}}}}}" if cell.below else text
+    return f"\\shortstack{{{text}\\\\ {{\\scriptsize {_latex(_one_line(cell.below))}}}}}" if cell.below else text
