@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ from rmkit.report.comparison import Comparison, count, papers_training, slug
 from rmkit.report.figures import over_seeds, sets_in_order
 from rmkit.report.html import Texts
 from rmkit.report.names import EX, GRM, IM
-from rmkit.report.runs import Runs, SetScores
+from rmkit.report.runs import Runs
 from rmkit.report.statistics import Calibration, Floats
 from rmkit.report.style import in_order
 from rmkit.report.tables import Cell, Table, number, signed, spread
@@ -271,12 +270,10 @@ def length_table(runs: Runs, setting: str, sets: Sequence[SetPairs]) -> Table:
     baselines = ("accuracy", "longer_wins", "shorter_wins")
     rows: list[dict[str, Any]] = []
     for each in sets:
-        lengths = _lengths(runs, each)
+        correlations = _length_correlations(runs, each)
         for run in each.frame.to_dict("records"):
             row = {key: run[key] for key in ("dataset", "category", "reward_model", "model", "seed", *baselines)}
-            tokens = lengths.get(run["model"])
-            row |= _length_correlations(runs.scores[run["run"], each.name], tokens)
-            rows.append(row)
+            rows.append(row | correlations[run["run"]])
     columns = {
         "reward_length": "ρ(reward, length)",
         "margin_length": "ρ(margin, difference in length)",
@@ -305,17 +302,26 @@ def _lengths(runs: Runs, pairs: SetPairs) -> dict[str, pd.DataFrame]:
     return {model: tokens for model, tokens in read.items() if tokens is not None}
 
 
-def _length_correlations(scored: SetScores, tokens: pd.DataFrame | None) -> dict[str, float]:
-    """Spearman's rho of reward and length, and of margin and difference in length; NaN without lengths."""
-    counts = None if tokens is None else tokens.reindex(scored.index).to_numpy(dtype=np.float64)
-    known = np.zeros(len(scored.index), dtype=bool) if counts is None else np.isfinite(counts).all(axis=1)
-    if counts is None or known.sum() < 2:
-        return {"reward_length": math.nan, "margin_length": math.nan}
-    rewards, counts = scored.ranking[known], counts[known]
-    return {
-        "reward_length": statistics.rank_correlation(rewards.ravel(), counts.ravel()),
-        "margin_length": statistics.rank_correlation(rewards[:, 0] - rewards[:, 1], counts[:, 0] - counts[:, 1]),
-    }
+def _length_correlations(runs: Runs, pairs: SetPairs) -> dict[str, dict[str, float]]:
+    """run -> Spearman's rho of reward and length, and of margin and difference in length; NaN without lengths."""
+    lengths = _lengths(runs, pairs)
+    alike: dict[tuple[str, bytes], list[str]] = {}  # runs that hold the same pairs of the same tokenizer
+    for run, model in zip(pairs.frame["run"], pairs.frame["model"], strict=True):
+        alike.setdefault((model, runs.scores[run, pairs.name].index.tobytes()), []).append(run)
+    found = {}
+    for (model, _), group in alike.items():
+        scores = [runs.scores[run, pairs.name] for run in group]
+        tokens = lengths.get(model)
+        rhos = np.full((2, len(group)), np.nan)
+        if tokens is not None:
+            counts = tokens.reindex(scores[0].index).to_numpy(dtype=np.float64)
+            known = np.isfinite(counts).all(axis=1)
+            rewards, counts = np.stack([each.ranking[known] for each in scores]), counts[known]
+            rhos[0] = statistics.rank_correlations(rewards.reshape(len(group), -1), counts.ravel())
+            rhos[1] = statistics.rank_correlations(rewards[:, :, 0] - rewards[:, :, 1], counts[:, 0] - counts[:, 1])
+        for at, run in enumerate(group):
+            found[run] = {"reward_length": float(rhos[0, at]), "margin_length": float(rhos[1, at])}
+    return found
 
 
 def _by_set_and_type(
@@ -329,9 +335,11 @@ def _by_set_and_type(
     for dataset in sets_in_order(frame):
         chosen = frame[frame["dataset"] == dataset]
         category = str(chosen["category"].iloc[0])
-        for reward_model in in_order(chosen["reward_model"]):
+        types = in_order(chosen["reward_model"])
+        for reward_model in types:
             found = {column: means[column].loc[(category, dataset, reward_model)] for column in columns}
-            body.append([Cell(dataset, number=False), Cell(reward_model, number=False)])
+            named = "" if reward_model != types[0] else dataset
+            body.append([Cell(named, number=False), Cell(reward_model, number=False)])
             body[-1] += [_mean(each, 100.0 if column == "ece" else 1.0) for column, each in found.items()]
             data.append({"training": setting, "evaluation": category, "dataset": dataset, "reward_model": reward_model})
             for column, each in found.items():
@@ -356,7 +364,8 @@ def agreement(sets: Sequence[SetPairs]) -> tuple[pd.DataFrame, Floats, list[str]
         over models too, with labels.
     """
     frame = sets[0].frame
-    shared = [run for run in frame["run"] if all(run in set(each.frame["run"]) for each in sets)]
+    everywhere = set.intersection(*(set(each.frame["run"]) for each in sets))
+    shared = [run for run in frame["run"] if run in everywhere]
     frame = frame.set_index("run").loc[shared].reset_index()
     order = sorted(range(len(frame)), key=lambda row: (in_order([EX, IM, GRM]).index(frame["reward_model"][row]), row))
     frame = frame.iloc[order].reset_index(drop=True)
@@ -365,7 +374,7 @@ def agreement(sets: Sequence[SetPairs]) -> tuple[pd.DataFrame, Floats, list[str]
         place = {run: row for row, run in enumerate(each.frame["run"])}
         scores = each.correct[[place[run] for run in frame["run"]]]
         parts.append(scores[:, ~np.isnan(scores).any(axis=0)])
-    matrix = statistics.agreement(list(np.concatenate(parts, axis=1)))
+    matrix = statistics.agreement(np.concatenate(parts, axis=1))
     table = pd.DataFrame(matrix, index=list(frame["run"]), columns=list(frame["run"]))
     several = frame["model"].nunique() > 1
     for keys in (["reward_model", "model", "seed"], ["reward_model", "model"], ["reward_model"]):

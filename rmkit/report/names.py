@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 EX, IM, GRM = "EX-RM", "IM-RM", "EX-GRM"
@@ -97,6 +98,7 @@ def _shortest(candidates: dict[str, list[str]]) -> dict[str, str]:
     return chosen
 
 
+@cache
 def _papers_name(text: str) -> str | None:
     plain = re.sub(r"[^a-z0-9]+", " ", text.lower())
     return next((name for pattern, name in _PATTERNS if re.match(pattern, plain)), None)

@@ -333,7 +333,8 @@ def _load(name: str, path: Path) -> _Loaded:
 def _read_scores(directory: RunDirectory, name: str) -> SetScores:
     path = directory.rewards(name)
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:  # pq.read_table starts threads, which cost more than so small a file
+            table = file.read(use_threads=False)
         columns = {column: table[column].to_numpy() for column in table.column_names}
         rewards = np.column_stack([columns["chosen_reward"], columns["rejected_reward"]]).astype(np.float64)
         index = columns["index"].astype(np.int64)

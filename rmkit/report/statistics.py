@@ -6,7 +6,6 @@ Pure functions of arrays; a pair's score is 1 where the chosen response is ranke
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -151,17 +150,23 @@ def calibration(margins: ArrayLike, bins: int = 10) -> Calibration:
     return Calibration(means[0] * empty, means[1] * empty, pairs, ece, brier)
 
 
-def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
-    """Spearman's rho of two samples [pairs]; NaN where one of them does not vary."""
-    ranks = stats.rankdata([np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)], axis=1)
-    if (ranks.std(axis=1) == 0).any():
-        return math.nan
-    return float(np.corrcoef(ranks)[0, 1])
+def rank_correlations(first: ArrayLike, second: ArrayLike) -> Floats:
+    """Spearman's rho of each row of the first with the second, or with its row [rows]; NaN where one does not vary.
+
+    Args:
+        first: [rows, values].
+        second: [values] or [rows, values].
+    """
+    ranks = [stats.rankdata(np.asarray(each, dtype=np.float64), axis=-1) for each in (first, second)]
+    centred = [each - each.mean(axis=-1, keepdims=True) for each in ranks]
+    norms = np.sqrt(np.square(centred[0]).sum(axis=-1) * np.square(centred[1]).sum(axis=-1))
+    with np.errstate(invalid="ignore"):
+        return np.asarray((centred[0] * centred[1]).sum(axis=-1) / norms, dtype=np.float64)
 
 
-def agreement(scores: Sequence[ArrayLike]) -> Floats:
-    """Share of pairs that two models rank alike [models, models], from the scores [pairs] of each."""
-    stacked = np.stack([np.asarray(each, dtype=np.float64) for each in scores])
+def agreement(scores: ArrayLike) -> Floats:
+    """Share of pairs that two models rank alike [models, models], from the scores [models, pairs]."""
+    stacked = np.asarray(scores, dtype=np.float64)
     same = sum((stacked == value).astype(np.float64) @ (stacked == value).T for value in (0.0, 0.5, 1.0))
     return np.asarray(same / stacked.shape[1], dtype=np.float64)
 

@@ -150,6 +150,8 @@ def for_page(svg: str) -> str:
     """An SVG document as an element of an HTML page: `currentColor`, `--rule`, `--muted`, and ids of its own."""
     svg = svg[svg.index("<svg") :]
     on_page = {INK: "currentColor", RULE: f"var(--rule, {RULE})", MUTED: f"var(--muted, {MUTED})"}
+    on_page |= {colour: f"var(--{name.lower()}, {colour})" for name, colour in COLOURS.items()}
+    on_page |= {"stroke: #ffffff": "stroke: var(--paper, #ffffff)"}  # the gaps between bars
     for colour, replacement in on_page.items():
         svg = svg.replace(colour, replacement)
     prefix = "f" + hashlib.sha256(svg.encode()).hexdigest()[:8]  # ids must not meet those of another figure
