@@ -80,7 +80,10 @@ def write_run(
     categories = CATEGORIES[training] if categories is None else categories
     run = RunDirectory(path)
     rewards = {name: np.asarray(each, dtype=np.float64) for name, each in sets.items()}
-    lengths = {name: (lengths or {}).get(name, [(10 + at % 7, 12) for at in range(len(each))]) for name, each in rewards.items()}
+    lengths = {
+        name: (lengths or {}).get(name, [(10 + at % 7, 12) for at in range(len(each))])
+        for name, each in rewards.items()
+    }
     metrics = {name: summary(each, (log_rewards or {}).get(name)) for name, each in rewards.items()}
     states = [("initial" if at == 0 else f"epoch_{at}", at, each) for at, each in enumerate(history)]
     fit = {"accuracy": train_fit[0], "normalized_margin": 1.5, "tie_rate": 0.0, "loss": train_fit[1], "pairs": 2000}
@@ -95,7 +98,8 @@ def write_run(
                 "max_length": None,
             },
             "lora": None,
-            "training": {"learning_rate": 1e-6, "num_train_epochs": 5, "batch_size": 32, "seed": seed} | dict(options or {}),
+            "training": {"learning_rate": 1e-6, "num_train_epochs": 5, "batch_size": 32, "seed": seed}
+            | dict(options or {}),
         },
         "reward_model": {"format": 1, "reward_model": settings},
         "data": {
@@ -105,7 +109,12 @@ def write_run(
         "train_fit": fit,
         "metrics": metrics,
         "history": [
-            {"state": state, "epoch": epoch, "step": 63 * epoch, "sets": {name: summary(each) for name, each in found.items()}}
+            {
+                "state": state,
+                "epoch": epoch,
+                "step": 63 * epoch,
+                "sets": {name: summary(each) for name, each in found.items()},
+            }
             for state, epoch, found in states
         ]
         + [{"state": "final", "epoch": 5.0, "step": 315, "sets": {"train": fit, **metrics}}],
@@ -117,7 +126,8 @@ def write_run(
             columns |= {"chosen_log_reward": logs[:, 0], "rejected_log_reward": logs[:, 1]}
         write_table(run.rewards(name), columns)
         written = (texts or {}).get(name) or {
-            column: [f"{column} {at} of {name}" for at in range(len(each))] for column in ("prompt", "chosen", "rejected")
+            column: [f"{column} {at} of {name}" for at in range(len(each))]
+            for column in ("prompt", "chosen", "rejected")
         }
         tokens = np.asarray(lengths[name])
         write_table(

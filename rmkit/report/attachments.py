@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -93,26 +94,26 @@ def theory(runs: Runs, given: Iterable[Path]) -> tuple[list[Item], list[Problem]
     own = [
         path for directory in runs.directories.values() for path in sorted((directory.path / "theory").glob("*.json"))
     ]
-    for path in [*own, *given]:
+    for at, path in enumerate(chain(own, given)):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             title = f"{content['theory'] if isinstance(content['theory'], str) else 'theory'}, {path.stem}."
         except (OSError, ValueError, KeyError, TypeError) as error:
             problems.append(Problem(str(path), f"is no theory result: {_first_line(error)}"))
             continue
-        items.append(_numbers(path, title, content))
+        items.append(_numbers(f"theory_{at}_{_plain(path.stem)}", path, title, content))
         items += [Picture(title, picture) for picture in _pictures(path, content)]
     return items, problems
 
 
-def _numbers(path: Path, title: str, content: dict[str, Any]) -> Table:
+def _numbers(name: str, path: Path, title: str, content: dict[str, Any]) -> Table:
     leaves = list(_leaves(content))
     texts = [(name, f"{value:.6g}" if isinstance(value, float) else str(value)) for name, value in leaves]
     rows = [[Cell(name, number=False), Cell(text)] for name, text in texts]
     left_out = len(rows) - MOST_NUMBERS
     note = f"{count(left_out, 'more number')} in {path.name}." if left_out > 0 else ""
     data = pd.DataFrame(leaves, columns=["name", "value"]).astype({"value": str})
-    return Table(f"theory_{_plain(path.stem)}", title, ["Quantity", "Value"], rows[:MOST_NUMBERS], data, note)
+    return Table(name, title, ["Quantity", "Value"], rows[:MOST_NUMBERS], data, note)
 
 
 def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, float | int | str | bool]]:

@@ -21,6 +21,7 @@ from rmkit.report.comparison import Comparison, compared, count, papers_training
 from rmkit.report.html import Drawing, Item, Section, page
 from rmkit.report.names import EX, GRM, TRAINING_SETS
 from rmkit.report.runs import Problem, Runs, load
+from rmkit.report.style import in_order
 from rmkit.report.tables import Cell, Table, plain_table
 from rmkit.run_directory import replacing, write_text
 
@@ -83,7 +84,8 @@ def write(sections: Sequence[Section], runs: Runs, output: Path) -> None:
 def _check(output: Path) -> None:
     if output.is_file():
         raise RmkitError(f"--output {output} is a file.", "Give a folder.")
-    foreign = sorted(each.name for each in output.iterdir() if each.name not in PARTS) if output.is_dir() else []
+    there = [each.name for each in output.iterdir()] if output.is_dir() else []
+    foreign = sorted(name for name in there if name not in PARTS and not name.startswith("."))
     if foreign:
         raise RmkitError(f"--output {output} holds {foreign[0]}, which no report writes.", "Give another folder.")
 
@@ -114,6 +116,8 @@ def _about(runs: Runs, setting: str) -> str:
     shown = f"Learning rate {rate:g}" + (f", β {beta[0]:g}" if len(beta) else "")
     papers = papers_training(setting) in TRAINING_SETS.values()
     models = sorted(frame["model"].unique(), key=str.casefold)
+    variants = [name for name in in_order(frame["variant"]) if name not in set(frame["reward_model"])]
+    shown += f"; {', '.join(variants)}" if variants else ""
     named = ", ".join(models[:8]) + (" …" if len(models) > 8 else "")
     beside = " The paper's numbers are of six models of 1B to 8B and three seeds." if papers else ""
     return f"{shown}; {count(len(models), 'language model')}: {named}.{beside}"

@@ -30,12 +30,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from rmkit.errors import RmkitError
+from rmkit.recipe import BATCH_SIZE, TRAINING_DEFAULTS
 from rmkit.report import names
 from rmkit.run_directory import FINAL, RunDirectory
 
 Floats = NDArray[np.float64]
 PAPER_LEARNING_RATE, PAPER_BETA = 1e-6, 0.01
-TRAINING_DEFAULTS: dict[str, Any] = {"num_train_epochs": 5, "batch_size": 32}  # where a recipe does not say
 _FREE_OPTIONS = {  # training options that may differ between runs that are compared
     "seed",
     "learning_rate",
@@ -273,11 +273,11 @@ class _Loaded:
 
     @property
     def learning_rate(self) -> float:
-        return float(self.record.recipe.training.get("learning_rate", PAPER_LEARNING_RATE))
+        return float(self.record.recipe.training.get("learning_rate", TRAINING_DEFAULTS["learning_rate"]))
 
     @property
     def seed(self) -> int:
-        return int(self.record.recipe.training.get("seed", 0))
+        return int(self.record.recipe.training.get("seed", TRAINING_DEFAULTS["seed"]))
 
     @property
     def beta(self) -> float:
@@ -287,7 +287,7 @@ class _Loaded:
     @property
     def options(self) -> str:
         """What must be the same in runs that are compared: the training options but for seed, learning rate, ..."""
-        training = TRAINING_DEFAULTS | self.record.recipe.training
+        training = TRAINING_DEFAULTS | {"batch_size": BATCH_SIZE} | self.record.recipe.training
         kept = {key: value for key, value in training.items() if key not in _FREE_OPTIONS}
         return json.dumps(kept | {"max_length": self.record.recipe.data.max_length}, sort_keys=True)
 
@@ -425,9 +425,12 @@ def _runs_frame(loaded: list[_Loaded]) -> pd.DataFrame:
         for run in loaded
     )
     frame["standard"] = frame["variant"] == frame["reward_model"]
+    for _, group in frame.groupby(["setting", "reward_model"]):
+        if not group["standard"].any():  # where all runs are of a variant, such as LoRA, it is the standard
+            frame.loc[group.index, "standard"] = group["variant"] == _usual(group["variant"])
     frame["usual_learning_rate"] = frame["usual_beta"] = False
     for _, group in frame.groupby("setting"):
-        standard = group[group["standard"]] if group["standard"].any() else group
+        standard = group[group["standard"]]
         rate = _usual_number(standard["learning_rate"], PAPER_LEARNING_RATE)
         at_rate = standard[standard["learning_rate"] == rate]
         beta = _usual_number(at_rate["beta"].dropna(), PAPER_BETA)

@@ -56,6 +56,7 @@ RC: dict[Any, Any] = {
     "lines.linewidth": 1.6,
     "lines.markersize": 4,
     "hatch.linewidth": 0.6,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "svg.fonttype": "path",
     "svg.hashsalt": "rmkit",
     "figure.facecolor": "none",
