@@ -659,7 +659,7 @@ def test_a_table_as_markdown_latex_and_csv():
     assert markdown[4] == r"| a\_b\|c & 5% | **0.75 ± 0.01** (paper 0.76; −1.0 SE) |"
     latex = table.to_latex()
     assert r"a\_b|c \& 5\%" in latex
-    assert r"\shortstack{\textbf{0.75 $\pm$ 0.01}\\ {\scriptsize paper 0.76; $-$1.0 SE}}" in latex
+    assert r"\shortstack[r]{\textbf{0.75 $\pm$ 0.01}\\ {\scriptsize paper 0.76}\\ {\scriptsize $-$1.0 SE}}" in latex
     assert r"\caption{Title. Note \$x\$.}" in latex
     assert latex.count("{") == latex.count("}")
     assert table.to_csv() == "value\n0.7512345\n"

@@ -317,12 +317,13 @@ def agreement_matrix(matrix: Floats, labels: Sequence[str]) -> Figure:
     size = len(labels)
     side = min(style.TEXT_WIDTH, 1.7 + 0.36 * size)
     figure, (axis,) = style.new_figure(1, 1, side, side * 0.92)
+    lowest = min(0.5, float(np.nanmin(matrix)))
     lower = np.where(np.tri(size, dtype=bool), matrix, np.nan)  # the upper half says the same
-    image = axis.pcolormesh(lower, cmap="Blues", vmin=0, vmax=1, edgecolor="white", linewidth=0.5)
+    image = axis.pcolormesh(lower, cmap="Blues", vmin=lowest, vmax=1, edgecolor="white", linewidth=0.5)
     small = size > 12
     for row, column in zip(*np.tril_indices(size), strict=True):
         value = float(matrix[row, column])
-        ink = "white" if value > 0.6 else "#101010"
+        ink = "white" if value > lowest + 0.6 * (1 - lowest) else "#101010"
         text = "" if math.isnan(value) else f"{100 * value:.0f}"
         axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=ink, size=5 if small else 7)
     middles = np.arange(size) + 0.5

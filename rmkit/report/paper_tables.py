@@ -209,13 +209,14 @@ def win_rate_table(comparison: Comparison) -> Table:
 # --- Figures 3 and 4, and any other setting ------------------------------------------------------------------------
 
 
-def accuracy_table(runs: Runs, setting: str, hyperparameters: bool = False) -> Table:
+def accuracy_table(runs: Runs, setting: str, hyperparameters: bool = False, note: str = "") -> Table:
     """Accuracy by set, the training set first: the tables inside Figure 3 (Hamiltonian) and Figure 4 (Persona).
 
     Args:
         runs: all runs.
         setting: the training set.
         hyperparameters: a row for each learning rate and beta (Appendix C.1 and C.2), else the main runs alone.
+        note: what is said below the title beside the usual.
     """
     both = pd.concat([runs.train_fit, runs.final])
     frame = both[(both["setting"] == setting) & both["standard"]]
@@ -248,7 +249,8 @@ def accuracy_table(runs: Runs, setting: str, hyperparameters: bool = False) -> T
             for name in sets
         ]
     models, seeds = frame["model"].nunique(), frame["seed"].nunique()
-    note = f"{count(models, 'model')}, {count(seeds, 'seed')}: means over models, ± standard deviation over seeds."
+    usual = f"{count(models, 'model')}, {count(seeds, 'seed')}: means over models, ± standard deviation over seeds."
+    note = f"{usual} {note}".strip()
     stem = "accuracy_by_hyperparameters" if hyperparameters else "accuracy"
     title = f"Accuracy of reward models trained on {setting}{' by learning rate and β' if hyperparameters else ''}."
     return Table(f"{slug(setting)}_{stem}", title, header, rows, means.assign(training=setting), note)

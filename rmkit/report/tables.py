@@ -156,5 +156,6 @@ def _latex(text: str) -> str:
 
 
 def _latex_cell(cell: Cell) -> str:
-    text = f"\\textbf{{{_latex(cell.text)}}}" if cell.bold else _latex(cell.text)
-    return f"\\shortstack{{{text}\\\\ {{\\scriptsize {_latex(_one_line(cell.below))}}}}}" if cell.below else text
+    lines = [f"\\textbf{{{_latex(cell.text)}}}" if cell.bold else _latex(cell.text)]
+    lines += [f"{{\\scriptsize {_latex(line)}}}" for line in cell.below.splitlines()]
+    return lines[0] if len(lines) == 1 else "\\shortstack[r]{" + r"\\ ".join(lines) + "}"
