@@ -621,7 +621,7 @@ def test_explanations_and_theory_are_shown(tmp_path):
         (folder / "explain" / f"{name}.json").write_text(json.dumps(content))
     (folder / "theory").mkdir()
     theory = {
-        "theory": "separator",
+        "theory": "something new",
         "format": 1,
         "margin": 0.25,
         "unseen": {"test": {"positive": 1.0}},
@@ -648,6 +648,18 @@ def test_explanations_and_theory_are_shown(tmp_path):
 
 
 # --- the three forms, the page, the command ------------------------------------------------------------------------
+
+
+def test_a_theory_result_is_shown_as_rmkit_theory_prints_it(tmp_path):
+    growth = [{"vertices": 4, "exponent": None}]
+    case = {"vertices": 4, "reference_mass": 0.1, "mass": 0.2, "bound": 0.3, "slack": 1.5, "margin": 1.0}
+    content = {"theory": "verification", "delta": 1.0, "cases": [case, case], "growth": growth}
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    write_run(tmp_path / "run", {"ultrafeedback": with_accuracy(3, 5)}, record={"theory": {"dynamics": {"before": {}}}})
+    items, problems = attachments.theory(load([tmp_path / "run"]), [tmp_path / "t.json"])
+    assert [cell.text for cell in items[0].rows[0]][:5] == ["4", "2", "0.1", "0.2", "0.3"]
+    assert items[0].title.startswith("A verifier with margin 1 (Theorem 1)")
+    assert [problem.reason for problem in problems] == ["run.json: theory.dynamics cannot be used: 'errors'"]
 
 
 def test_a_table_as_markdown_latex_and_csv():

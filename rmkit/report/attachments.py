@@ -21,9 +21,11 @@ from rmkit.report.comparison import count
 from rmkit.report.html import Item, Picture, Tokens
 from rmkit.report.runs import Problem, Runs
 from rmkit.report.tables import Cell, Table, number
+from rmkit.theory import summary
 
 MOST_NUMBERS = 40
 _PICTURES = (".svg", ".png")
+_UNEXPECTED = (KeyError, TypeError, ValueError, AttributeError, IndexError)  # of content that is not as it should be
 
 
 class Explanation(BaseModel):
@@ -101,9 +103,32 @@ def theory(runs: Runs, given: Iterable[Path]) -> tuple[list[Item], list[Problem]
         except (OSError, ValueError, KeyError, TypeError) as error:
             problems.append(Problem(str(path), f"is no theory result: {_first_line(error)}"))
             continue
-        items.append(_numbers(f"theory_{at}_{_plain(path.stem)}", path, title, content))
+        items += _summary(f"theory_{at}_{_plain(path.stem)}", path, title, content)
         items += [Picture(title, picture) for picture in _pictures(path, content)]
+    for run, types in runs.dynamics.items():
+        try:
+            tables = summary.dynamics_tables(types)
+        except _UNEXPECTED as error:
+            problems.append(Problem(run, f"run.json: theory.dynamics cannot be used: {_first_line(error)}"))
+            continue
+        items += [
+            _table(f"dynamics_{_plain(run)}_{at}", f"{run}: {each['title']}.", each) for at, each in enumerate(tables)
+        ]
     return items, problems
+
+
+def _summary(name: str, path: Path, title: str, content: dict[str, Any]) -> list[Table]:
+    """The tables that `rmkit theory` prints for the result; of a result that it does not know, the numbers."""
+    try:
+        tables = summary.tables(content)
+    except _UNEXPECTED:
+        return [_numbers(name, path, title, content)]
+    return [_table(f"{name}_{at}", f"{each['title']}.", each) for at, each in enumerate(tables)]
+
+
+def _table(name: str, title: str, rows: summary.Rows) -> Table:
+    cells = [[Cell(text, number=at > 0) for at, text in enumerate(row)] for row in rows["rows"]]
+    return Table(name, title, rows["columns"], cells, pd.DataFrame(rows["rows"], columns=rows["columns"]))
 
 
 def _numbers(name: str, path: Path, title: str, content: dict[str, Any]) -> Table:

@@ -125,7 +125,7 @@ def _about(runs: Runs, setting: str) -> str:
     variants = [name for name in in_order(frame["variant"]) if name not in set(frame["reward_model"])]
     shown += f"; {', '.join(variants)}" if variants else ""
     named = ", ".join(models[:8]) + (" …" if len(models) > 8 else "")
-    beside = " The paper's numbers are of six models of 1B to 8B and three seeds." if papers else ""
+    beside = " The paper's numbers are of six models of 1B to 8B, three seeds and 200 pairs a set." if papers else ""
     return f"{shown}; {count(len(models), 'language model')}: {named}.{beside}"
 
 

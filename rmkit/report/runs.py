@@ -7,6 +7,7 @@
                normalized_margin, tie_rate, loss, pairs
     scores     (run, set) -> the rewards of every pair in the final state
     problems   what was left out, and why
+    dynamics   run -> the theory.dynamics of its run.json, where it has it
 
 A *setting* is a training set; runs of one setting are compared with each other. `main` marks the runs that the paper's
 tables and figures are about: the standard variants at the setting's usual learning rate and beta.
@@ -99,6 +100,7 @@ class Runs:
     scores: dict[tuple[str, str], SetScores] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     directories: dict[str, RunDirectory] = field(default_factory=dict)
+    dynamics: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @cached_property
     def final(self) -> pd.DataFrame:
@@ -165,6 +167,7 @@ def load(paths: Iterable[Path | str]) -> Runs:
         },
         problems=problems + too_small,
         directories={run.name: run.directory for run in loaded},
+        dynamics={run.name: run.record.theory["dynamics"] for run in loaded if "dynamics" in run.record.theory},
     )
 
 
@@ -254,6 +257,7 @@ class _Record(_Part):
     train_fit: _Metrics | None = None
     metrics: dict[str, _Metrics]
     history: list[_State]
+    theory: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
