@@ -9,6 +9,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from rmkit.report.style import to_svg
+from rmkit.report.style import TEXT_WIDTH, for_page, plain_svg, write_png
 from rmkit.report.tables import Table
 
 
@@ -30,9 +31,23 @@ class Drawing:
     caption: str = ""
     kind: str = "figure"
 
+    def save(self, folder: Path) -> None:
+        """<name>.svg and <name>.png in the folder."""
+        (folder / f"{self.name}.svg").write_text(self._svg, encoding="utf-8")
+        write_png(self.figure, folder / f"{self.name}.png")
+
+    @property
+    def width(self) -> float:
+        """Its width in lines of text: figures of one size of letters look as if of one piece."""
+        return float(self.figure.get_figwidth()) / TEXT_WIDTH
+
+    @cached_property
+    def _svg(self) -> str:
+        return plain_svg(self.figure)
+
     @cached_property
     def svg(self) -> Markup:
-        return Markup(to_svg(self.figure))
+        return Markup(for_page(self._svg))
 
 
 @dataclass(frozen=True)
@@ -75,15 +90,16 @@ Item = Table | Drawing | Picture | Texts | Tokens
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a paragraph and what stands below it."""
+    """A heading, a paragraph and what stands below it; `part` is what the section is about, such as a training set."""
 
     title: str
     items: Sequence[Item] = field(default_factory=list)
     text: str = ""
+    part: str = ""
 
     @property
     def anchor(self) -> str:
-        return "".join(each if each.isalnum() else "-" for each in self.title.lower())
+        return "".join(each if each.isalnum() else "-" for each in f"{self.part} {self.title}".strip().lower())
 
 
 def page(title: str, sections: Sequence[Section], lead: str = "", facts: Mapping[str, Any] | None = None) -> str:
@@ -103,4 +119,6 @@ def page(title: str, sections: Sequence[Section], lead: str = "", facts: Mapping
         lstrip_blocks=True,
     )
     shown = [section for section in sections if section.items or section.text]
-    return environment.get_template("report.html").render(title=title, lead=lead, facts=facts or {}, sections=shown)
+    parts = [(part, list(members)) for part, members in groupby(shown, key=lambda section: section.part)]
+    template = environment.get_template("report.html")
+    return template.render(title=title, lead=lead, facts=facts or {}, sections=shown, parts=parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 EX, IM, GRM = "EX-RM", "IM-RM", "EX-GRM"
@@ -39,9 +40,9 @@ def dataset(name: str, path: str) -> str:
 
 def training_set(name: str, path: str) -> str:
     """The paper's name of a training set; otherwise its own, or its folder's where it is only called train."""
-    known = TRAINING_SETS.get(_papers_name(name) or _papers_name(path) or "")
     generic = name.lower() in ("train", "training")
-    return known or (_last(path) if generic else name)
+    known = TRAINING_SETS.get(_papers_name(name) or _papers_name(path) or "") or (_last(path) if generic else name)
+    return known[:1].upper() + known[1:]
 
 
 def variant(settings: dict[str, Any], lora: bool) -> str:
@@ -97,6 +98,7 @@ def _shortest(candidates: dict[str, list[str]]) -> dict[str, str]:
     return chosen
 
 
+@cache
 def _papers_name(text: str) -> str | None:
     plain = re.sub(r"[^a-z0-9]+", " ", text.lower())
     return next((name for pattern, name in _PATTERNS if re.match(pattern, plain)), None)

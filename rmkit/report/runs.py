@@ -7,6 +7,7 @@
                normalized_margin, tie_rate, loss, pairs
     scores     (run, set) -> the rewards of every pair in the final state
     problems   what was left out, and why
+    dynamics   run -> the theory.dynamics of its run.json, where it has it
 
 A *setting* is a training set; runs of one setting are compared with each other. `main` marks the runs that the paper's
 tables and figures are about: the standard variants at the setting's usual learning rate and beta.
@@ -30,12 +31,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from rmkit.errors import RmkitError
+from rmkit.recipe import BATCH_SIZE, TRAINING_DEFAULTS
 from rmkit.report import names
 from rmkit.run_directory import FINAL, RunDirectory
 
 Floats = NDArray[np.float64]
 PAPER_LEARNING_RATE, PAPER_BETA = 1e-6, 0.01
-TRAINING_DEFAULTS: dict[str, Any] = {"num_train_epochs": 5, "batch_size": 32}  # where a recipe does not say
 _FREE_OPTIONS = {  # training options that may differ between runs that are compared
     "seed",
     "learning_rate",
@@ -99,6 +100,7 @@ class Runs:
     scores: dict[tuple[str, str], SetScores] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     directories: dict[str, RunDirectory] = field(default_factory=dict)
+    dynamics: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @cached_property
     def final(self) -> pd.DataFrame:
@@ -165,6 +167,7 @@ def load(paths: Iterable[Path | str]) -> Runs:
         },
         problems=problems + too_small,
         directories={run.name: run.directory for run in loaded},
+        dynamics={run.name: run.record.theory["dynamics"] for run in loaded if "dynamics" in run.record.theory},
     )
 
 
@@ -254,6 +257,7 @@ class _Record(_Part):
     train_fit: _Metrics | None = None
     metrics: dict[str, _Metrics]
     history: list[_State]
+    theory: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -273,11 +277,11 @@ class _Loaded:
 
     @property
     def learning_rate(self) -> float:
-        return float(self.record.recipe.training.get("learning_rate", PAPER_LEARNING_RATE))
+        return float(self.record.recipe.training.get("learning_rate", TRAINING_DEFAULTS["learning_rate"]))
 
     @property
     def seed(self) -> int:
-        return int(self.record.recipe.training.get("seed", 0))
+        return int(self.record.recipe.training.get("seed", TRAINING_DEFAULTS["seed"]))
 
     @property
     def beta(self) -> float:
@@ -287,7 +291,7 @@ class _Loaded:
     @property
     def options(self) -> str:
         """What must be the same in runs that are compared: the training options but for seed, learning rate, ..."""
-        training = TRAINING_DEFAULTS | self.record.recipe.training
+        training = TRAINING_DEFAULTS | {"batch_size": BATCH_SIZE} | self.record.recipe.training
         kept = {key: value for key, value in training.items() if key not in _FREE_OPTIONS}
         return json.dumps(kept | {"max_length": self.record.recipe.data.max_length}, sort_keys=True)
 
@@ -333,7 +337,8 @@ def _load(name: str, path: Path) -> _Loaded:
 def _read_scores(directory: RunDirectory, name: str) -> SetScores:
     path = directory.rewards(name)
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:  # pq.read_table starts threads, which cost more than so small a file
+            table = file.read(use_threads=False)
         columns = {column: table[column].to_numpy() for column in table.column_names}
         rewards = np.column_stack([columns["chosen_reward"], columns["rejected_reward"]]).astype(np.float64)
         index = columns["index"].astype(np.int64)
@@ -413,6 +418,7 @@ def _runs_frame(loaded: list[_Loaded]) -> pd.DataFrame:
         {
             "run": run.name,
             "setting": settings[run.training_fingerprint],
+            "training_path": run.record.recipe.data.train.path,
             "model": models[names.model_key(run.record.recipe.base)],
             "reward_model": names.REWARD_MODELS[run.settings["type"]],
             "variant": names.variant(run.settings, run.record.recipe.lora is not None),
@@ -423,9 +429,12 @@ def _runs_frame(loaded: list[_Loaded]) -> pd.DataFrame:
         for run in loaded
     )
     frame["standard"] = frame["variant"] == frame["reward_model"]
+    for _, group in frame.groupby(["setting", "reward_model"]):
+        if not group["standard"].any():  # where all runs are of a variant, such as LoRA, it is the standard
+            frame.loc[group.index, "standard"] = group["variant"] == _usual(group["variant"])
     frame["usual_learning_rate"] = frame["usual_beta"] = False
     for _, group in frame.groupby("setting"):
-        standard = group[group["standard"]] if group["standard"].any() else group
+        standard = group[group["standard"]]
         rate = _usual_number(standard["learning_rate"], PAPER_LEARNING_RATE)
         at_rate = standard[standard["learning_rate"] == rate]
         beta = _usual_number(at_rate["beta"].dropna(), PAPER_BETA)

@@ -1,6 +1,6 @@
 """The look of every figure: colours that colour-blind readers can tell apart, sizes of a paper's column, SVG and PNG.
 
-SVGs carry no background, and their ink is `currentColor`, so that one file serves light and dark pages and print.
+SVGs carry no background; on a page their ink is the page's, so that one drawing serves light and dark.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from rmkit.report.names import EX, GRM, IM
 
@@ -55,6 +56,7 @@ RC: dict[Any, Any] = {
     "lines.linewidth": 1.6,
     "lines.markersize": 4,
     "hatch.linewidth": 0.6,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "svg.fonttype": "path",
     "svg.hashsalt": "rmkit",
     "figure.facecolor": "none",
@@ -91,9 +93,7 @@ def new_figure(rows: int, columns: int, width: float, height: float, **options: 
 
 
 def key(figure: Figure, labels: Sequence[str], palette: dict[str, str]) -> None:
-    """The labels above the panels, each in front of a swatch of its colour."""
-    from matplotlib.patches import Patch
-
+    """The labels above the panels, each behind a swatch of its colour."""
     patches = [
         Patch(facecolor=palette[each], hatch=hatch(each), edgecolor="white", linewidth=0, label=each) for each in labels
     ]
@@ -102,13 +102,12 @@ def key(figure: Figure, labels: Sequence[str], palette: dict[str, str]) -> None:
 
 def label_lines(axes: Axes, ends: dict[str, tuple[float, float]], palette: dict[str, str], gap: float) -> None:
     """Names beside the right ends (x, y) of lines, in their colours, at least `gap` (data units) apart."""
-    placed = float("-inf")
-    for name, (x, y) in sorted(ends.items(), key=lambda item: item[1][1]):
-        placed = max(y, placed + gap)
+    names = sorted(ends, key=lambda name: ends[name][1])
+    for name, place in zip(names, apart([ends[name][1] for name in names], gap, *axes.get_ylim()), strict=True):
         axes.annotate(
             name,
-            (x, placed),
-            xytext=(5, 0),
+            (ends[name][0], place),
+            xytext=(6, 0),
             textcoords="offset points",
             va="center",
             color=palette[name],
@@ -118,15 +117,42 @@ def label_lines(axes: Axes, ends: dict[str, tuple[float, float]], palette: dict[
         )
 
 
+def apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Sorted places moved as little as it takes to lie `gap` apart and, where they can, inside [low, high]."""
+    groups: list[list[float]] = []  # each keeps its members' wishes; it is laid out evenly around their mean
+
+    def span(group: list[float]) -> tuple[float, float]:
+        half = gap * (len(group) - 1) / 2
+        middle = min(max(sum(group) / len(group), low + half + gap / 2), high - half - gap / 2)
+        return middle - half, middle + half
+
+    for place in places:
+        groups.append([place])
+        while len(groups) > 1 and span(groups[-1])[0] - span(groups[-2])[1] < gap:
+            groups[-2:] = [groups[-2] + groups[-1]]
+    return [span(group)[0] + gap * number for group in groups for number in range(len(group))]
+
+
 def to_svg(figure: Figure) -> str:
-    """The figure as an <svg> element that can stand in an HTML page beside others; its ink is `currentColor`."""
+    """The figure as an <svg> element that takes ink and rules from the page it stands in, for light and dark."""
+    return for_page(plain_svg(figure))
+
+
+def plain_svg(figure: Figure) -> str:
+    """The figure as an SVG document with colours of its own and no background."""
     with matplotlib.rc_context(RC):
+        _settle(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
+    return re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
+
+
+def for_page(svg: str) -> str:
+    """An SVG document as an element of an HTML page: `currentColor`, `--rule`, `--muted`, and ids of its own."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     on_page = {INK: "currentColor", RULE: f"var(--rule, {RULE})", MUTED: f"var(--muted, {MUTED})"}
+    on_page |= {colour: f"var(--{name.lower()}, {colour})" for name, colour in COLOURS.items()}
+    on_page |= {"stroke: #ffffff": "stroke: var(--paper, #ffffff)"}  # the gaps between bars
     for colour, replacement in on_page.items():
         svg = svg.replace(colour, replacement)
     prefix = "f" + hashlib.sha256(svg.encode()).hexdigest()[:8]  # ids must not meet those of another figure
@@ -134,9 +160,23 @@ def to_svg(figure: Figure) -> str:
     return re.sub(r'(xlink:href="#|href="#|url\(#)([^")]+)', rf"\1{prefix}-\2", svg)
 
 
-def save(figure: Figure, folder: Path, stem: str) -> None:
-    """<stem>.svg and <stem>.png (300 dpi, on white) in the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{stem}.svg").write_text('<?xml version="1.0" encoding="utf-8"?>\n' + to_svg(figure), encoding="utf-8")
+def write_png(figure: Figure, path: Path) -> None:
+    """The figure on white, 300 dpi."""
     with matplotlib.rc_context(RC):
-        figure.savefig(folder / f"{stem}.png", dpi=300, facecolor="white")
+        _settle(figure)
+        figure.savefig(path, dpi=300, facecolor="white")
+
+
+def save(figure: Figure, folder: Path, stem: str) -> None:
+    """<stem>.svg and <stem>.png in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{stem}.svg").write_text(plain_svg(figure), encoding="utf-8")
+    write_png(figure, folder / f"{stem}.png")
+
+
+def _settle(figure: Figure) -> None:
+    """Lay the figure out once: the layout is what takes longest, and is the same for every format."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
-
-from rmkit.run_directory import write_text
 
 MINUS, NONE = "−", "–"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is read in a table: a text, and below it a smaller one (the paper's number)."""
+    """What is read in a table: a text, and below it smaller lines (the paper's number)."""
 
     text: str
     below: str = ""
@@ -73,11 +70,9 @@ class Table:
             ]
         )
 
-    def save(self, folder: Path) -> None:
-        """<name>.md, <name>.csv and <name>.tex in the folder."""
-        write_text(folder / f"{self.name}.md", self.to_markdown())
-        write_text(folder / f"{self.name}.csv", self.to_csv())
-        write_text(folder / f"{self.name}.tex", self.to_latex())
+    def forms(self) -> dict[str, str]:
+        """File ending -> content."""
+        return {"md": self.to_markdown(), "csv": self.to_csv(), "tex": self.to_latex()}
 
     def _numeric(self, column: int) -> bool:
         return bool(self.rows) and all(row[column].number for row in self.rows)
@@ -103,7 +98,13 @@ def number(value: float, digits: int = 3) -> str:
     """A number with a true minus sign; a dash if there is none."""
     if not math.isfinite(value):
         return NONE
-    return f"{value:.{digits}f}".replace("-", MINUS)
+    return f"{value + 0.0:.{digits}f}".replace("-", MINUS)
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """A number with its sign; none if it is rounded to 0."""
+    text = f"{value:+.{digits}f}"
+    return text.lstrip("+-") if float(text) == 0 else text.replace("-", MINUS)
 
 
 def spread(mean: float, sd: float, digits: int = 3) -> str:
@@ -111,15 +112,13 @@ def spread(mean: float, sd: float, digits: int = 3) -> str:
     return f"{number(mean, digits)} ± {number(sd, digits)}" if math.isfinite(sd) else number(mean, digits)
 
 
-def save_all(tables: Iterable[Table], folder: Path) -> None:
-    """Every table in the folder, in three forms each."""
-    for table in tables:
-        table.save(folder)
-
-
 def _markdown_cell(cell: Cell) -> str:
     text = f"**{_markdown(cell.text)}**" if cell.bold else _markdown(cell.text)
-    return f"{text} ({_markdown(cell.below)})" if cell.below else text
+    return f"{text} ({_markdown(_one_line(cell.below))})" if cell.below else text
+
+
+def _one_line(below: str) -> str:
+    return "; ".join(below.splitlines())
 
 
 def _markdown(text: str) -> str:
@@ -157,5 +156,6 @@ def _latex(text: str) -> str:
 
 
 def _latex_cell(cell: Cell) -> str:
-    text = f"\\textbf{{{_latex(cell.text)}}}" if cell.bold else _latex(cell.text)
-    return f"\\shortstack{{{text}\\\\ {{\\scriptsize {_latex(cell.below)}}}}}" if cell.below else text
+    lines = [f"\\textbf{{{_latex(cell.text)}}}" if cell.bold else _latex(cell.text)]
+    lines += [f"{{\\scriptsize {_latex(line)}}}" for line in cell.below.splitlines()]
+    return lines[0] if len(lines) == 1 else "\\shortstack[r]{" + r"\\ ".join(lines) + "}"
