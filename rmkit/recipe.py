@@ -34,6 +34,8 @@ from rmkit.errors import RmkitError
 VERIFICATION_PROMPT = "Question: {prompt}\nAnswer: {response}\nVerification: Is the answer correct (Yes/No)?"
 """The EX-GRM input format of Appendix D.2."""
 
+_HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9_]([\w.-]*/[A-Za-z0-9_])?[\w.-]*", re.ASCII)
+
 DTypeName = Literal["float32", "bfloat16"]
 SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """Names of sets become file names, so they hold no separators."""
@@ -231,6 +233,27 @@ class Theory(Section):
     learning_rate: PositiveFloat = 1e-6
 
 
+class Hub(Section):
+    """Publishing to the Hugging Face Hub: the finished run, or also the model at every save while training.
+
+    `base` says where others get a base that is a local folder here: a hub id (owner/name or owner/name@revision), or
+    `beside`, to upload it into the repository.
+    """
+
+    push: Literal["end", "every_save"]
+    repo_id: str
+    private: bool = True
+    base: str | None = None
+
+    @model_validator(mode="after")
+    def _names_are_the_hubs(self) -> Hub:
+        if not _HUB_ID.fullmatch(self.repo_id) or "/" not in self.repo_id:
+            raise ValueError(f"repo_id {self.repo_id!r} is not of the form owner/name")
+        if self.base is not None and not _HUB_ID.fullmatch(self.base.partition("@")[0]):
+            raise ValueError(f"base {self.base!r} is neither a hub id (owner/name or owner/name@revision) nor beside")
+        return self
+
+
 class Recipe(Section):
     """A whole run. See docs/recipes.md for every key."""
 
@@ -243,6 +266,7 @@ class Recipe(Section):
     theory: Theory = Theory()
     distributed: str | None = None
     resume: Literal["never", "auto"] = "never"
+    hub: Hub | None = None
     output_dir: Path
 
     def to_yaml(self) -> str:
@@ -294,11 +318,11 @@ OWNED_FIELDS = {
     "eval_strategy": "evaluation.every_epoch",
     "eval_steps": "evaluation.every_epoch",
     "eval_on_start": "evaluation (sets are always scored before training)",
-    "push_to_hub": "the command `rmkit push`",
-    "hub_model_id": "the command `rmkit push`",
-    "hub_strategy": "the command `rmkit push`",
-    "hub_token": "the command `rmkit push`",
-    "hub_private_repo": "the command `rmkit push`",
+    "push_to_hub": "hub.push",
+    "hub_model_id": "hub.repo_id",
+    "hub_strategy": "hub.push",
+    "hub_token": "`hf auth login` or the variable HF_TOKEN",
+    "hub_private_repo": "hub.private",
     "remove_unused_columns": "nothing: rmkit's collator decides what a batch holds",
     "label_names": "nothing: rmkit's collator decides what a batch holds",
     "do_train": "nothing: a recipe always trains",
@@ -342,7 +366,13 @@ def training_arguments(recipe: Recipe, source: str = "recipe") -> dict[str, Any]
             wanted = _type_name(hints[key])
             raise RmkitError(f"{source}: training.{key} is {value!r}, not {wanted}.", f"Give it a {wanted}.") from None
     defaults = TRAINING_DEFAULTS | {"batch_size": BATCH_SIZE, "per_device_train_batch_size": MICRO_BATCH_SIZE}
-    return defaults | recipe.training
+    options = defaults | recipe.training
+    if recipe.hub is not None and recipe.hub.push == "every_save" and options["save_strategy"] == "no":
+        raise RmkitError(
+            f"{source}: hub.push is every_save, but training.save_strategy is no.",
+            "Give training.save_strategy steps or epoch, or hub.push end.",
+        )
+    return options
 
 
 def _type_name(hint: Any) -> str:
