@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from rmkit.commands import check, evaluate, prepare, quickstart, report, rewrite, score, train
+from rmkit.commands import check, evaluate, prepare, push, quickstart, report, rewrite, score, train
 from rmkit.commands.theory import theory_app
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -27,6 +27,7 @@ for command in (
     score.score,
     evaluate.evaluate,
     report.report,
+    push.push,
 ):
     app.command()(command)
 app.add_typer(theory_app)

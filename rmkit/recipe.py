@@ -40,6 +40,8 @@ from rmkit.errors import RmkitError
 VERIFICATION_PROMPT = "Question: {prompt}\nAnswer: {response}\nVerification: Is the answer correct (Yes/No)?"
 """The EX-GRM input format of Appendix D.2."""
 
+_HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9_]([\w.-]*/[A-Za-z0-9_])?[\w.-]*", re.ASCII)
+
 DTypeName = Literal["float32", "bfloat16"]
 SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """Names of sets become file names, so they hold no separators."""
@@ -241,6 +243,27 @@ class Theory(Section):
     learning_rate: PositiveFloat = 1e-6
 
 
+class Hub(Section):
+    """Publishing to the Hugging Face Hub: the finished run, or also the model at every save while training.
+
+    `base` says where others get a base that is a local folder here: a hub id (owner/name or owner/name@revision), or
+    `beside`, to upload it into the repository.
+    """
+
+    push: Literal["end", "every_save"]
+    repo_id: str
+    private: bool = True
+    base: str | None = None
+
+    @model_validator(mode="after")
+    def _names_are_the_hubs(self) -> Hub:
+        if not _HUB_ID.fullmatch(self.repo_id) or "/" not in self.repo_id:
+            raise ValueError(f"repo_id {self.repo_id!r} is not of the form owner/name")
+        if self.base is not None and not _HUB_ID.fullmatch(self.base.partition("@")[0]):
+            raise ValueError(f"base {self.base!r} is neither a hub id (owner/name or owner/name@revision) nor beside")
+        return self
+
+
 class Recipe(Section):
     """A whole run. See docs/recipes.md for every key."""
 
@@ -253,6 +276,7 @@ class Recipe(Section):
     theory: Theory = Theory()
     distributed: str | None = None
     resume: Literal["never", "auto"] = "never"
+    hub: Hub | None = None
     output_dir: LocalPath
 
     def to_yaml(self) -> str:
@@ -315,6 +339,12 @@ OWNED_FIELDS = {
     "eval_steps": "evaluation.every_epoch",
     "bf16_full_eval": "training.bf16",
     "fp16_full_eval": "training.bf16",
+    "resume_from_checkpoint": "resume: auto",
+    "push_to_hub": "hub.push",
+    "hub_model_id": "hub.repo_id",
+    "hub_strategy": "hub.push",
+    "hub_private_repo": "hub.private",
+    "hub_token": "`hf auth login` or the variable HF_TOKEN",
 }
 REFUSED_FIELDS = {
     # why there is no such key
@@ -347,19 +377,8 @@ REFUSED_FIELDS = {
     "label_smoothing_factor": "the loss is Eq. 3 or Eq. 7",
     "average_tokens_across_devices": "a step is always the mean over the pairs of all processes",
     "logging_nan_inf_filter": "a loss that is not finite always stops the run",
-    "resume_from_checkpoint": "a run cannot be resumed yet; start again with --overwrite",
-    **dict.fromkeys(
-        [
-            "push_to_hub",
-            "hub_model_id",
-            "hub_strategy",
-            "hub_token",
-            "hub_private_repo",
-            "hub_always_push",
-            "hub_revision",
-        ],
-        "publishing is the command `rmkit push`",
-    ),
+    "hub_always_push": "every push is waited for",
+    "hub_revision": "the default branch is pushed to",
 }
 _BOUNDS: dict[str, Any] = {
     # What the annotations of TrainingArguments do not say.
@@ -400,7 +419,13 @@ def training_arguments(recipe: Recipe, source: str = "recipe") -> dict[str, Any]
         _check_value(f"{source}: training.{key}", value, hints[key])
     _check_reporters(recipe, source)
     defaults = TRAINING_DEFAULTS | {"batch_size": BATCH_SIZE, "per_device_train_batch_size": MICRO_BATCH_SIZE}
-    return defaults | recipe.training
+    options = defaults | recipe.training
+    if recipe.hub is not None and recipe.hub.push == "every_save" and options["save_strategy"] == "no":
+        raise RmkitError(
+            f"{source}: hub.push is every_save, but training.save_strategy is no.",
+            "Give training.save_strategy steps or epoch, or hub.push end.",
+        )
+    return options
 
 
 def _check_value(key: str, value: Any, hint: Any) -> None:

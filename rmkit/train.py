@@ -20,6 +20,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -28,7 +29,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, set_seed
 
-from rmkit import distributed
+from rmkit import distributed, hub
 from rmkit.batching import PairCollator
 from rmkit.checkpoints import PREEMPTED_EXIT_CODE, CheckpointCallback, Preempted, disk_errors, newest_complete
 from rmkit.errors import RmkitError, reported
@@ -37,6 +38,7 @@ from rmkit.evaluation.tables import print_counts, print_metrics
 from rmkit.pairs import EncodedPairs
 from rmkit.preferences import PreferenceData
 from rmkit.preparation import encode, load_config, load_data, load_encoder, lora_config
+from rmkit.push_callback import PushCallback
 from rmkit.recipe import Recipe, load_recipe, training_arguments
 from rmkit.references import References
 from rmkit.reward_models import RewardModel, reward_model, trainer_class
@@ -66,11 +68,14 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
         if state.is_main_process:
             print(f"{run.path} is finished already.")
             print_metrics(run.read())
+            _publish(recipe, run)
         return run
     with state.main_process_first():
         data = load_data(recipe)
         base = _base(recipe, data[recipe.data.train.name])
     kind, record = _reward_model(recipe, base, bool(arguments.bf16), state)
+    if recipe.hub is not None and state.is_main_process:
+        hub.prepare(run, recipe.hub, record.model_dump(mode="json"), recipe.model_dump(mode="json"))
     encoded = _encode(recipe, data, kind, base, state)
 
     references = References(kind, record, recipe.evaluation.batch_size, state)
@@ -101,6 +106,10 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
     stopping = CheckpointCallback(trainer.accelerator)
     trainer.add_callback(scoring)
     trainer.add_callback(stopping)
+    if recipe.hub is not None and recipe.hub.push == "every_save":
+        write = partial(_write_model, trainer, kind, record)
+        describe = partial(run_record, recipe, data, encoded, scoring, record, trainer, {}, plan, started)
+        trainer.add_callback(PushCallback(recipe.hub, run, write, describe))
     checkpoint = newest_complete(Path(arguments.output_dir)) if resume else None
     if checkpoint is not None and state.is_main_process:
         print(f"Going on from {checkpoint}.")
@@ -119,6 +128,8 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
         write_json(run.record, content)
         print_metrics(content)
     state.wait_for_everyone()
+    if state.is_main_process:  # last, so that no process waits for the network
+        _publish(recipe, run)
     return run
 
 
@@ -190,6 +201,18 @@ def _encode(
     return encoded
 
 
+def _publish(recipe: Recipe, run: RunDirectory) -> None:
+    if recipe.hub is not None:
+        hub.push(run, recipe.hub)
+
+
+def _write_model(trainer: Any, kind: RewardModel[Any], record: Record, directory: Path) -> None:
+    """Gather the weights on all processes and write a model directory on the main one."""
+    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.is_world_process_zero():
+        save(directory, trainer.accelerator.unwrap_model(trainer.model_wrapped), state_dict, kind, record)
+
+
 def _save(
     trainer: Any, kind: RewardModel[Any], record: Record, run: RunDirectory, probe: EncodedPairs, batch_size: int
 ) -> None:
@@ -199,11 +222,9 @@ def _save(
         RmkitError: if they differ: a model that cannot be trusted on reload must not look finished.
     """
     live = pair_outputs(trainer.model_wrapped, kind, probe, batch_size=batch_size)
-    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    _write_model(trainer, kind, record, run.model)
     if not trainer.is_world_process_zero():
         return
-    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    save(run.model, model, state_dict, kind, record)
     with distributed.alone():
         reloaded = load(str(run.model), policy_only=True).model.to(live.device if live.is_cuda else trainer.args.device)
         again = pair_outputs(reloaded, kind, probe, batch_size=batch_size)

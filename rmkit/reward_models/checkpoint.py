@@ -16,17 +16,18 @@ from pydantic import ValidationError
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import cached_file
 
 import rmkit
-from rmkit import language_model
+from rmkit import hub, language_model
 from rmkit.encoding import ChatEncoder
 from rmkit.errors import RmkitError
+from rmkit.publication import BASE, RECORD, REFERENCE
 from rmkit.recipe import DTypeName, RewardModelSettings, Section, validated
 from rmkit.reward_models import RewardModel, reward_model
 from rmkit.run_directory import replacing, write_json
 from rmkit.vocabulary import add_rows, load_tokenizer
 
-RECORD = "reward_model.json"
 FORMAT = 1
 
 
@@ -125,7 +126,7 @@ def save(
 
 
 def read_record(path: str) -> Record | None:
-    """reward_model.json of a local model directory; None where there is none.
+    """reward_model.json of a local model directory, models in its own folders by their paths; None where there is none.
 
     Raises:
         RmkitError: if it is broken or of another format.
@@ -141,7 +142,12 @@ def read_record(path: str) -> Record | None:
         raise RmkitError(f"{file}: {where}: {first['msg']}.", "Save the model again with this rmkit.") from None
     if record.format != FORMAT:
         raise RmkitError(f"{file} is of format {record.format}.", f"This rmkit reads format {FORMAT}.")
-    return record
+    settings, base = record.reward_model, record.base
+    if base is not None and base.name == f"./{BASE}":
+        base = Origin(name=str(file.parent / BASE))
+    if getattr(settings, "reference", None) == f"./{REFERENCE}":
+        settings = settings.model_copy(update={"reference": str(file.parent / REFERENCE)})
+    return record.model_copy(update={"reward_model": settings, "base": base})
 
 
 def load(
@@ -158,7 +164,7 @@ def load(
     """A reward model from a run's model/, or from any transformers model with `options` (the reward_model section).
 
     Args:
-        name: a folder or a hub id.
+        name: a folder or a hub id, of a repository that `rmkit push` has made or any other.
         options: settings that go before those of reward_model.json: type, pooling, reference, beta.
         dtype, attention: as recorded, else float32 and the architecture's default.
         policy_only: leave the reference out, for callers that have its outputs.
@@ -168,6 +174,9 @@ def load(
             missing or is the model itself.
     """
     options = {key: value for key, value in (options or {}).items() if value is not None}
+    named = Origin(name=name, revision=revision)
+    if not Path(name).exists() and (published := hub.fetch(name, revision)) is not None:
+        name, revision = str(published), None
     found = read_record(name)
     record = found or Record(reward_model=_guessed(name, revision, options, trust_remote_code))
     settings = record.reward_model
@@ -192,7 +201,7 @@ def load(
     reference = None
     if kind.reference is not None and not (record.adapter and kind.reference == "base") and not policy_only:
         reference = _reference_origin(kind, record, name)
-        _refuse_identical(origin, reference)  # what can be known before weights load
+        _refuse_identical(named, reference)  # what can be known before weights load
         _refuse_another_tokenizer(kind, reference)
     if record.adapter:
         model: Any = _with_adapter(load_model(kind, _base(record, name), **loading), name)
@@ -204,7 +213,7 @@ def load(
                 "Train it first, or score it with --type implicit or --type generative.",
             )
         if kind.head:
-            _restore_head(model, name)
+            _restore_head(model, origin)
     record = record.model_copy(update={"reward_model": settings, "dtype": loading["dtype"]})
     checkpoint = Checkpoint(kind, model.eval(), None, record, notes)
     if reference is not None:
@@ -310,9 +319,10 @@ def _with_adapter(base: PreTrainedModel, name: str) -> PeftModel:
         raise RmkitError(f"{name} holds no adapter: {str(error).splitlines()[0]}", "Save the model again.") from None
 
 
-def _restore_head(model: PreTrainedModel, name: str) -> None:
+def _restore_head(model: PreTrainedModel, origin: Origin) -> None:
     """The head as saved, in float32: transformers has cast it to the dtype of the rest."""
-    for file in sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else []:
+    config = Path(str(cached_file(origin.name, "config.json", revision=origin.revision)))
+    for file in sorted(config.parent.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             if "score.weight" in tensors.keys():  # noqa: SIM118 (not a mapping)
                 model.score.weight.data.copy_(tensors.get_tensor("score.weight"))

@@ -1,0 +1,29 @@
+"""`rmkit push`: the model of a finished run to the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rmkit.errors import reported
+
+
+def push(
+    run: Annotated[Path, typer.Argument(help="A finished run's directory.")],
+    repo_id: Annotated[str, typer.Argument(help="owner/name; made if it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Where others get a base that is a folder here: its hub id[@revision], or `beside`."),
+    ] = None,
+) -> None:
+    """Publish a run's model, tokenizer, card and recipe on the Hugging Face Hub."""
+    with reported():
+        from rmkit import hub
+        from rmkit.recipe import Hub, validated
+        from rmkit.run_directory import RunDirectory
+
+        where = {"push": "end", "repo_id": repo_id, "private": private, "base": base}
+        hub.push(RunDirectory(run), validated(Hub, where, "rmkit push"))
