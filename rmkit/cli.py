@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from rmkit.commands import evaluate, score, train
+from rmkit.commands import evaluate, quickstart, score, train
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.command()(train.train)
 app.command()(score.score)
 app.command()(evaluate.evaluate)
+app.command()(quickstart.quickstart)
 
 
 def main() -> None:

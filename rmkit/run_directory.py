@@ -130,10 +130,9 @@ class RunDirectory:
             raise RmkitError(f"{self.path} holds no run.json.", "Give a finished run's directory.") from None
         except (OSError, ValueError) as error:
             raise RmkitError(f"{self.record} cannot be read: {error}.", "Run the recipe again.") from None
-        if content.get("format") != FORMAT:
-            raise RmkitError(
-                f"{self.record} is of format {content.get('format')}.", f"This rmkit reads format {FORMAT}."
-            )
+        found = content.get("format") if isinstance(content, dict) else None
+        if found != FORMAT:
+            raise RmkitError(f"{self.record} is of format {found}.", f"This rmkit reads format {FORMAT}.")
         return dict(content)
 
 

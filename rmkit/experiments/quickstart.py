@@ -1,0 +1,203 @@
+"""The quickstart: the controlled experiment of Section 5.1, from nothing to a page of results, on a CPU in minutes.
+
+The pairs are generated, the base language model is built (`rmkit.bases`), and the three types of reward model are
+trained and scored by `rmkit.train.train` from the recipes in recipes/quickstart/, as `accelerate launch` would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from transformers.utils import logging as transformers_logging
+
+from rmkit import environment
+from rmkit.bases import ensure_base
+from rmkit.errors import RmkitError
+from rmkit.experiments.corpus import corpus_fingerprint, persona_pairs, quickstart_documents
+from rmkit.experiments.quickstart_report import RESULT_COLUMNS, results, write_report
+from rmkit.recipe import Recipe, load_recipe
+from rmkit.run_directory import RunDirectory, write_text
+from rmkit.train import train
+
+RECIPES = Path(__file__).parents[2] / "recipes" / "quickstart"
+RECIPE_NAMES = ("exrm", "imrm", "exgrm")
+PAIRS_SEED = 0
+"""The pairs are the same in every run: seeds change the order of training and the explicit head, not the data."""
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """What a quickstart left: the results (columns as in `RESULT_COLUMNS`), the page, and the run directories."""
+
+    results: pd.DataFrame
+    page: Path
+    runs: Sequence[RunDirectory]
+
+
+def prepare(output: Path) -> Path:
+    """Write the six sets of pairs to data/quickstart/ in `output`; returns data/, the recipes' data.root.
+
+    Raises:
+        RmkitError: if that folder cannot be made.
+    """
+    root = output / "data"
+    try:
+        (root / "quickstart").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RmkitError(f"{output} cannot hold data, runs and a report: {error}.", "Give another --output.") from None
+    for name, pairs in persona_pairs(PAIRS_SEED).items():
+        lines = (json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
+        write_text(root / "quickstart" / f"{name}.jsonl", "".join(lines))
+    return root
+
+
+def recipes(output: Path, seeds: int, overrides: Sequence[str] = ()) -> list[Recipe]:
+    """The recipes of all runs, a seed after the other.
+
+    Args:
+        output: data/ and runs/ are in this folder.
+        seeds: each type is trained with the seeds 0 to `seeds` - 1.
+        overrides: section.key=value, for all recipes.
+
+    Raises:
+        RmkitError: if rmkit is installed without its recipes, or an override is wrong.
+    """
+    if not RECIPES.is_dir():
+        raise RmkitError(
+            "The quickstart's recipes are not beside the rmkit package.",
+            "Run it from a clone of the repository: pip install -e . && rmkit quickstart",
+        )
+    return [
+        load_recipe(
+            RECIPES / f"{name}.yaml",
+            [
+                *overrides,
+                f"data.root={json.dumps(str(output / 'data'))}",
+                f"training.seed={seed}",
+                f"output_dir={json.dumps(str(output / 'runs' / 'quickstart' / f'{name}_seed{seed}'))}",
+            ],
+        )
+        for seed in range(seeds)
+        for name in RECIPE_NAMES
+    ]
+
+
+def quickstart(
+    output: Path, seeds: int, overrides: Sequence[str] = (), overwrite: bool = False, console: Console | None = None
+) -> Quickstart:
+    """Prepare the pairs, build the base, train every type with every seed, and write report/.
+
+    A finished run of the same recipe by the same rmkit is kept, so that a second call only does what is missing; any
+    other run in its place, finished or not, is replaced. The folders are the quickstart's own.
+
+    Args:
+        output: data/, runs/ and report/ go into this folder.
+        seeds: how many seeds, from 0.
+        overrides: section.key=value, for all recipes.
+        overwrite: train again what is finished.
+        console: where progress is shown.
+
+    Raises:
+        RmkitError: see `recipes` and `rmkit.train.train`.
+    """
+    console = console or Console(file=sys.stdout)
+    planned = recipes(output, seeds, overrides)
+    prepare(output)
+    runs = [RunDirectory(recipe.output_dir) for recipe in planned]
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        redirect_stdout=False,  # what is printed meanwhile is set aside, see `_quiet`
+        redirect_stderr=False,
+    )
+    with bar, _one_thread():
+        task = bar.add_task("Building the base language model", total=1 + len(planned))
+        with _quiet():
+            _ensure_base(planned[0])
+        bar.advance(task)
+        for recipe, run in zip(planned, runs, strict=True):
+            what = f"{recipe.reward_model.type} reward model, seed {recipe.training['seed']}"
+            bar.update(task, description=f"Training the {what}")
+            if overwrite or not _is_current(run, recipe):
+                with _quiet():
+                    train(recipe, overwrite=True)
+            else:
+                console.print(f"Kept from before: {what} (--overwrite trains it again)")
+            bar.advance(task)
+        bar.update(task, description="Done")
+    records = [run.read() for run in runs]
+    frame = results(records)
+    return Quickstart(frame, write_report(frame, records, output / "report"), runs)
+
+
+def _ensure_base(recipe: Recipe) -> None:
+    """Build the base before the first run; one that an override makes of something else is left to `train`."""
+    build = recipe.base.build
+    if build is not None and build.corpus == "quickstart":
+        ensure_base(build, lambda: quickstart_documents(build.seed), corpus_fingerprint(build.seed))
+
+
+def _is_current(run: RunDirectory, recipe: Recipe) -> bool:
+    """Whether the folder holds a finished run of this very recipe, by this very rmkit."""
+    try:
+        record = run.read()
+    except RmkitError:
+        return False
+    here = environment.describe()
+    same_code = all(record.get(key) == here[key] for key in ("rmkit_version", "git", "versions"))
+    changed = bool(here["git"]) and here["git"]["dirty"]  # uncommitted changes: nobody knows which
+    return same_code and not changed and record.get("recipe") == recipe.model_dump(mode="json")
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one CPU thread, as `accelerate launch` does by default.
+
+    The models are too small for more to pay, and threads that wait for each other are slow on busy machines. The
+    numbers do not depend on the machine's number of cores either.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Set aside what a run prints (bars, tables, warnings); an unexpected error shows it."""
+    said = io.StringIO()
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), warnings.catch_warnings():
+            yield
+    except RmkitError:
+        raise
+    except Exception:
+        sys.stderr.write(said.getvalue())
+        raise
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+__all__ = ["RESULT_COLUMNS", "Quickstart", "prepare", "quickstart", "recipes"]
