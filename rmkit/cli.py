@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from rmkit.commands import evaluate, quickstart, score, train
+from rmkit.commands import evaluate, quickstart, score, sweep, train
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
@@ -21,6 +21,7 @@ app.command()(train.train)
 app.command()(score.score)
 app.command()(evaluate.evaluate)
 app.command()(quickstart.quickstart)
+app.command()(sweep.sweep)
 
 
 def main() -> None:
