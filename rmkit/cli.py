@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from rmkit.commands import evaluate, quickstart, score, sweep, train
+from rmkit.commands import evaluate, explain, generate, quickstart, score, sweep, train
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
@@ -21,6 +21,8 @@ app.command()(train.train)
 app.command()(score.score)
 app.command()(evaluate.evaluate)
 app.command()(quickstart.quickstart)
+app.command()(explain.explain)
+app.command()(generate.generate)
 app.command()(sweep.sweep)
 
 
