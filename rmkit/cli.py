@@ -6,7 +6,20 @@ import os
 
 import typer
 
-from rmkit.commands import check, evaluate, prepare, push, quickstart, report, rewrite, score, train
+from rmkit.commands import (
+    check,
+    evaluate,
+    explain,
+    generate,
+    prepare,
+    push,
+    quickstart,
+    report,
+    rewrite,
+    score,
+    sweep,
+    train,
+)
 from rmkit.commands.theory import theory_app
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -24,8 +37,11 @@ for command in (
     rewrite.rewrite,
     check.check,
     train.train,
+    sweep.sweep,
     score.score,
     evaluate.evaluate,
+    explain.explain,
+    generate.generate,
     report.report,
     push.push,
 ):
