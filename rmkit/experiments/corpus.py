@@ -58,8 +58,8 @@ PREFIXES = [
 
 Several begin with "My", as two of the paper's do. With those two alone, "response" would be all that can follow "My"
 apart from "judgement", and what an IM-RM takes from the latter it probably gives to the former: on two bases of such a
-corpus its accuracy on the paraphrases after 9 steps was 0.01 to 0.28. On three bases of this one it was 0.00, on a
-fourth up to 0.21 (docs/quickstart.md). EX-RMs and EX-GRMs were at 1.00 on all of them.
+corpus its accuracy on the paraphrases after 9 steps was 0.01 to 0.28. On four bases of this one it was 0.00, but
+with another draw of the pairs up to 0.21 on one (docs/quickstart.md). EX-RMs and EX-GRMs were at 1.00 on all of them.
 """
 ANSWERS = {
     True: ["yes", "sure", "certainly", "absolutely", "definitely", "indeed", "of course", "with pleasure"],

@@ -40,8 +40,8 @@ READING = {
     "The paper's finding, on a short path": (
         "The paper's EX-RMs and EX-GRMs are right on paraphrases and its IM-RMs almost always wrong. The recipes take "
         "9 small steps (3 epochs at learning rate 1e-4). For the IM-RM the near-zero accuracy belongs to such a short "
-        "path: trained longer it drifts. In trials on four bases, two seeds each, it was 0.00 to 0.21 at 3 epochs, "
-        "and at 6 epochs 0.00 on three bases and 0.96 to 1.00 on the fourth. So read the curve, not one end point."
+        "path: trained longer it drifts. In trials on four bases, two seeds each, it was 0.00 at 3 epochs; at 6 epochs "
+        "it was 0.00 on two bases, 0.40 to 0.51 on one and 0.96 to 0.98 on one. So read the curve, not one end point."
     ),
     "Which tokens mislead the IM-RM": (
         "An obvious suspect is token overlap in the paper's own lists of responses: the paraphrased chosen response "
@@ -65,8 +65,9 @@ READING = {
     "What was chosen": (
         "The prefixes that replies begin with in the corpus were chosen after seeing results of IM-RMs: this is the "
         "third version. With a version that had only the paper's two prefixes beginning with “My”, IM-RMs were at 0.01 "
-        "to 0.28 on paraphrases. With this one they were at 0.00 in six of the eight trials, and at 0.13 and 0.21 in "
-        "those of one base; EX-RMs and EX-GRMs were at 1.00 in all. The default base is among the former."
+        "to 0.28 on paraphrases. With this one they were at 0.00 in all eight trials; but with another draw of the "
+        "training responses in six of eight, and at 0.13 and 0.21 in those of one base. EX-RMs and EX-GRMs were at "
+        "1.00 in all."
     ),
 }
 """What has to be said with the results; the numbers in it are of trials that docs/quickstart.md describes."""
