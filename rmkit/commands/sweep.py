@@ -1,0 +1,134 @@
+"""`rmkit sweep`: every point of a grid, as runs of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rmkit.errors import reported
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rmkit.experiments.launchers import ClusterLauncher, LocalLauncher, Task
+    from rmkit.experiments.sweep import Outcome, Point
+
+
+class Where(enum.StrEnum):
+    """Launchers."""
+
+    local = "local"
+    slurm = "slurm"
+
+
+def sweep(
+    sweep: Annotated[
+        str, typer.Argument(help="A sweep file, or the name of a shipped one, for example tiny_quickstart.")
+    ],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ... for every point.")] = None,
+    launcher: Annotated[Where, typer.Option(help="This machine, or a Slurm cluster through submitit.")] = Where.local,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the points and the GPU memory they need.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Where the run directories go; runs/NAME if not given.", show_default=False)
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="AXIS=VALUE", help="Just these points; VALUE may be a list [a, b].")
+    ] = None,
+    max_parallel: Annotated[
+        int, typer.Option(min=1, help="Local: points at a time; the GPUs are shared out between them.")
+    ] = 1,
+    slurm: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A parameter of submitit: slurm_partition=gpu.")
+    ] = None,
+) -> None:
+    """Run a grid of recipes. Run it again to go on after an interruption: finished points are kept."""
+    with reported(), _interrupted_by_signals():
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        with console.status("Reading the grid"):
+            from rmkit.experiments.sweep import expand, load_sweep, run, state
+
+            file, _ = load_sweep(sweep)
+            folder = output or Path("runs") / file.stem
+            points = expand(file, overrides or (), folder, _values(only or []))
+            states = {point.name: state(point) for point in points}
+        if dry_run:
+            _list(points, states, console)
+            return
+        where = _launcher(launcher, max_parallel, _values(slurm or []), console)
+        outcomes = []
+        with contextlib.closing(run(points, folder, where)) as ended:
+            for outcome in ended:
+                outcomes.append(outcome)
+                console.print(f"[{len(outcomes)}/{len(points)}] {outcome.point.name}: {_said(outcome)}", markup=False)
+        if not _summary(outcomes, folder, console):
+            raise SystemExit(1)
+
+
+def _values(given: Sequence[str]) -> dict[str, Any]:
+    from rmkit.recipe import override_value
+
+    return dict(override_value(each) for each in given)
+
+
+def _launcher(
+    where: Where, max_parallel: int, parameters: dict[str, Any], console: Console
+) -> LocalLauncher | ClusterLauncher:
+    from rmkit.experiments.launchers import ClusterLauncher, LocalLauncher
+
+    def started(task: Task, place: str) -> None:
+        console.print(f"{task.name}: started {place}, log {task.log}".replace(" ,", ","), markup=False, soft_wrap=True)
+
+    if where is Where.slurm:
+        return ClusterLauncher(parameters, started=started)
+    return LocalLauncher(max_parallel, started)
+
+
+def _list(points: Sequence[Point], states: dict[str, str], console: Console) -> None:
+    from rich.table import Table
+
+    from rmkit.memory import model_states
+
+    table = Table("point", "state", "accelerate", "memory a GPU")
+    for point in points:
+        table.add_row(point.name, states[point.name], point.recipe.distributed or "", model_states(point.recipe))
+    console.print(table)
+    console.print(f"{len(points)} points. Memory: weights, gradients, optimizer states; activations come on top.")
+
+
+def _said(outcome: Outcome) -> str:
+    return {"kept": "kept from before", "finished": "finished", "failed": f"FAILED, see {outcome.log}"}[outcome.state]
+
+
+def _summary(outcomes: Sequence[Outcome], folder: Path, console: Console) -> bool:
+    """Say what failed, with the end of each log; whether nothing did."""
+    from rmkit.experiments.sweep import last_lines
+
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    console.print(f"{len(outcomes) - len(failed)} of {len(outcomes)} points are finished in {folder}.", markup=False)
+    for outcome in failed:
+        console.print(f"\n{outcome.point.name} failed: {outcome.log}", markup=False, style="red", soft_wrap=True)
+        for line in last_lines(outcome.log):
+            console.print(f"  {line}", markup=False, soft_wrap=True)
+    if failed:
+        console.print("\nThe same command tries them again, and only them.")
+    return not failed
+
+
+@contextlib.contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
+    """Being told to end, or losing the terminal, is treated as Ctrl-C is: what was started is ended too."""
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(each, signal.default_int_handler) for each in signals]
+    try:
+        yield
+    finally:
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)
