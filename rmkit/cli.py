@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from rmkit.commands import check, evaluate, prepare, quickstart, rewrite, score, sweep, train
+from rmkit.commands import check, evaluate, explain, generate, prepare, quickstart, rewrite, score, sweep, train
 from rmkit.commands.theory import theory_app
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -26,6 +26,8 @@ for command in (
     train.train,
     score.score,
     evaluate.evaluate,
+    explain.explain,
+    generate.generate,
     sweep.sweep,
 ):
     app.command()(command)

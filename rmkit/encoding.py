@@ -32,6 +32,11 @@ class TokenSequence:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def response_ends(self) -> range:
+        """Where each prefix of the response ends, from its first token to the whole."""
+        return range(self.response_start + 1, len(self.ids) + 1)
+
 
 class ChatEncoder:
     """Encodes prompts with responses, and verification prompts, through one tokenizer's chat template.
@@ -125,6 +130,25 @@ class ChatEncoder:
                 "Set reward_model.yes_token and reward_model.no_token to words that are one token each.",
             )
         return ids[0]
+
+    @property
+    def end_id(self) -> int:
+        """The end-of-turn token, with which a model ends a response that it writes itself."""
+        return next(each for each in self.suffix_ids if each in self._special_ids)
+
+    def response_tokens(self, sequence: TokenSequence) -> list[str]:
+        """The text of each token of a response, together its text; one that holds a part of a character is empty."""
+        pieces, before = [], ""
+        for end in sequence.response_ends:
+            text = self.tokenizer.decode(
+                sequence.ids[sequence.response_start : end], clean_up_tokenization_spaces=False
+            )
+            if not text.endswith("\ufffd"):
+                pieces.append(text[len(before) :])
+                before = text
+            else:
+                pieces.append("")
+        return pieces
 
     @property
     def _special_ids(self) -> set[int]:

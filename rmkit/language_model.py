@@ -6,7 +6,8 @@ ordinary call. The head gets the last hidden states and computes only what it re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import MethodType
@@ -93,6 +94,19 @@ def _forward(self: PreTrainedModel, *args: Any, reward_head: Callable[..., Tenso
         return reward_head(self, hidden.flatten(0, 1))
 
 
+@contextmanager
+def unbound(model: nn.Module) -> Iterator[None]:
+    """The models within `model` with their own forward, whose signature transformers' `generate` looks at."""
+    bound = [module for module in model.modules() if isinstance(module, PreTrainedModel) and "forward" in vars(module)]
+    for module in bound:
+        del module.forward
+    try:
+        yield
+    finally:
+        for module in bound:
+            bind(module)
+
+
 def run(model: nn.Module, head: Head, batch: Batch) -> Tensor:
     """One forward pass of a bound model, wrapped or not: [sequences, outputs] of `head`."""
     inputs = {name: batch[name] for name in MODEL_INPUTS}
@@ -134,9 +148,13 @@ def token_log_probs(model: PreTrainedModel, hidden: Tensor, tokens: Tensor) -> T
 
 def response_log_probs(model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
     """ln pi(y|x) [sequences, 1], summed in float64: over hundreds of tokens float32 rounds too much."""
+    return segment_sum(response_token_log_probs(model, hidden, batch), batch["response_lengths"])[:, None]
+
+
+def response_token_log_probs(model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
+    """ln pi of each token of the responses, given what is before it [response tokens]."""
     tokens = batch["input_ids"].flatten()[batch["response"]]
-    log_probs = token_log_probs(model, hidden[batch["predictor"]], tokens)
-    return segment_sum(log_probs, batch["response_lengths"])[:, None]
+    return token_log_probs(model, hidden[batch["predictor"]], tokens)
 
 
 def _log_probs(model: PreTrainedModel, hidden: Tensor, tokens: Tensor) -> Tensor:

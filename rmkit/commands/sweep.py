@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -91,7 +91,7 @@ def _launcher(
     return LocalLauncher(max_parallel, started)
 
 
-def _list(points: Sequence[Point], states: dict[str, str], console: Console) -> None:
+def _list(points: Sequence[Point], states: Mapping[str, str], console: Console) -> None:
     from rich.table import Table
 
     from rmkit.memory import model_states

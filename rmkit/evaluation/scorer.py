@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from rmkit.batching import pad
 from rmkit.encoding import TokenSequence
 from rmkit.errors import RmkitError
 from rmkit.evaluation.scoring import DEFAULT_BATCH_SIZE, PairRewards, pair_rewards, sequence_outputs
+from rmkit.language_model import run
 from rmkit.pairs import EncodedPairs
 from rmkit.preferences import PreferencePair
 from rmkit.recipe import DTypeName
@@ -92,7 +94,7 @@ class Scorer:
         if not prompts:
             return np.zeros(0)
         sequences = self.reward_model.encode(prompts, responses)
-        rewards = self.reward_model.rewards(*self._outputs(sequences, batch_size, None))
+        rewards = self.reward_model.rewards(*self.outputs(sequences, batch_size, None))
         return rewards.numpy()
 
     def score_pairs(self, pairs: Iterable[Pair], batch_size: int = 8) -> NDArray[np.float64]:
@@ -113,29 +115,59 @@ class Scorer:
         self, pairs: EncodedPairs, batch_size: int = DEFAULT_BATCH_SIZE, description: str | None = None
     ) -> PairRewards:
         """Rewards of a set that is encoded already; a bar is shown where there is a description."""
-        outputs = self._outputs([*pairs.chosen, *pairs.rejected], batch_size, description)
+        outputs = self.outputs([*pairs.chosen, *pairs.rejected], batch_size, description)
         policy, reference = (None if each is None else torch.stack(each.chunk(2), dim=1) for each in outputs)
         assert policy is not None
         return pair_rewards(self.reward_model, policy, reference)
 
-    def _outputs(
-        self, sequences: Sequence[TokenSequence], batch_size: int, description: str | None
+    def token_terms(self, prompt: str, response: str) -> NDArray[np.float64] | None:
+        """What each token of a response adds to its reward [tokens], or None if rewards are no sums over tokens."""
+        if not self.reward_model.additive:
+            return None
+        batch = {
+            name: tensor.to(self.device)
+            for name, tensor in pad(self.reward_model.encode([prompt], [response]), 0).items()
+        }
+
+        @torch.no_grad()
+        def outputs(model: nn.Module, _: str) -> Tensor:
+            return run(model, self.reward_model.token_outputs, batch).double().cpu()
+
+        return np.asarray(self.reward_model.rewards(*self._of_both(outputs)).numpy(), dtype=np.float64)
+
+    def prefix_rewards(self, prompt: str, response: str, batch_size: int = 8) -> NDArray[np.float64]:
+        """The reward of every prefix of a response [tokens]; the last is that of the response."""
+        outputs = self.outputs(self.reward_model.prefixes(prompt, response), batch_size)
+        return np.asarray(self.reward_model.rewards(*outputs).numpy(), dtype=np.float64)
+
+    def outputs(
+        self,
+        sequences: Sequence[TokenSequence],
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        description: str | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Outputs [sequences, outputs] of the model and of its reference."""
+        """Outputs [sequences, outputs] of the model and of its reference; a bar is shown under a description."""
+
+        def outputs(model: nn.Module, note: str) -> Tensor:
+            shown = None if description is None else f"{description}{note}"
+            return sequence_outputs(model, self.reward_model, sequences, batch_size=batch_size, description=shown)
+
+        return self._of_both(outputs)
+
+    def _of_both(self, compute: Callable[[nn.Module, str], Tensor]) -> tuple[Tensor, Tensor | None]:
+        """What `compute` gives for the model and for its reference; it is told a note for the bar."""
         model, reference = self.checkpoint.model, self.checkpoint.reference
-        options: dict[str, Any] = {"batch_size": batch_size, "description": description}
-        with self._autocast():
-            outputs = sequence_outputs(model, self.reward_model, sequences, **options)
-            if description is not None:
-                options["description"] = f"{description} (reference)"
+        with self.autocast():
+            outputs = compute(model, "")
             if reference is not None:
-                return outputs, sequence_outputs(reference, self.reward_model, sequences, **options)
+                return outputs, compute(reference, " (reference)")
             if self.checkpoint.reference_is_base:
                 with model.disable_adapter():
-                    return outputs, sequence_outputs(model, self.reward_model, sequences, **options)
+                    return outputs, compute(model, " (reference)")
         return outputs, None
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision in which the model was trained."""
         if self.checkpoint.record.autocast:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()

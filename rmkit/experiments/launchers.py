@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -33,7 +34,7 @@ Started = Callable[["Task", str], None]
 
 @dataclass(frozen=True)
 class Task:
-    """One `rmkit train`: its recipe's file, its log, what the recipe's `distributed:` is, and what to do just before."""
+    """One `rmkit train`: its recipe's file, its log, the recipe's `distributed:`, and what to do just before."""
 
     name: str
     recipe: Path
@@ -158,7 +159,7 @@ def share_out(gpus: Sequence[str], parts: int) -> list[list[str]]:
     if gpus and parts > len(gpus):
         raise RmkitError(f"--max-parallel {parts} is more than the {len(gpus)} GPUs.", "Lower it.")
     bounds = [len(gpus) * part // parts for part in range(parts + 1)]
-    return [list(gpus[first:last]) for first, last in zip(bounds, bounds[1:], strict=False)]
+    return [list(gpus[first:last]) for first, last in itertools.pairwise(bounds)]
 
 
 # --- on a cluster --------------------------------------------------------------------------------------------------
@@ -166,7 +167,7 @@ def share_out(gpus: Sequence[str], parts: int) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class ClusterLauncher:
-    """Tasks as jobs of submitit. A job goes on when the sweep ends; the next sweep waits for it instead of a second one.
+    """Tasks as jobs of submitit. A job goes on when the sweep ends; the next sweep waits for it.
 
     `parameters` are submitit's (timeout_min, slurm_partition ...). A job gets a GPU for each process of the recipe's
     accelerate configuration, on one node.

@@ -13,8 +13,8 @@
     exclude:                          # optional, and `only` too: points that have all of these values
       - {model: llama8b, training.seed: [1, 2]}
 
-A point's run directory is OUTPUT/llama1b_exrm_seed0. `run` takes points in any order and as often as one likes: finished
-ones are kept, what a killed run has left is replaced, and a failed one stops no other.
+A point's run directory is OUTPUT/llama1b_exrm_seed0. `run` may be called as often as one likes: finished points are
+kept, what a killed run has left is replaced, and a failed one stops no other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -292,7 +292,7 @@ def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 # --- running it ----------------------------------------------------------------------------------------------------
 
 
-def run(points: Sequence[Point], output: Path, launcher: Launcher) -> Iterator[Outcome]:
+def run(points: Sequence[Point], output: Path, launcher: Launcher) -> Generator[Outcome]:
     """Run the points that are not finished; outcomes as they come, those that were finished before first.
 
     Raises:

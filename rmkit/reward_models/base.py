@@ -22,11 +22,13 @@ class RewardModel(ABC, Generic[Settings]):
         auto_class: the transformers class that holds such a model.
         head: whether the model has a reward head, which is trained and saved with it.
         config: what the model's configuration must say, beyond what the base says.
+        additive: whether outputs, and so rewards, are sums over the tokens of the response (`token_outputs`).
     """
 
     auto_class: ClassVar[Any]
     head: ClassVar[bool] = False
     config: ClassVar[dict[str, Any]] = {}
+    additive: ClassVar[bool] = False
 
     def __init__(self, settings: Settings, encoder: ChatEncoder):
         self.settings = settings
@@ -47,6 +49,15 @@ class RewardModel(ABC, Generic[Settings]):
     @abstractmethod
     def outputs(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
         """What the model says of each sequence [sequences, outputs], from hidden states [positions, hidden size]."""
+
+    def token_outputs(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
+        """What each token of the responses adds to `outputs` [response tokens, outputs], for additive types."""
+        raise NotImplementedError
+
+    def prefixes(self, prompt: str, response: str) -> list[TokenSequence]:
+        """What the model reads to reward each prefix of a response, token by token; the last is the whole response."""
+        (whole,) = self.encode([prompt], [response])
+        return [TokenSequence(whole.ids[:end], whole.response_start) for end in whole.response_ends]
 
     @abstractmethod
     def rewards(self, outputs: Tensor, reference: Tensor | None = None) -> Tensor:

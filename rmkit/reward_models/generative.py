@@ -55,6 +55,15 @@ class GenerativeRewardModel(RewardModel[Generative]):
     def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> list[TokenSequence]:
         return self.encoder.verification_sequences(prompts, responses, self.settings.verification_prompt)
 
+    def prefixes(self, prompt: str, response: str) -> list[TokenSequence]:
+        """Verification prompts that hold the text of each prefix; what ends the response is not in its text."""
+        (whole,) = self.encoder.response_sequences([prompt], [response])
+        own = len(whole) - len(self.encoder.suffix_ids)
+        pieces = self.encoder.response_tokens(whole)
+        ends = range(1, len(pieces) + 1)
+        texts = ["".join(pieces[:end]) if whole.response_start + end < own else response for end in ends]
+        return self.encode([prompt] * len(texts), texts)
+
     def outputs(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
         """ln P(Yes) and ln P(No) [sequences, 2]."""
         logits = next_token_logits(model, hidden[batch["last"]])

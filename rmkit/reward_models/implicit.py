@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rmkit.batching import Batch
 from rmkit.encoding import TokenSequence
-from rmkit.language_model import response_log_probs
+from rmkit.language_model import response_log_probs, response_token_log_probs
 from rmkit.losses import bradley_terry
 from rmkit.recipe import Implicit
 from rmkit.reward_models.base import RewardModel
@@ -33,6 +33,7 @@ class ImplicitRewardModel(RewardModel[Implicit]):
     """The model's own probability of the response, its end-of-turn token and template suffix included."""
 
     auto_class = AutoModelForCausalLM
+    additive = True
 
     @property
     def reference(self) -> str | None:
@@ -44,6 +45,10 @@ class ImplicitRewardModel(RewardModel[Implicit]):
     def outputs(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
         """ln pi(y|x) [sequences, 1]."""
         return response_log_probs(model, hidden, batch)
+
+    def token_outputs(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
+        """ln pi of each token [response tokens, 1]."""
+        return response_token_log_probs(model, hidden, batch)[:, None]
 
     def rewards(self, outputs: Tensor, reference: Tensor | None = None) -> Tensor:
         return implicit_reward(outputs[..., 0], None if reference is None else reference[..., 0], self.settings.beta)

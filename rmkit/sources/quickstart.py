@@ -1,4 +1,4 @@
-"""The quickstart's pairs: the experiment of Section 5.1 on generated statements, for the base with the quickstart's corpus.
+"""The quickstart's pairs: the experiment of Section 5.1 on generated statements, for the base of its own corpus.
 
 Splits: `original_train`, `original_test`, `paraphrased_train`, `paraphrased_test`, `swapped_test`, `same_prefix_test`,
 as `rmkit.sources.persona` describes them.
