@@ -3,8 +3,8 @@
     python stand_in.py RECIPE
 
 What is to happen is in $STAND_IN, JSON: the name of a point -> fail | stop (wait for a signal) | kill:<stage> (end the
-sweep itself, then wait), with the stages start, directory, recipe, rewards. $STAND_IN_CALLS is a file to which every call
-adds a line; $STAND_IN_STARTED a FIFO that is told when a point has begun to wait.
+sweep itself, then wait), with the stages start, directory, recipe, rewards. $STAND_IN_CALLS is a file to which every
+call adds a line; $STAND_IN_STARTED a FIFO that is told when a point has begun to wait.
 """
 
 from __future__ import annotations

@@ -512,8 +512,11 @@ def test_persona():
     points = shipped("persona")
     models = Counter(each.recipe.base.name for each in points)
     assert set(models) == {
-        "EleutherAI/pythia-1b", "Qwen/Qwen2.5-1.5B-Instruct", "meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B-Instruct"
-    }  # fmt: skip
+        "EleutherAI/pythia-1b",
+        "Qwen/Qwen2.5-1.5B-Instruct",
+        "meta-llama/Llama-3.2-1B",
+        "meta-llama/Llama-3.2-1B-Instruct",
+    }
     generative = [("generative", rate, 0) for rate in (5e-7, 1e-6, 5e-6)]
     assert changed(points) == dict.fromkeys([*ONE_AT_A_TIME, *generative], 3 * 4)
     assert {
