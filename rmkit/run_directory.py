@@ -6,6 +6,7 @@ rewards/<set>.parquet      index, chosen_reward, rejected_reward: the final stat
 rewards/initial/, rewards/epoch_<n>/   the same before training and after an epoch
 examples/<set>.parquet     index, texts and token lengths of the responses
 model/                     the trained reward model
+explain/, generation/      what `rmkit explain --worst` and `rmkit generate` add
 """
 
 from __future__ import annotations
@@ -121,7 +122,17 @@ class RunDirectory:
 
     def _remove(self) -> None:
         """Only what a run writes is replaced: `--overwrite` on the wrong folder must not cost anyone their files."""
-        known = {"run.json", "recipe.yaml", "rewards", "examples", "model", "checkpoints", "reference"}
+        known = {
+            "run.json",
+            "recipe.yaml",
+            "rewards",
+            "examples",
+            "model",
+            "checkpoints",
+            "reference",
+            "explain",
+            "generation",
+        }
         foreign = sorted(
             each.name
             for each in self.path.iterdir()

@@ -32,13 +32,13 @@ def main() -> None:
             signal.pause()
 
     reached("start")
-    run.mkdir(parents=True)
+    run.mkdir(parents=True, exist_ok=True)
     (run / ".recipe.yaml.tmp").mkdir()
     reached("directory")
     (run / ".recipe.yaml.tmp").rmdir()
     (run / "recipe.yaml").write_text(Path(sys.argv[1]).read_text())
     reached("recipe")
-    (run / "rewards").mkdir()
+    (run / "rewards").mkdir(exist_ok=True)
     (run / "rewards" / "test.parquet").write_text(f"rewards of seed {recipe['training']['seed']}")
     reached("rewards")
     if what == "fail":
