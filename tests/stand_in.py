@@ -3,8 +3,8 @@
     python stand_in.py RECIPE
 
 What is to happen is in $STAND_IN, JSON: the name of a point -> fail | stop (wait for a signal) | kill:<stage> (end the
-sweep itself, then wait), with the stages start, directory, recipe, rewards. $STAND_IN_CALLS is a file to which each call
-adds a line; $STAND_IN_STARTED a FIFO that is told when a point has begun to wait.
+sweep itself, then wait), with the stages start, directory, recipe, rewards. $STAND_IN_CALLS is a file to which every
+call adds a line; $STAND_IN_STARTED a FIFO that is told when a point has begun to wait.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def main() -> None:
             signal.pause()
 
     reached("start")
-    run.mkdir(parents=True)
+    run.mkdir(parents=True, exist_ok=True)
     (run / ".recipe.yaml.tmp").mkdir()
     reached("directory")
     (run / ".recipe.yaml.tmp").rmdir()
     (run / "recipe.yaml").write_text(Path(sys.argv[1]).read_text())
     reached("recipe")
-    (run / "rewards").mkdir()
+    (run / "rewards").mkdir(exist_ok=True)
     (run / "rewards" / "test.parquet").write_text(f"rewards of seed {recipe['training']['seed']}")
     reached("rewards")
     if what == "fail":

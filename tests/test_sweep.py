@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 import typer
 import yaml
 from transformers import AutoModelForCausalLM
@@ -23,7 +22,6 @@ from rmkit.commands.sweep import sweep as command
 from rmkit.experiments import launchers
 from rmkit.experiments.launchers import ClusterLauncher, LocalLauncher, Task, job_file, share_out
 from rmkit.experiments.sweep import SHIPPED, expand, last_lines, load_sweep, run, state
-from rmkit.memory import model_states
 from rmkit.recipe import load_recipe
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
@@ -206,6 +204,18 @@ def test_a_run_is_the_same_wherever_the_sweep_is_written(folder):
     assert set(states_of(swept(output=str(folder / "moved"))).values()) == {"kept"}
 
 
+def test_resume_auto_goes_on_instead_of_starting_again(folder, monkeypatch):
+    monkeypatch.setenv("STAND_IN", json.dumps({"exrm_seed0": "fail"}))
+    seeds = {"reward_model": "exrm", "training.seed": 0}
+    swept(only=seeds, overrides=["resume=auto"])
+    checkpoint = Path("out/exrm_seed0/checkpoints")
+    checkpoint.mkdir()
+    swept(only=seeds, overrides=["resume=auto"])
+    assert checkpoint.exists()
+    swept(only=seeds)  # without it the same run starts again
+    assert not checkpoint.exists()
+
+
 def fork(target, *arguments):
     """`target` in a process of its own, which has everything imported already."""
     process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
@@ -377,13 +387,18 @@ def said(arguments):
     return CliRunner().invoke(app, arguments)
 
 
-def test_the_command(folder, monkeypatch):
+def test_the_command(folder, models, monkeypatch):
     monkeypatch.setenv("STAND_IN", json.dumps({"exrm_seed1": "fail"}))
     dry = said(["grid.yaml", "--dry-run", "--output", "out"])
     assert dry.exit_code == 0, dry.output
     assert all(name in dry.output for name in POINTS)
     assert "unknown (base not cached)" in dry.output
     assert not Path("out").exists()
+    known = said(["grid.yaml", "--dry-run", f"base.name={models['qwen2']}", "base.dtype=float32"])
+    parameters = sum(each.numel() for each in AutoModelForCausalLM.from_pretrained(models["qwen2"]).parameters())
+    assert f"{16 * parameters / 2**30:.3g} GiB" in known.output  # weights, gradients and two moments of four bytes
+    undated = said(["grid.yaml", "--dry-run", f"base.name={models['llama']}"])
+    assert "unknown: The chat" in undated.output  # template prints today's date: better known now than later
     failed = said(["grid.yaml", "--output", "out"])
     assert failed.exit_code == 1
     assert "3 of 4 points are finished in out" in failed.output
@@ -511,8 +526,12 @@ def test_figures_6_and_7():
 def test_persona():
     points = shipped("persona")
     models = Counter(each.recipe.base.name for each in points)
-    llamas = {"meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B-Instruct"}
-    assert set(models) == {"EleutherAI/pythia-1b", "Qwen/Qwen2.5-1.5B-Instruct"} | llamas
+    assert set(models) == {
+        "EleutherAI/pythia-1b",
+        "Qwen/Qwen2.5-1.5B-Instruct",
+        "meta-llama/Llama-3.2-1B",
+        "meta-llama/Llama-3.2-1B-Instruct",
+    }
     generative = [("generative", rate, 0) for rate in (5e-7, 1e-6, 5e-6)]
     assert changed(points) == dict.fromkeys([*ONE_AT_A_TIME, *generative], 3 * 4)
     assert {
@@ -545,35 +564,6 @@ def test_the_tiny_grid_needs_nothing_but_itself():
     for point in points:
         assert point.recipe.base.build.corpus == "quickstart"
         assert {each.source.name for each in [point.recipe.data.train, *point.recipe.data.evaluation]} == {"quickstart"}
-
-
-# --- memory --------------------------------------------------------------------------------------------------------
-
-
-def test_memory_by_hand(models, folder):
-    """Bytes a parameter: 4 x 4 in float32 with Adam; ZeRO-2 2 + 18 / GPUs; ZeRO-3 18 / GPUs and the largest layer."""
-    model = AutoModelForCausalLM.from_pretrained(models["llama"], dtype=torch.float32)
-    parameters = sum(each.numel() for each in model.parameters())
-    buffers = sum(each.numel() for each in model.buffers())
-    layers = [model.model.embed_tokens, model.lm_head, *model.model.layers]
-    largest = max(sum(each.numel() for each in layer.parameters()) for layer in layers)
-    expected = {
-        "single_gpu": 16 * (parameters + buffers),
-        "zero2": 2 * parameters + 18 * parameters // 4,
-        "zero3": 4 * largest + 18 * parameters // 4,
-    }
-    for distributed, needed in expected.items():
-        recipe = load_recipe("base.yaml", [f"base.name={models['llama']}", f"distributed={distributed}"])
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("rmkit.memory._GIB", 1)
-            assert model_states(recipe) == f"{needed:.1f} GiB"
-    half = load_recipe("base.yaml", [f"base.name={models['llama']}", "base.dtype=bfloat16", "lora={}"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rmkit.memory._GIB", 1)
-        assert model_states(half) == f"{2 * parameters + 4 * buffers:.1f} GiB"
-    assert model_states(load_recipe("base.yaml")) == "unknown (base not cached)"
-    built = load_recipe("base.yaml", ["base={build: {corpus: quickstart}}"])
-    assert model_states(built) == "unknown (base is built first)"
 
 
 def test_processes_of_other_sweeps_are_left_alone(folder, monkeypatch):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from rmkit.experiments.launchers import ClusterLauncher, LocalLauncher, Task
     from rmkit.experiments.sweep import Outcome, Point
+    from rmkit.recipe import Recipe
 
 
 class Where(enum.StrEnum):
@@ -92,15 +93,41 @@ def _launcher(
 
 
 def _list(points: Sequence[Point], states: Mapping[str, str], console: Console) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
-    from rmkit.memory import model_states
-
     table = Table("point", "state", "accelerate", "memory a GPU")
+    known: dict[Any, str] = {}
     for point in points:
-        table.add_row(point.name, states[point.name], point.recipe.distributed or "", model_states(point.recipe))
+        recipe = point.recipe
+        key = (recipe.base.model_dump_json(), recipe.reward_model.type, recipe.lora is None, recipe.distributed)
+        if key not in known:
+            known[key] = _memory(recipe)
+        table.add_row(point.name, states[point.name], recipe.distributed or "", escape(known[key]))
     console.print(table)
     console.print(f"{len(points)} points. Memory: weights, gradients, optimizer states; activations come on top.")
+
+
+def _memory(recipe: Recipe) -> str:
+    """GiB a GPU, or why they are not known."""
+    from rmkit import checking, distributed, preparation
+    from rmkit.errors import RmkitError
+    from rmkit.reward_models import reward_model
+    from rmkit.reward_models.checkpoint import Origin
+
+    if recipe.base.name is None:
+        return "unknown (base is built first)"
+    base = Origin(name=recipe.base.name, revision=recipe.base.revision)
+    try:
+        config = preparation.load_config(recipe, base)
+    except (RmkitError, OSError):
+        return "unknown (base not cached)"
+    try:
+        encoder, _ = preparation.load_encoder(recipe, base)
+        kind = reward_model(recipe.reward_model, encoder)
+        return f"{checking.memory(recipe, kind, config, distributed.plan(recipe)).per_gpu / 2**30:.3g} GiB"
+    except RmkitError as error:
+        return f"unknown: {error.cause}"
 
 
 def _said(outcome: Outcome) -> str:

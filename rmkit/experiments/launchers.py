@@ -23,7 +23,7 @@ from rmkit.run_directory import write_text
 
 SWEEP_VARIABLE = "RMKIT_SWEEP"
 """In the environment of every process that a sweep starts here: the folder of the sweep."""
-_PATIENCE = 10.0  # seconds between asking processes to end and ending them
+_PATIENCE = 60.0  # seconds between asking processes to end, when they may save a checkpoint, and ending them
 _POLL_SECONDS = 10.0
 _CPUS_PER_GPU = 8
 _TIMEOUT_MINUTES = 24 * 60

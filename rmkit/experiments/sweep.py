@@ -277,8 +277,8 @@ def _refuse_other(point: Point, there: Recipe) -> None:
 
 
 def _content(recipe: Recipe) -> dict[str, Any]:
-    """What makes two runs the same: everything but where they are written."""
-    return recipe.model_dump(mode="json", exclude={"output_dir"})
+    """What makes two runs the same: everything but where they are written and what happens if they are interrupted."""
+    return recipe.model_dump(mode="json", exclude={"output_dir", "resume"})
 
 
 def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -337,11 +337,18 @@ def _task(output: Path, point: Point) -> Task:
     recipe = output / RECIPES / f"{point.name}.yaml"
 
     def prepare() -> None:
-        _discard(point.recipe.output_dir, output)
+        if not _goes_on(point):
+            _discard(point.recipe.output_dir, output)
         write_text(recipe, point.recipe.to_yaml())
         _log(output, point).parent.mkdir(exist_ok=True)
 
     return Task(point.name, recipe, _log(output, point), point.recipe.distributed, prepare)
+
+
+def _goes_on(point: Point) -> bool:
+    """Whether training will take up what is there (resume: auto) instead of starting again."""
+    there = point.recipe.output_dir / "recipe.yaml"
+    return point.recipe.resume == "auto" and there.exists() and there.read_text("utf-8") == point.recipe.to_yaml()
 
 
 def _log(output: Path, point: Point) -> Path:
