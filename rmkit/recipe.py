@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import enum
+import math
+import os
 import re
 import types
 import typing
@@ -18,10 +21,12 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     TypeAdapter,
@@ -37,12 +42,16 @@ VERIFICATION_PROMPT = "Question: {prompt}\nAnswer: {response}\nVerification: Is 
 DTypeName = Literal["float32", "bfloat16"]
 SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """Names of sets become file names, so they hold no separators."""
+Text = Annotated[str, Field(min_length=1)]
+LocalPath = Annotated[Path, Field(strict=False), AfterValidator(lambda path: Path(os.path.expanduser(path)))]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What NumPy's generators take."""
 
 
 class Section(BaseModel):
-    """A part of a recipe: immutable, and an unknown key is an error."""
+    """A part of a recipe: immutable; an unknown key, or a value that would have to be converted, is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Explicit(Section):
@@ -57,7 +66,7 @@ class Implicit(Section):
 
     type: Literal["implicit"] = "implicit"
     beta: PositiveFloat = 0.01
-    reference: str = "base"
+    reference: Text = "base"
     reference_revision: str | None = None
 
     @model_validator(mode="after")
@@ -104,7 +113,7 @@ class BaseBuild(Section):
     batch_size: PositiveInt = 16
     learning_rate: PositiveFloat = 2e-3
     max_length: PositiveInt = 1024
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Base(Section):
@@ -113,14 +122,14 @@ class Base(Section):
     `added_tokens` become tokens of their own, with rows of their own in the embeddings.
     """
 
-    name: str | None = None
+    name: Text | None = None
     revision: str | None = None
     build: BaseBuild | None = None
     dtype: DTypeName = "float32"
     attention: str | None = None
     trust_remote_code: bool = False
-    chat_template: Path | None = None
-    added_tokens: list[Annotated[str, Field(min_length=1)]] = []
+    chat_template: LocalPath | None = None
+    added_tokens: list[Text] = []
     date_string: str | None = None
 
     @model_validator(mode="after")
@@ -160,7 +169,7 @@ class PreferenceSet(Section):
     """
 
     name: SetName
-    path: str | None = None
+    path: Text | None = None
     source: SourceSettings | None = None
     split: str = "test"
     subset: str | None = None
@@ -187,7 +196,7 @@ class EvaluationSet(PreferenceSet):
 class Data(Section):
     """The training set, the evaluation sets, and what happens to pairs that cannot be used."""
 
-    root: Path | None = None
+    root: LocalPath | None = None
     train: PreferenceSet
     evaluation: list[EvaluationSet] = []
     max_length: PositiveInt | None = None
@@ -216,7 +225,7 @@ class Lora(Section):
 
     r: PositiveInt = 16
     alpha: PositiveInt = 32
-    dropout: NonNegativeFloat = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: str | list[str] = "all-linear"
 
 
@@ -243,11 +252,11 @@ class Recipe(Section):
     theory: Theory = Theory()
     distributed: str | None = None
     resume: Literal["never", "auto"] = "never"
-    output_dir: Path
+    output_dir: LocalPath
 
     def to_yaml(self) -> str:
         """The recipe with every default spelled out, as it is kept in the run directory."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return str(yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 # --- training: -----------------------------------------------------------------------------------------------------
@@ -272,14 +281,20 @@ BATCH_SIZE = 32
 MICRO_BATCH_SIZE = 4
 
 OWNED_FIELDS = {
+    # rmkit's own key
     "output_dir": "output_dir",
-    "gradient_checkpointing": "training.activation_checkpointing (its name since transformers 5.23)",
-    "gradient_accumulation_steps": "training.batch_size (accumulation follows from it)",
+    "gradient_checkpointing": "training.activation_checkpointing",
+    "gradient_checkpointing_kwargs": "training.activation_checkpointing_kwargs",
+    "gradient_accumulation_steps": "training.batch_size",
+    "auto_find_batch_size": "training.per_device_train_batch_size",
+    "fp16": "training.bf16",
     "deepspeed": "distributed",
     "fsdp": "distributed",
     "fsdp_config": "distributed",
     "parallelism_config": "distributed",
     "accelerator_config": "distributed",
+    "use_cpu": "distributed",
+    "local_rank": "distributed",
     "max_length": "data.max_length",
     "truncation_mode": "data.over_length",
     "model_init_kwargs": "base",
@@ -290,29 +305,73 @@ OWNED_FIELDS = {
     "reference_free": "reward_model.reference",
     "ref_model": "reward_model.reference",
     "precompute_ref_log_probs": "reward_model.reference",
+    "lora_r": "lora.r",
+    "peft_config": "lora",
+    "do_eval": "evaluation",
+    "do_predict": "evaluation",
     "per_device_eval_batch_size": "evaluation.batch_size",
     "eval_strategy": "evaluation.every_epoch",
     "eval_steps": "evaluation.every_epoch",
-    "eval_on_start": "evaluation (sets are always scored before training)",
-    "push_to_hub": "the command `rmkit push`",
-    "hub_model_id": "the command `rmkit push`",
-    "hub_strategy": "the command `rmkit push`",
-    "hub_token": "the command `rmkit push`",
-    "hub_private_repo": "the command `rmkit push`",
-    "remove_unused_columns": "nothing: rmkit's collator decides what a batch holds",
-    "label_names": "nothing: rmkit's collator decides what a batch holds",
-    "do_train": "nothing: a recipe always trains",
-    "do_eval": "evaluation",
-    "do_predict": "evaluation",
-    "resume_from_checkpoint": "nothing yet: start again with --overwrite",
-    "lora_r": "lora.r",
-    "peft_config": "lora",
-    "use_cpu": "distributed",
-    "local_rank": "distributed",
-    "auto_find_batch_size": "training.per_device_train_batch_size",
-    "group_by_length": "nothing: the order of the pairs is the same for every type",
-    "train_sampling_strategy": "nothing: the order of the pairs is the same for every type",
-    "load_best_model_at_end": "nothing: the final model is the one that is scored and saved",
+    "bf16_full_eval": "training.bf16",
+    "fp16_full_eval": "training.bf16",
+}
+REFUSED_FIELDS = {
+    # why there is no such key
+    "do_train": "a recipe always trains",
+    "eval_on_start": "sets are always scored before training",
+    "eval_delay": "sets are always scored before training",
+    **dict.fromkeys(
+        [
+            "prediction_loss_only",
+            "eval_do_concat_batches",
+            "eval_use_gather_object",
+            "eval_accumulation_steps",
+            "include_for_metrics",
+            "batch_eval_metrics",
+        ],
+        "rmkit scores sets by itself",
+    ),
+    **dict.fromkeys(
+        ["load_best_model_at_end", "metric_for_best_model", "greater_is_better"],
+        "the final model is the one that is scored and saved",
+    ),
+    **dict.fromkeys(
+        ["remove_unused_columns", "label_names"],
+        "rmkit's collator decides what a batch holds",
+    ),
+    **dict.fromkeys(
+        ["group_by_length", "train_sampling_strategy", "length_column_name"],
+        "the order of the pairs is the same for every type",
+    ),
+    "label_smoothing_factor": "the loss is Eq. 3 or Eq. 7",
+    "average_tokens_across_devices": "a step is always the mean over the pairs of all processes",
+    "logging_nan_inf_filter": "a loss that is not finite always stops the run",
+    "resume_from_checkpoint": "a run cannot be resumed yet; start again with --overwrite",
+    **dict.fromkeys(
+        [
+            "push_to_hub",
+            "hub_model_id",
+            "hub_strategy",
+            "hub_token",
+            "hub_private_repo",
+            "hub_always_push",
+            "hub_revision",
+        ],
+        "publishing is the command `rmkit push`",
+    ),
+}
+_BOUNDS: dict[str, Any] = {
+    # What the annotations of TrainingArguments do not say.
+    "batch_size": PositiveInt,
+    "per_device_train_batch_size": PositiveInt,
+    "num_train_epochs": PositiveFloat,
+    "learning_rate": NonNegativeFloat,
+    "weight_decay": NonNegativeFloat,
+    "max_grad_norm": NonNegativeFloat,
+    "warmup_steps": NonNegativeFloat,
+    "dataloader_num_workers": NonNegativeInt,
+    "seed": Seed,
+    "data_seed": Seed | None,
 }
 
 
@@ -323,32 +382,70 @@ def training_arguments(recipe: Recipe, source: str = "recipe") -> dict[str, Any]
     it once the number of processes is known.
 
     Raises:
-        RmkitError: for a field that rmkit decides itself, an unknown field or a value of the wrong type.
+        RmkitError: for a field that rmkit decides itself, an unknown field or a value that the field cannot have.
     """
     from transformers import TrainingArguments  # slow to import; only needed to check names and types
 
-    fields = {field.name: field for field in dataclasses.fields(TrainingArguments)}
-    hints = typing.get_type_hints(TrainingArguments)
-    hints["batch_size"] = PositiveInt
+    fields = [field.name for field in dataclasses.fields(TrainingArguments)]
+    hints = typing.get_type_hints(TrainingArguments) | _BOUNDS
+    known = [name for name in [*fields, "batch_size"] if name not in OWNED_FIELDS | REFUSED_FIELDS]
     for key, value in recipe.training.items():
         if key in OWNED_FIELDS:
             raise RmkitError(f"{source}: training.{key} is decided by rmkit.", f"Use {OWNED_FIELDS[key]} instead.")
-        if key not in fields and key != "batch_size":
-            known = [name for name in [*fields, "batch_size"] if name not in OWNED_FIELDS]
+        if key in REFUSED_FIELDS:
+            raise RmkitError(f"{source}: training.{key} is decided by rmkit.", f"Leave it out: {REFUSED_FIELDS[key]}.")
+        if key not in known:
             raise RmkitError(f"{source}: training.{key} is not a field of TrainingArguments.", _nearest(key, known))
-        try:
-            TypeAdapter(hints[key], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
-        except ValidationError:
-            wanted = _type_name(hints[key])
-            raise RmkitError(f"{source}: training.{key} is {value!r}, not {wanted}.", f"Give it a {wanted}.") from None
+        _check_value(f"{source}: training.{key}", value, hints[key])
+    _check_reporters(recipe, source)
     defaults = TRAINING_DEFAULTS | {"batch_size": BATCH_SIZE, "per_device_train_batch_size": MICRO_BATCH_SIZE}
     return defaults | recipe.training
 
 
-def _type_name(hint: Any) -> str:
+def _check_value(key: str, value: Any, hint: Any) -> None:
+    choices = [option.value for each in _alternatives(hint) if _is_enum(each) for option in each]
+    if choices:  # transformers annotates these fields as any text too
+        if value not in choices:
+            raise RmkitError(f"{key} is {value!r}, which transformers does not know.", _nearest(str(value), choices))
+        return
+    try:
+        config = ConfigDict(strict=True, arbitrary_types_allowed=True)
+        TypeAdapter(hint, config=config).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        wanted = _type_name(hint) if first["type"].endswith("_type") else _plainly(first)
+        raise RmkitError(f"{key} is {value!r}: it must be {wanted}.", f"Mend {key.split()[-1]}.") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RmkitError(f"{key} is {value!r}: it must be a finite number.", f"Mend {key.split()[-1]}.")
+
+
+def _check_reporters(recipe: Recipe, source: str) -> None:
+    from transformers.integrations import get_available_reporting_integrations
+
+    wanted = recipe.training.get("report_to") or []
+    available = ["none", "all", *get_available_reporting_integrations()]
+    for name in [wanted] if isinstance(wanted, str) else wanted:
+        if name not in available:
+            raise RmkitError(
+                f"{source}: training.report_to is {name!r}, which is unknown or not installed.",
+                f"Install it, or give one of {', '.join(available)}.",
+            )
+
+
+def _alternatives(hint: Any) -> list[Any]:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return " or ".join(_type_name(each) for each in typing.get_args(hint))
-    return getattr(hint, "__name__", str(hint))
+        return [inner for each in typing.get_args(hint) for inner in _alternatives(each)]
+    return [typing.get_args(hint)[0]] if typing.get_origin(hint) is Annotated else [hint]
+
+
+def _is_enum(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, enum.Enum)
+
+
+def _type_name(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    shown = (names.get(each) or ("a mapping" if "dict" in str(each) else "a list") for each in _alternatives(hint))
+    return " or ".join(dict.fromkeys(shown))
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -358,16 +455,22 @@ class _StrictLoader(yaml.SafeLoader):
     """Safe YAML that reads 1e-6 as a number (YAML 1.1 reads it as text) and refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        named = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=True) for key in named]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that `_StrictLoader` would read as numbers."""
+
+
+for _reader_or_writer in (_StrictLoader, _Dumper):
+    _reader_or_writer.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 def load_yaml(path: Path | str) -> dict[str, Any]:
@@ -379,10 +482,12 @@ def load_yaml(path: Path | str) -> dict[str, Any]:
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
     except FileNotFoundError:
-        raise RmkitError(f"{path} does not exist.", "Check the path; `ls recipes` lists the shipped recipes.") from None
+        near = difflib.get_close_matches(Path(path).name, [each.name for each in Path(path).parent.glob("*.yaml")], n=1)
+        remedy = f"Did you mean {Path(path).with_name(near[0])}?" if near else "`ls recipes` lists the shipped recipes."
+        raise RmkitError(f"{path} does not exist.", remedy) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RmkitError(f"{path} cannot be read: {error}.", "Give the path of a YAML file.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2024-13-01 looks like a date
         raise RmkitError(f"{path} is not valid YAML: {error}.", "Mend the line that it names.") from None
     if not isinstance(content, dict):
         raise RmkitError(f"{path} holds no mapping.", "Compare it with a shipped recipe in recipes/.")
@@ -415,14 +520,14 @@ def override_value(override: str) -> tuple[str, Any]:
         RmkitError: if it is not of that form.
     """
     key, separator, text = override.partition("=")
-    if not separator or not key:
+    if not separator or not all(key.split(".")):
         raise RmkitError(
-            f"The override {override!r} is not of the form section.key=value.", "For example output_dir=runs/a."
+            f"The override {_shown(override)} is not of the form section.key=value.", "For example output_dir=runs/a."
         )
     try:
         value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError:
-        raise RmkitError(f"The value of the override {override!r} is not YAML.", "Quote it.") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise RmkitError(f"The value of the override {_shown(override)} is not YAML.", "Quote it.") from None
     return key, value
 
 
@@ -443,7 +548,8 @@ def _apply(content: dict[str, Any], override: str) -> None:
             at[last] = value
     except (AttributeError, TypeError, ValueError, IndexError):
         raise RmkitError(
-            f"The override {override!r} names nothing in the recipe.", "Use the names of the recipe."
+            f"The override {_shown(override)} names nothing in the recipe.",
+            "Name the keys as the recipe does, and entries of lists by number, from 0.",
         ) from None
 
 
@@ -457,18 +563,61 @@ def validated(section: type[SectionType], content: dict[str, Any], source: str) 
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         location = first["loc"]
-        key = ".".join(str(part) for part in location if part not in ("explicit", "implicit", "generative")) or "recipe"
+        parts = [str(part) for at, part in enumerate(location) if not (at and location[at - 1] == "reward_model")]
+        tagged = first["type"].startswith("union_tag")
+        key = ".".join([*parts, "type"] if tagged else parts) or "recipe"
+        value = first.get("input")
         if first["type"] == "extra_forbidden":
             known = _known_keys(section, location[:-1])
             raise RmkitError(f"{source}: {key} is not a known key.", _nearest(str(location[-1]), known)) from None
         if first["type"] == "missing":
             raise RmkitError(f"{source}: {key} is missing.", "Add it; docs/recipes.md describes every key.") from None
         if first["type"] == "union_tag_not_found":
-            raise RmkitError(f"{source}: {key}.type is missing.", "It is explicit, implicit or generative.") from None
-        message = first["msg"].removeprefix("Value error, ")
-        value = first.get("input")
-        shown = f" (it is {value!r})" if not isinstance(value, dict) else ""
-        raise RmkitError(f"{source}: {key}: {message}{shown}.", f"Mend {key}; docs/recipes.md describes it.") from None
+            raise RmkitError(f"{source}: {key} is missing.", "It is explicit, implicit or generative.") from None
+        if tagged:
+            value = first["ctx"]["tag"]
+            near = _nearest(value, ["explicit", "implicit", "generative"])
+            raise RmkitError(f"{source}: {key} is {value!r}.", near) from None
+        if first["type"] == "value_error":
+            message = first["msg"].removeprefix("Value error, ")
+            raise RmkitError(f"{source}: {key}: {message}.", f"Mend {key}; docs/recipes.md describes it.") from None
+        remedy = f"Mend {key}; docs/recipes.md describes it."
+        if first["type"] in ("string_type", "path_type") and value is not None and not isinstance(value, dict | list):
+            remedy = "Put quotes around it, so that YAML reads it as text."
+        if first["type"] == "literal_error" and isinstance(value, str):
+            remedy = _nearest(value, re.findall("'([^']*)'", first["ctx"]["expected"]))
+        raise RmkitError(f"{source}: {key} is {_shown(value)}: it must be {_plainly(first)}.", remedy) from None
+
+
+_WANTED = {
+    "bool_type": "true or false",
+    "dict_type": "a mapping of keys to values",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "int_type": "a whole number",
+    "less_than": "below {lt}",
+    "list_type": "a list",
+    "literal_error": "{expected}",
+    "model_attributes_type": "a mapping of keys to values",
+    "model_type": "a mapping of keys to values",
+    "path_type": "a path",
+    "string_pattern_mismatch": "letters, digits, dots, dashes and underscores",
+    "string_too_short": "longer",
+    "string_type": "text",
+}
+
+
+def _plainly(error: Any) -> str:
+    """What a value must be, in words for people who have never heard of pydantic."""
+    wanted = _WANTED.get(error["type"])
+    return str(error["msg"]) if wanted is None else wanted.format(**error.get("ctx", {}))
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _known_keys(section: Any, location: Sequence[int | str]) -> list[str]:
@@ -495,5 +644,6 @@ def _inner_types(hint: Any) -> list[Any]:
 
 def _nearest(key: str, known: Iterable[str]) -> str:
     known = list(dict.fromkeys(known))
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known[:12])}."
+    near = difflib.get_close_matches(key, known, n=1)
+    more = ", ..." if len(known) > 12 else ""
+    return f"Did you mean {near[0]}?" if near else f"Known here: {', '.join(known[:12])}{more}."
