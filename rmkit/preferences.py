@@ -18,6 +18,8 @@ from typing import Any, Literal
 from rmkit.errors import RmkitError
 
 COLUMNS = ("prompt", "chosen", "rejected")
+_NO_ROWS = ("StopIteration", "corresponds to no data", "BatchSize must be greater than 0")
+"""How `datasets` fails on json, jsonl and parquet files without rows."""
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
@@ -92,7 +94,10 @@ def load_preferences(
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
     pairs = (row_pair(path, index, row) for index, row in enumerate(rows))
-    return checked(pairs, name, identical)
+    try:
+        return checked(pairs, name, identical)
+    except UnicodeDecodeError:  # Arrow looks at the bytes only when a row is read
+        raise RmkitError(f"{path} holds text that is not UTF-8.", "Convert the file to UTF-8.") from None
 
 
 def load_rows(
@@ -131,7 +136,8 @@ def checked(pairs: Iterable[PreferencePair], name: str, identical: Literal["drop
     """A set without the pairs whose two responses are the same text.
 
     Raises:
-        RmkitError: if `identical` is `error` and there is such a pair, or if no pair is left.
+        RmkitError: if `identical` is `error` and there is such a pair, if only some pairs have a margin, or if no pair
+            is left.
     """
     kept, same = [], 0
     for pair in pairs:
@@ -148,6 +154,11 @@ def checked(pairs: Iterable[PreferencePair], name: str, identical: Literal["drop
         raise RmkitError(
             f"{name} holds no usable pair" + (f" ({same} have identical responses)." if same else "."),
             "Check the path, the split and the columns.",
+        )
+    without = [pair.index for pair in kept if pair.margin is None]
+    if 0 < len(without) < len(kept):  # pandas, for one, writes NaN as null
+        raise RmkitError(
+            f"{name}: row {without[0]} has no margin, but others have one.", "Fill it in or drop the column margin."
         )
     return PreferenceData(name, kept, {"identical responses": same} if same else {})
 
@@ -168,7 +179,8 @@ def row_pair(path: str, index: int, row: Mapping[str, Any]) -> PreferencePair:
         if not text.strip():
             raise RmkitError(f"{path}: row {index} has an empty {column}.", "Remove the row or fill it in.")
     margin = row.get("margin")
-    if margin is not None and (not isinstance(margin, int | float) or not math.isfinite(margin)):
+    is_number = isinstance(margin, int | float) and not isinstance(margin, bool)
+    if margin is not None and not (is_number and math.isfinite(margin)):
         raise RmkitError(
             f"{path}: row {index} has the margin {margin!r}, not a finite number.", "Mend it or drop the column margin."
         )
@@ -193,8 +205,9 @@ def _rows(path: str, split: str, root: Path | None, subset: str | None, revision
         raise RmkitError(f"{local} does not exist.", "Check data.root and the path, or give a hub id (owner/name).")
     if not local.exists():
         return _from_hub(path, split, subset, revision)
-    shown = datasets.is_progress_bar_enabled()
+    shown, verbosity = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it would log is in the error that it raises
     try:
         if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
             loaded = datasets.load_from_disk(str(local))
@@ -210,10 +223,14 @@ def _rows(path: str, split: str, root: Path | None, subset: str | None, revision
     except RmkitError:
         raise
     except Exception as error:  # whatever the readers raise on a broken file
+        cause = _first_line(error)
+        if any(each in cause for each in _NO_ROWS):
+            raise RmkitError(f"{local} holds no rows.", "Give a file with preference pairs.") from None
         raise RmkitError(
-            f"{local} cannot be read: {_first_line(error)}", "Check that the file is whole and of the kind it is named."
+            f"{local} cannot be read: {cause}", "Check that the file is whole and of the kind it is named."
         ) from None
     finally:
+        datasets.logging.set_verbosity(verbosity)
         if shown:
             datasets.enable_progress_bars()
     return _split_of(loaded, split, str(local))
@@ -258,6 +275,8 @@ def _split_of(loaded: Any, split: str, path: str) -> Any:
     return loaded[split]
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    while error.__cause__ is not None:  # `datasets` wraps what went wrong
+        error = error.__cause__
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -1,0 +1,271 @@
+"""Sets of preference pairs: every format gives the same pairs, and every kind of broken input is named."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import datasets
+import pandas as pd
+import pytest
+
+from rmkit.errors import RmkitError
+from rmkit.preferences import PreferencePair, checked, load_preferences
+
+ROWS = [
+    {"prompt": "How do I bake bread?", "chosen": "Mix {flour}\nand water.", "rejected": "No."},
+    {"prompt": "¿por qué?\u2028{prompt}", "chosen": "Porque sí", "rejected": "1"},
+    {"prompt": " why? ", "chosen": "Yes ", "rejected": "Yes"},
+]
+PAIRS = [PreferencePair(**row, index=index) for index, row in enumerate(ROWS)]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def jsonl(tmp_path):
+    """Write rows as a jsonl file."""
+
+    def written(*rows):
+        (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return str(tmp_path / "pairs.jsonl")
+
+    return written
+
+
+def refused(path, **options):
+    with pytest.raises(RmkitError) as error:
+        load_preferences(str(path), **options)
+    assert "\n" not in error.value.cause + error.value.remedy
+    return error.value
+
+
+# --- formats -------------------------------------------------------------------------------------------------------
+
+
+def as_jsonl(path, rows):
+    path.with_suffix(".jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n")
+    return path.with_suffix(".jsonl")
+
+
+def as_windows_jsonl(path, rows):
+    text = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    path.with_suffix(".jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    return path.with_suffix(".jsonl")
+
+
+def as_json_list(path, rows):
+    path.with_suffix(".json").write_text(json.dumps(rows, indent=2))
+    return path.with_suffix(".json")
+
+
+def as_json_lines(path, rows):
+    path.with_suffix(".json").write_text("\n".join(map(json.dumps, rows)))
+    return path.with_suffix(".json")
+
+
+def as_parquet(path, rows):
+    pd.DataFrame(rows).to_parquet(path.with_suffix(".parquet"))
+    return path.with_suffix(".parquet")
+
+
+def as_saved_dataset(path, rows):
+    datasets.Dataset.from_list(rows).save_to_disk(path)
+    return path
+
+
+def as_saved_splits(path, rows):
+    made = datasets.Dataset.from_list(rows)
+    datasets.DatasetDict(train=made.select([0]), test=made).save_to_disk(path)
+    return path
+
+
+def as_folder_of_jsonl(path, rows):
+    path.mkdir()
+    as_jsonl(path / "train", rows[:1])
+    as_jsonl(path / "test", rows)
+    return path
+
+
+def as_folder_of_parquet(path, rows):
+    path.mkdir()
+    as_parquet(path / "train", rows[:1])
+    as_parquet(path / "test", rows)
+    return path
+
+
+FORMATS = [
+    as_jsonl,
+    as_windows_jsonl,
+    as_json_list,
+    as_json_lines,
+    as_parquet,
+    as_saved_dataset,
+    as_saved_splits,
+    as_folder_of_jsonl,
+    as_folder_of_parquet,
+]
+
+
+@pytest.mark.parametrize("written", FORMATS, ids=lambda each: each.__name__)
+def test_every_format_gives_the_same_pairs(tmp_path, written):
+    path = written(tmp_path / "pairs", ROWS)
+    assert list(load_preferences(str(path))) == PAIRS
+    assert list(load_preferences(path.name, root=tmp_path)) == PAIRS
+    assert list(load_preferences(str(path), limit=2)) == PAIRS[:2]
+    assert len(load_preferences(str(path), limit=99)) == 3
+
+
+@pytest.mark.parametrize("written", [as_saved_splits, as_folder_of_jsonl, as_folder_of_parquet])
+def test_splits(tmp_path, written):
+    path = written(tmp_path / "pairs", ROWS)
+    assert len(load_preferences(str(path), split="train")) == 1
+    error = refused(path, split="validation")
+    assert f"{path} has no split validation; it has" in error.cause
+    assert "train" in error.cause
+
+
+def test_other_columns_and_their_order_do_not_matter(jsonl):
+    rows = [{"x": [1], "rejected": "r", "id": None, "chosen": "c", "prompt": "p"}, {**ROWS[0], "y": 1}]
+    assert [pair.chosen for pair in load_preferences(jsonl(*rows))] == ["c", ROWS[0]["chosen"]]
+
+
+def test_rows_can_be_chosen_by_their_columns(jsonl):
+    path = jsonl(*({**row, "subset": subset} for row, subset in zip(ROWS, "aba", strict=True)))
+    assert [pair.prompt for pair in load_preferences(path, where={"subset": "a"})] == [PAIRS[0].prompt, PAIRS[2].prompt]
+    assert "no row with subset c; it has a, b" in refused(path, where={"subset": "c"}).cause
+    assert "no column nothing" in refused(path, where={"nothing": "c"}).cause
+
+
+def test_margins_are_kept(jsonl):
+    path = jsonl(ROWS[0] | {"margin": 1}, ROWS[1] | {"margin": -0.5})
+    assert [pair.margin for pair in load_preferences(path)] == [1.0, -0.5]
+    assert [pair.margin for pair in load_preferences(jsonl(*ROWS))] == [None] * 3
+
+
+def test_the_fingerprint_is_that_of_the_usable_texts(jsonl):
+    first = load_preferences(jsonl(*ROWS)).fingerprint
+    assert load_preferences(jsonl(*ROWS, ROWS[0] | {"chosen": "No."})).fingerprint == first
+    assert load_preferences(jsonl(*ROWS[::-1])).fingerprint != first
+    assert load_preferences(jsonl(*(row | {"margin": 1.0} for row in ROWS))).fingerprint != first
+    moved = checked([PreferencePair("a", "bc", "d")], "x").fingerprint
+    assert moved != checked([PreferencePair("ab", "c", "d")], "x").fingerprint
+
+
+# --- bad rows ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("column", ["prompt", "chosen", "rejected"])
+def test_a_missing_column_is_named_with_those_there_are(jsonl, column):
+    path = jsonl(*({key: value for key, value in row.items() if key != column} for row in ROWS))
+    error = refused(path)
+    assert f"{path} has no column {column}" in error.cause
+    assert "prompt" in error.remedy
+
+
+@pytest.mark.parametrize("column", ["prompt", "chosen", "rejected"])
+@pytest.mark.parametrize("text", ["", " ", "\n\t ", "\u00a0"])
+def test_an_empty_text_is_named_by_row_and_column(jsonl, column, text):
+    path = jsonl(ROWS[0], ROWS[1] | {column: text})
+    assert refused(path).cause == f"{path}: row 1 has an empty {column}."
+
+
+@pytest.mark.parametrize("value", [3, None, True, ["Yes"], {"role": "user"}, [{"role": "user", "content": "hi"}]])
+def test_a_column_of_another_type_is_named(jsonl, value):
+    path = jsonl(ROWS[0] | {"chosen": value})
+    assert refused(path).cause.startswith(f"{path}: row 0, column chosen holds {type(value).__name__}, not text")
+
+
+def test_a_single_row_of_another_type_is_named(jsonl):
+    path = jsonl(ROWS[0], {"prompt": "p", "chosen": "c"})
+    assert f"{path}: row 1, column rejected" in refused(path).cause
+
+
+@pytest.mark.parametrize("margin", [math.nan, math.inf, -math.inf, "0.5", True, [1]])
+def test_a_margin_must_be_a_finite_number(tmp_path, margin):
+    datasets.Dataset.from_list([ROWS[0] | {"margin": margin}]).to_parquet(tmp_path / "pairs.parquet")
+    assert f"{tmp_path / 'pairs.parquet'}: row 0 has the margin" in refused(tmp_path / "pairs.parquet").cause
+
+
+def test_a_margin_that_only_some_pairs_have_is_an_error(tmp_path):
+    """pandas writes NaN to parquet as null."""
+    margins = [0.5, math.nan, 1.0]
+    pd.DataFrame(ROWS).assign(margin=margins).to_parquet(tmp_path / "pairs.parquet")
+    assert "row 1 has no margin" in refused(tmp_path / "pairs.parquet").cause
+
+
+def test_identical_responses_are_counted_and_dropped_or_an_error(jsonl):
+    same = ROWS[0] | {"chosen": "No."}
+    path = jsonl(ROWS[0], same, ROWS[1], same)
+    data = load_preferences(path)
+    assert [pair.index for pair in data] == [0, 2]
+    assert data.dropped == {"identical responses": 2}
+    assert "row 1 has the same text as chosen and as rejected" in refused(path, identical="error").cause
+    only = refused(jsonl(same, same))
+    assert "no usable pair (2 have identical responses)" in only.cause
+
+
+# --- bad sources ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["no.jsonl", "x/no.parquet", "/no/such/folder", "../nothing", "a/b/c", "https://x/y"])
+def test_a_missing_path_is_named(path):
+    error = refused(path)
+    assert "does not exist" in error.cause
+    assert path.split("/")[-1] in error.cause
+
+
+def test_a_missing_path_is_looked_for_below_the_root(tmp_path):
+    assert refused("rewardmth", root=tmp_path).cause == f"{tmp_path / 'rewardmth'} does not exist."
+
+
+@pytest.mark.parametrize("name", ["rewardmth", "no-such/set"])
+def test_a_hub_id_without_a_network_says_so(name):
+    cause = refused(name).cause
+    assert name in cause
+    assert "neither a local file nor a data set that the hub gives (HF_HUB_OFFLINE is set)" in cause
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+@pytest.mark.parametrize("content", ["", "\n\n", "[]", "not that", '{"prompt": "x"', "3", "\x00\x01"])
+def test_a_broken_or_empty_file_is_named(tmp_path, capfd, suffix, content):
+    path = tmp_path / f"pairs{suffix}"
+    path.write_text(content)
+    error = refused(path)
+    assert str(path) in error.cause
+    assert "generating the dataset" not in error.cause  # what `datasets` says of every failure
+    assert capfd.readouterr().err == ""
+
+
+def test_a_table_without_rows_is_named(tmp_path):
+    path = tmp_path / "pairs.parquet"
+    pd.DataFrame({column: pd.Series([], dtype=str) for column in ("prompt", "chosen", "rejected")}).to_parquet(path)
+    assert refused(path).cause == f"{path} holds no rows."
+
+
+def test_text_that_is_not_utf8_is_an_error(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(json.dumps(ROWS[1], ensure_ascii=False).encode("latin1", errors="replace"))
+    assert refused(path).cause == f"{path} holds text that is not UTF-8."
+
+
+def test_other_kinds_of_files_and_folders_are_refused(tmp_path):
+    (tmp_path / "pairs.csv").write_text("prompt,chosen,rejected\na,b,c\n")
+    assert "no known kind" in refused(tmp_path / "pairs.csv").cause
+    (tmp_path / "empty").mkdir()
+    assert "cannot be read" in refused(tmp_path / "empty").cause
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "dataset_dict.json").write_text('{"splits": ["test"]}')
+    assert "cannot be read" in refused(tmp_path / "half").cause
+
+
+@pytest.mark.released
+def test_the_released_sets_load(released):
+    sizes = {"ultrafeedback": 200, "ultrafeedback_paraphrased": 200, "ultrafeedback_french": 200, "rewardmath": 200}
+    for name, size in sizes.items():
+        data = load_preferences(name, root=released)
+        assert len(data) + sum(data.dropped.values()) == size
+    assert len(load_preferences("rewardmath", split="train", root=released)) == 2000
