@@ -8,18 +8,17 @@ as in the paper's released code, so the prompt's ids never depend on the respons
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rmkit.errors import RmkitError
 from rmkit.recipe import VERIFICATION_PROMPT
 
-_DATE_PROBE = "the-date-of-today"
-_RESPONSE_PROBE = "rmkit-probe-response"
+_DATE_PROBES = ("11 11 1111", "22 22 2222")
+_PROMPT_PROBE, _RESPONSE_PROBE = "rmkit-probe-prompt", "rmkit-probe-response"
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,8 @@ class ChatEncoder:
         suffix_ids: the ids with which every response ends: its end-of-turn token and what the template adds after it.
 
     Raises:
-        RmkitError: if the template cannot be used: it prints today's date, starts with two BOS tokens, drops the
-            response, or ends it without an end-of-turn token; or if the pad token would end a response.
+        RmkitError: if the template cannot be used: it prints today's date, starts with two BOS tokens, drops or changes
+            the texts, or ends a response without an end-of-turn token; or if the pad token would end a response.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, date_string: str | None = None):
@@ -51,18 +50,16 @@ class ChatEncoder:
         self.date_string = date_string
         self.name = tokenizer.name_or_path or "this model"
         self._refuse_todays_date()
-        probe = self._texts("x", _RESPONSE_PROBE)[1]
-        _, found, suffix = probe.partition(_RESPONSE_PROBE)
-        if not found:
-            raise RmkitError(
-                f"The chat template of {self.name} drops the response.", "Give another base.chat_template."
-            )
-        self.suffix_ids: list[int] = self._ids([suffix])[0] if suffix else []
-        if not self._special_ids & set(self.suffix_ids):
+        suffix = self._texts(_PROMPT_PROBE, _RESPONSE_PROBE)[1].rpartition(_RESPONSE_PROBE)[2]
+        ids = self._ids([suffix])[0] if suffix else []
+        special = [number for number, token in enumerate(ids) if token in self._special_ids]
+        if not special:
             raise RmkitError(
                 f"The chat template of {self.name} ends a response with {suffix!r}, which holds no end-of-turn token.",
                 "Put {{ eos_token }} after the assistant's content in a template of your own (base.chat_template).",
             )
+        # What stands before the end-of-turn token, a space for example, may become one token with the response's end.
+        self.suffix_ids: list[int] = ids[special[0] :]
         if tokenizer.pad_token_id is None or tokenizer.pad_token_id in self.suffix_ids:
             raise RmkitError(
                 f"The pad token of {self.name} ({tokenizer.pad_token}) also ends responses.",
@@ -102,8 +99,8 @@ class ChatEncoder:
         texts = []
         for prompt, response in zip(prompts, responses, strict=True):
             # Not str.format: prompts and responses hold braces of their own.
-            before, _, after = verification_prompt.partition("{prompt}")
-            filled = before.replace("{response}", response) + prompt + after.replace("{response}", response)
+            fields = {"{prompt}": prompt, "{response}": response}
+            filled = re.sub(r"\{prompt\}|\{response\}", lambda match: fields[match[0]], verification_prompt)  # noqa: B023
             texts.append(self._render([{"role": "user", "content": filled}], add_generation_prompt=True))
         sequences = []
         for number, ids in enumerate(self._ids(texts)):
@@ -140,19 +137,30 @@ class ChatEncoder:
                 f"The chat template of {self.name} renders a prompt differently once a response follows it.",
                 "Give a base.chat_template whose generation prompt starts the assistant's turn.",
             )
-        return before, whole[len(before) :]
+        after = whole[len(before) :]
+        for kind, text, rendered in (("prompt", prompt, before), ("response", response, after)):
+            if _letters(text) not in _letters(rendered):
+                raise RmkitError(
+                    f"The chat template of {self.name} drops or changes the {kind} {_shown(text)}.",
+                    "Give another base.chat_template.",
+                )
+        return before, after
 
-    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool, **variables: Any) -> str:
-        if self.date_string is not None:
-            variables["date_string"] = self.date_string
+    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool, template: str | None = None) -> str:
+        variables = {} if self.date_string is None else {"date_string": self.date_string}
         try:
             rendered = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **variables
+                messages,
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **variables,
             )
             return str(rendered)
-        except (TemplateError, TypeError, ValueError) as error:
+        except Exception as error:  # a template is a program and may fail in any way
+            cause = next(iter(str(error).splitlines()), type(error).__name__)
             raise RmkitError(
-                f"The chat template of {self.name} fails: {str(error).splitlines()[0]}",
+                f"The chat template of {self.name} fails: {cause}",
                 "Give another base.chat_template.",
             ) from None
 
@@ -160,12 +168,21 @@ class ChatEncoder:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
     def _refuse_todays_date(self) -> None:
-        # transformers offers templates a clock called strftime_now; a variable of that name stands in front of it.
-        rendered = self._render([{"role": "user", "content": "x"}], True, strftime_now=lambda _: _DATE_PROBE)
-        if _DATE_PROBE in rendered:
+        # transformers offers templates a clock called strftime_now; a macro of that name stands in front of it.
+        template = self.tokenizer.chat_template
+        if not isinstance(template, str) or "strftime_now" not in template:
+            return
+        user, assistant = {"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}
+        first, second = (
+            [self._render([user], True, clock + template), self._render([user, assistant], False, clock + template)]
+            for clock in ("{% macro strftime_now(_) %}" + date + "{% endmacro %}" for date in _DATE_PROBES)
+        )
+        if first != second:
             raise RmkitError(
                 f"The chat template of {self.name} prints today's date, so rewards would change from day to day.",
-                'Pin it, for example base.date_string: "26 Jul 2024" (or --date-string).',
+                'Pin it, for example base.date_string: "26 Jul 2024" (or --date-string).'
+                if self.date_string is None
+                else "It ignores date_string: give another base.chat_template.",
             )
 
     def _refuse_double_bos(self, ids: list[int], prompt: str) -> None:
@@ -178,6 +195,11 @@ class ChatEncoder:
                 f"Two BOS tokens ({self.tokenizer.bos_token}) in the text of the prompt {_shown(prompt)}.",
                 "Give plain texts, not ones that a chat template has been applied to, and a template with one BOS.",
             )
+
+
+def _letters(text: str) -> str:
+    """The text without white space, which templates may strip."""
+    return "".join(text.split())
 
 
 def _shown(text: str) -> str:

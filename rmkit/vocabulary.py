@@ -49,8 +49,8 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             str(name), revision=revision, trust_remote_code=trust_remote_code, use_fast=True
         )
-    except (OSError, ValueError, KeyError) as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # whatever transformers raises on broken files
+        cause = next(iter(str(error).splitlines()), type(error).__name__)
         raise RmkitError(
             f"No tokenizer could be loaded from {name}: {cause}",
             "Give a folder that holds tokenizer files, or a hub id that this machine can reach.",
@@ -59,7 +59,7 @@ def load_tokenizer(
     if chat_template is not None:
         try:
             tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise RmkitError(f"The chat template {chat_template} cannot be read: {error}.", "Check the path.") from None
     elif tokenizer.chat_template is None:
         tokenizer.add_special_tokens({"extra_special_tokens": PAPER_SPECIAL_TOKENS})
