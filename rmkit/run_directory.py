@@ -26,22 +26,39 @@ import pyarrow.parquet as pq
 from rmkit.errors import RmkitError
 
 FORMAT = 1
+_ALWAYS = ("recipe.yaml", "run.json")
+_CONTENTS = {*_ALWAYS, "rewards", "examples", "model", "checkpoints", "reference"}
 FINAL = "final"
 INITIAL = "initial"
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and is removed otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.")) / path.name
+    """A temporary path beside `path` that takes its place when the block ends well, and is removed otherwise.
+
+    A folder takes the place of a folder and a file that of a file.
+
+    Raises:
+        RmkitError: if nothing can be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        workspace = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise RmkitError(f"{path} cannot be written: {error}.", "Give another place.") from None
+    temporary, old = workspace / path.name, workspace / "old"
     try:
         yield temporary
-        if path.is_dir():
-            os.replace(path, temporary.parent / "old")
+        if path.exists() and path.is_dir() != temporary.is_dir():
+            kind = "folder" if path.is_dir() else "file"
+            raise RmkitError(f"{path} is a {kind} that is there already.", "Give another name, or remove it.")
+        if path.is_dir():  # a folder that holds something cannot be replaced in one step
+            os.replace(path, old)
         os.replace(temporary, path)
     finally:
-        shutil.rmtree(temporary.parent, ignore_errors=True)
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        shutil.rmtree(workspace, ignore_errors=True)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -121,18 +138,13 @@ class RunDirectory:
 
     def _remove(self) -> None:
         """Only what a run writes is replaced: `--overwrite` on the wrong folder must not cost anyone their files."""
-        known = {"run.json", "recipe.yaml", "rewards", "examples", "model", "checkpoints", "reference"}
-        foreign = sorted(
-            each.name
-            for each in self.path.iterdir()
-            if each.name.lstrip(".").split(".")[0] not in {name.split(".")[0] for name in known}
-        )
-        if foreign:
-            raise RmkitError(
-                f"output_dir {self.path} holds {foreign[0]}, which no run writes.", "Give another output_dir."
-            )
-        for each in self.path.iterdir():
-            shutil.rmtree(each) if each.is_dir() else each.unlink()
+        foreign = sorted(each.name for each in self.path.iterdir() if not _is_written_by_a_run(each.name))
+        if foreign or not any((self.path / name).exists() for name in _ALWAYS):
+            cause = f"holds {foreign[0]}, which no run writes" if foreign else f"holds no {_ALWAYS[0]}: it is no run"
+            raise RmkitError(f"output_dir {self.path} {cause}.", "Give another output_dir.")
+        # The recipe last: what an interruption leaves is still known as a run.
+        for each in sorted(self.path.iterdir(), key=lambda each: each.name == _ALWAYS[0]):
+            shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()
 
     def read(self) -> dict[str, Any]:
         """run.json.
@@ -150,6 +162,11 @@ class RunDirectory:
         if found != FORMAT:
             raise RmkitError(f"{self.record} is of format {found}.", f"This rmkit reads format {FORMAT}.")
         return dict(content)
+
+
+def _is_written_by_a_run(name: str) -> bool:
+    """Also what an interruption may leave: .run.json.x1y2z3, say."""
+    return name in _CONTENTS or (name.startswith(".") and name[1:].rpartition(".")[0] in _CONTENTS)
 
 
 def _plain(value: Any) -> Any:

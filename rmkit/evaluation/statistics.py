@@ -1,4 +1,8 @@
-"""What is computed from the rewards of a set: accuracy, margin, tie rate, length baselines. NumPy only."""
+"""What is computed from the rewards of a set: accuracy, margin, tie rate, length baselines. NumPy only.
+
+All raise an RmkitError if there are not as many chosen as rejected rewards, none at all, or one that is not finite: NaN
+would count as a lost pair.
+"""
 
 from __future__ import annotations
 
@@ -52,17 +56,8 @@ def summary(rewards: ArrayLike, log_rewards: ArrayLike | None = None) -> dict[st
     Args:
         rewards: [pairs, 2] of (chosen, rejected).
         log_rewards: [pairs, 2], for rewards that are probabilities: these rank where probabilities saturate.
-
-    Raises:
-        RmkitError: if a reward is not finite.
     """
     rewards = np.asarray(rewards, dtype=np.float64)
-    if not np.isfinite(rewards).all():
-        rows = np.flatnonzero(~np.isfinite(rewards).all(axis=1))
-        raise RmkitError(
-            f"{len(rows)} of {len(rewards)} pairs have a reward that is not finite (the first is pair {rows[0]}).",
-            "Training has diverged or weights are broken: lower training.learning_rate, or use float32.",
-        )
     ranking = rewards if log_rewards is None else np.asarray(log_rewards, dtype=np.float64)
     return {
         "accuracy": accuracy(ranking[:, 0], ranking[:, 1]),
@@ -107,4 +102,15 @@ def by_category(accuracies: Mapping[str, float], categories: Mapping[str, str | 
 
 
 def _pairs(chosen: ArrayLike, rejected: ArrayLike) -> tuple[Floats, Floats]:
-    return np.asarray(chosen, dtype=np.float64), np.asarray(rejected, dtype=np.float64)
+    chosen, rejected = np.asarray(chosen, dtype=np.float64), np.asarray(rejected, dtype=np.float64)
+    if chosen.ndim != 1 or chosen.shape != rejected.shape or not chosen.size:
+        raise RmkitError(
+            f"There are {chosen.size} chosen and {rejected.size} rejected rewards.", "Give one of each for every pair."
+        )
+    broken = np.flatnonzero(~(np.isfinite(chosen) & np.isfinite(rejected)))
+    if broken.size:
+        raise RmkitError(
+            f"{broken.size} of {chosen.size} pairs have a reward that is not finite (the first is pair {broken[0]}).",
+            "Training has diverged or weights are broken: lower training.learning_rate, or use float32.",
+        )
+    return chosen, rejected
