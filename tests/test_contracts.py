@@ -1,0 +1,256 @@
+"""What rmkit relies on in its libraries beyond their documentation, one test each: what an upgrade breaks is named."""
+
+from __future__ import annotations
+
+import inspect
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer, TrainingArguments
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
+
+from rmkit.distributed import alone
+from rmkit.language_model import load
+from rmkit.recipe import OWNED_FIELDS, REFUSED_FIELDS, Recipe
+from rmkit.trainers.explicit import ExplicitTrainer
+from rmkit.trainers.generative import GenerativeTrainer
+from rmkit.trainers.implicit import ImplicitTrainer
+from rmkit.trainers.pairs import PairTrainerMixin
+from rmkit.vocabulary import load_tokenizer
+
+TRAINERS = [ExplicitTrainer, ImplicitTrainer, GenerativeTrainer]
+COLUMNS = {
+    "row": [0, 1],
+    "chosen_ids": [[1, 2, 3], [4, 5]],
+    "chosen_start": [1, 1],
+    "rejected_ids": [[1, 2], [4, 6, 7, 8]],
+    "rejected_start": [1, 1],
+}
+
+
+@pytest.fixture(scope="module")
+def trainers(models, tmp_path_factory):
+    """Each trainer of rmkit as train.py makes it, on columns that are encoded already."""
+    made = {}
+    folder = models["qwen2"]
+    for trainer in TRAINERS:
+        auto = AutoModelForSequenceClassification if trainer is ExplicitTrainer else AutoModelForCausalLM
+        options = {"num_labels": 1} if trainer is ExplicitTrainer else {}
+        tokenizer, _ = load_tokenizer(folder)
+        model = load(auto, folder, **options)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        arguments = trainer.config_class(
+            output_dir=str(tmp_path_factory.mktemp("out")),
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            remove_unused_columns=False,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=2,
+            **trainer.config_defaults,
+        )
+        made[trainer] = trainer(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_dict(COLUMNS),
+            data_collator=lambda rows: {"rows": rows, "index": torch.tensor([row["row"] for row in rows])},
+            processing_class=tokenizer,
+            peft_config=None,
+        )
+    return made
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_trl_leaves_encoded_rows_as_they_are(trainers, trainer):
+    """In their order, none filtered, cut or given other columns."""
+    assert trainers[trainer].train_dataset.to_dict() == COLUMNS
+
+
+@pytest.mark.parametrize("name", ["_prepare_dataset", "_precompute_ref_logps"])
+def test_dpo_trainer_asks_the_methods_that_rmkit_replaces(name):
+    assert name in vars(ImplicitTrainer)
+    assert f"self.{name}(" in inspect.getsource(DPOTrainer.__init__)
+    assert next(iter(list(inspect.signature(getattr(DPOTrainer, name)).parameters)[1:])) == "dataset"
+
+
+def test_dpo_trainer_holds_no_second_model_when_told_that_references_are_computed(trainers):
+    assert trainers[ImplicitTrainer].ref_model is None
+    assert trainers[ImplicitTrainer].args.precompute_ref_log_probs
+
+
+def test_trainers_leave_models_bound_to_rmkits_forward(trainers):
+    """Whatever they put around it: a head still sees the hidden states of all positions."""
+    for trainer in trainers.values():
+        seen = trainer.model_wrapped(input_ids=torch.arange(6).view(2, 3), reward_head=lambda model, hidden: hidden)
+        assert seen.shape == (6, trainer.model.config.hidden_size)
+
+
+@pytest.mark.parametrize("config", [RewardConfig, DPOConfig])
+def test_trls_configurations_are_training_arguments_with_these_fields(config):
+    fields = set(inspect.signature(config).parameters)
+    assert set(inspect.signature(TrainingArguments).parameters) <= fields
+    assert {"max_length", "activation_checkpointing"} <= fields
+    assert ("precompute_ref_log_probs" in fields) == (config is DPOConfig)
+
+
+@pytest.mark.parametrize("parent", [Trainer, RewardTrainer, DPOTrainer])
+def test_the_methods_that_rmkit_overrides_have_these_parameters(parent):
+    def parameters(name):
+        return list(inspect.signature(getattr(parent, name)).parameters)
+
+    assert parameters("compute_loss")[:5] == ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]
+    assert parameters("get_batch_samples") == ["self", "epoch_iterator", "num_batches", "device"]
+    assert parameters("log")[:3] == ["self", "logs", "start_time"]
+    assert parent.create_model_card
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_rmkits_methods_come_first(trainer):
+    for name in ("compute_loss", "get_batch_samples", "log", "create_model_card", "loss_is_scaled_for_ga"):
+        assert inspect.getattr_static(trainer, name) is vars(PairTrainerMixin)[name]
+
+
+def test_batches_of_a_step_come_with_the_number_of_their_pairs(trainers):
+    trainer = trainers[ExplicitTrainer]
+    batches, pairs = trainer.get_batch_samples(iter([{"index": torch.arange(3)}, {"index": torch.arange(2)}]), 5, "cpu")
+    assert len(batches) == 2  # an epoch may end within a step
+    assert int(pairs) == 5
+
+
+@pytest.mark.parametrize(("scaled", "expected"), [(True, 6.0), (False, 3.0)])
+def test_a_loss_that_is_scaled_already_is_not_divided_again(trainers, monkeypatch, scaled, expected):
+    """`loss_is_scaled_for_ga`: without it transformers would divide by the number of micro-batches, here 2."""
+    trainer = trainers[GenerativeTrainer]
+    weight = trainer.model.get_input_embeddings().weight
+    monkeypatch.setattr(trainer, "loss_is_scaled_for_ga", scaled)
+    monkeypatch.setattr(trainer, "compute_loss", lambda model, inputs, num_items_in_batch: 6.0 + 0 * weight.sum())
+    monkeypatch.setattr(trainer, "current_gradient_accumulation_steps", 2, raising=False)
+    assert float(trainer.training_step(trainer.model, {"x": torch.zeros(1)}, torch.tensor(2))) == expected
+    trainer.model.zero_grad()
+
+
+def test_what_train_py_decides_cannot_be_set_in_a_recipe(monkeypatch, tmp_path):
+    """Else a recipe's value would be replaced without a word."""
+    from rmkit import train as module
+
+    seen = {}
+
+    def config(**options):
+        seen.update(options)
+        return SimpleNamespace(deepspeed_plugin=None)
+
+    content = {
+        "base": {"name": "x"},
+        "reward_model": {"type": "explicit"},
+        "data": {"train": {"name": "t", "path": "p"}},
+        "output_dir": str(tmp_path),
+    }
+    free = module.training_arguments(Recipe.model_validate(content))
+    for trainer in TRAINERS:
+        fake = SimpleNamespace(config_class=config, config_defaults=trainer.config_defaults)
+        monkeypatch.setattr(module, "trainer_class", lambda settings, fake=fake: fake)
+        module._training_arguments(Recipe.model_validate(content))
+    changed = {key for key, value in seen.items() if key not in free or free[key] != value}
+    assert changed - {"activation_checkpointing"} <= (OWNED_FIELDS | REFUSED_FIELDS).keys()
+    assert "gradient_accumulation_steps" in changed
+
+
+# --- accelerate ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", [PartialState, AcceleratorState, GradientState])
+def test_accelerates_states_live_in_one_shared_dictionary(state):
+    """rmkit.bases empties it and puts it back."""
+    PartialState()
+    shared = state._shared_state
+    before = dict(shared)
+    shared.clear()
+    shared.update(before)
+    assert state._shared_state is shared
+    assert dict(state._shared_state) == before
+
+
+def test_a_process_can_be_told_to_work_alone():
+    state = PartialState()
+    state.num_processes, state.process_index = 4, 2
+    try:
+        with alone():
+            assert (PartialState().num_processes, PartialState().process_index) == (1, 0)
+        assert (PartialState().num_processes, PartialState().process_index) == (4, 2)
+    finally:
+        state.num_processes, state.process_index = 1, 0
+
+
+def test_the_launcher_can_be_called():
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    command = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "train.py", "r.yaml", "a=1"]
+    parsed = launch_command_parser().parse_args([*command, "--overwrite"])
+    assert parsed.training_script == "train.py"
+    assert parsed.training_script_args == ["r.yaml", "a=1", "--overwrite"]
+    assert callable(launch_command)
+    assert "failures" in inspect.signature(ChildFailedError).parameters
+
+
+def test_transformers_holds_deepspeeds_configuration_under_this_name():
+    from transformers.integrations import deepspeed
+
+    assert deepspeed._hf_deepspeed_config_weak_ref is None
+    deepspeed.unset_hf_deepspeed_config()
+    assert deepspeed._hf_deepspeed_config_weak_ref is None
+
+
+def test_deepspeed_lists_the_kernels_that_it_may_build():
+    from deepspeed import ops
+
+    assert "deepspeed_shm_comm" in ops.__compatible_ops__
+
+
+# --- transformers and peft -----------------------------------------------------------------------------------------
+
+
+def test_loading_reports_a_missing_head_and_missing_weights(models):
+    options = {"output_loading_info": True, "use_safetensors": True}
+    _, report = AutoModelForSequenceClassification.from_pretrained(models["llama"], num_labels=1, **options)
+    assert set(report["missing_keys"]) == {"score.weight"}
+    _, report = AutoModelForCausalLM.from_pretrained(models["llama"], **options)
+    assert not report["missing_keys"]
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_classifiers_keep_their_head_in_score_and_all_models_their_body_in_base_model(models, architecture):
+    classifier = AutoModelForSequenceClassification.from_pretrained(models[architecture], num_labels=1)
+    assert classifier.score.weight.shape == (1, classifier.config.hidden_size)
+    assert classifier.score.bias is None
+    model = AutoModelForCausalLM.from_pretrained(models[architecture])
+    for each in (classifier, model):
+        hidden = each.base_model(torch.arange(3)[None], use_cache=False).last_hidden_state
+        assert hidden.shape == (1, 3, each.config.get_text_config().hidden_size)
+
+
+def test_templates_can_be_given_a_macro_in_front_of_transformers_clock():
+    tokenizer = tiny.tokenizer("qwen2")
+    template = "{% macro strftime_now(_) %}never{% endmacro %}{{ strftime_now('%Y') }} {{ messages | length }}"
+    rendered = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], chat_template=template, tokenize=False)
+    assert rendered == "never 1"
+
+
+def test_adapters_are_saved_without_embeddings_and_with_the_head(models, tmp_path):
+    from peft import LoraConfig, TaskType, get_peft_model
+    from safetensors.torch import load_file
+
+    model = AutoModelForSequenceClassification.from_pretrained(models["qwen2"], num_labels=1)
+    adapted = get_peft_model(
+        model, LoraConfig(task_type=TaskType.SEQ_CLS, target_modules="all-linear", modules_to_save=["score"])
+    )
+    adapted.save_pretrained(tmp_path, save_embedding_layers=False)
+    names = list(load_file(tmp_path / "adapter_model.safetensors"))
+    assert any("score" in name for name in names)
+    assert not any("embed" in name for name in names)
+    with adapted.disable_adapter():
+        pass
