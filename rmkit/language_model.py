@@ -13,6 +13,7 @@ from types import MethodType
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -58,7 +59,7 @@ def load(
             output_loading_info=True,
             **config,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise RmkitError(
             f"No model could be loaded from {name}: {lines[0]}",

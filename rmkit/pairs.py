@@ -122,7 +122,7 @@ def encode_pairs(
     if not kept:
         raise RmkitError(
             f"{data.name}: no pair is left ({', '.join(f'{count} {reason}' for reason, count in dropped.items())}).",
-            "Raise data.max_length, or give other pairs.",
+            "Raise the limit (data.max_length, or --max-length), or give other pairs.",
         )
     pairs, chosens, rejecteds, chosen_responses, response_lengths = zip(*kept, strict=True)
     return EncodedPairs(data.name, pairs, chosens, rejecteds, chosen_responses, response_lengths, dropped)

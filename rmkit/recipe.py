@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import json
 import math
 import os
 import re
@@ -559,7 +560,8 @@ SectionType = typing.TypeVar("SectionType", bound=BaseModel)
 def validated(section: type[SectionType], content: dict[str, Any], source: str) -> SectionType:
     """`section` from `content`, the first mistake reported as an `RmkitError` that names `source` and the key."""
     try:
-        return section.model_validate(content)
+        # By way of JSON, where a path is text even if values are never converted; so is what JSON lacks (dates).
+        return section.model_validate_json(json.dumps(content, default=str))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         location = first["loc"]
@@ -587,6 +589,8 @@ def validated(section: type[SectionType], content: dict[str, Any], source: str) 
         if first["type"] == "literal_error" and isinstance(value, str):
             remedy = _nearest(value, re.findall("'([^']*)'", first["ctx"]["expected"]))
         raise RmkitError(f"{source}: {key} is {_shown(value)}: it must be {_plainly(first)}.", remedy) from None
+    except ValueError:  # of json: a YAML alias inside what it stands for
+        raise RmkitError(f"{source} contains itself.", "Remove the alias (*name) from what it names.") from None
 
 
 _WANTED = {

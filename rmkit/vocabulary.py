@@ -55,6 +55,8 @@ def load_tokenizer(
             f"No tokenizer could be loaded from {name}: {cause}",
             "Give a folder that holds tokenizer files, or a hub id that this machine can reach.",
         ) from None
+    if not tokenizer("Yes", add_special_tokens=False)["input_ids"]:  # made from a config.json alone
+        raise RmkitError(f"The tokenizer of {name} knows no words.", "Give a folder that holds its tokenizer files.")
     notes = []
     if chat_template is not None:
         try:

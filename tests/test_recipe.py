@@ -169,9 +169,9 @@ def test_a_value_of_the_wrong_kind_says_what_it_must_be(refused, key, value, wan
     assert "<class" not in error.cause
 
 
-def test_text_that_yaml_reads_as_something_else_must_be_quoted(refused):
+def test_text_that_yaml_reads_as_a_number_must_be_quoted(refused, load):
     assert "quotes" in refused(edited(base__date_string=20240726)).remedy
-    assert "quotes" in refused(PLAIN, "base.date_string=2024-07-26").remedy
+    assert load(PLAIN, "base.date_string=2024-07-26").base.date_string == "2024-07-26"  # dates are spelled one way
 
 
 def test_a_misspelt_choice_names_the_nearest(refused):
@@ -233,13 +233,17 @@ def test_a_missing_file_names_the_nearest():
         "a: *unknown",
         "a: 2024-13-45",  # looks like a date
         "a: " + "1" * 5000,
-        "a: " + "[" * 5000,
+        "a: " + "[" * 1000,
         "? {a: 1}\n: b",
         "a: !!python/object/apply:os.system ['true']",
     ],
 )
 def test_what_is_not_a_yaml_mapping_is_refused(refused, text):
     refused(text)
+
+
+def test_a_recipe_that_contains_itself_is_refused(refused):
+    assert "contains itself" in refused("base: &base {name: *base}").cause
 
 
 def test_a_folder_or_bytes_are_refused(tmp_path):

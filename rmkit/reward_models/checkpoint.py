@@ -134,12 +134,11 @@ def read_record(path: str) -> Record | None:
     if not file.is_file():
         return None
     try:
-        record = Record.model_validate_json(file.read_text(encoding="utf-8"))
+        record = Record.model_validate_json(file.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
-        raise RmkitError(
-            f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}.", "Save the model again with this rmkit."
-        ) from None
+        where = ".".join(map(str, first["loc"])) or "content"
+        raise RmkitError(f"{file}: {where}: {first['msg']}.", "Save the model again with this rmkit.") from None
     if record.format != FORMAT:
         raise RmkitError(f"{file} is of format {record.format}.", f"This rmkit reads format {FORMAT}.")
     return record
@@ -190,6 +189,11 @@ def load(
         "trust_remote_code": trust_remote_code,
     }
     origin = Origin(name=name, revision=revision)
+    reference = None
+    if kind.reference is not None and not (record.adapter and kind.reference == "base") and not policy_only:
+        reference = _reference_origin(kind, record, name)
+        _refuse_identical(origin, reference)  # what can be known before weights load
+        _refuse_another_tokenizer(kind, reference)
     if record.adapter:
         model: Any = _with_adapter(load_model(kind, _base(record, name), **loading), name)
     else:
@@ -203,9 +207,7 @@ def load(
             _restore_head(model, name)
     record = record.model_copy(update={"reward_model": settings, "dtype": loading["dtype"]})
     checkpoint = Checkpoint(kind, model.eval(), None, record, notes)
-    if kind.reference is not None and not checkpoint.reference_is_base and not policy_only:
-        reference = _reference_origin(kind, record, name)
-        _refuse_identical(origin, reference)
+    if reference is not None:
         checkpoint.reference = load_reference(kind, reference, **loading)
         if "reference" in options and _same_weights(model, checkpoint.reference):
             raise _identical(name, reference.name)
@@ -218,10 +220,16 @@ def load_reference(kind: RewardModel[Any], origin: Origin, **loading: Any) -> Pr
     Raises:
         RmkitError: if its tokenizer numbers tokens in another way than the policy's.
     """
+    _refuse_another_tokenizer(kind, origin)
+    return load_model(kind, origin, **loading).requires_grad_(False)
+
+
+def _refuse_another_tokenizer(kind: RewardModel[Any], origin: Origin) -> None:
     try:
         theirs = load_tokenizer(origin.name, revision=origin.revision)[0].get_vocab()
     except RmkitError:
-        theirs = {}  # a reference may come without tokenizer files; its embeddings are checked by their use
+        _config(origin.name, origin.revision)
+        return  # a reference may come without tokenizer files; its embeddings are checked by their use
     ours = kind.encoder.tokenizer.get_vocab()
     shared = [token for token in theirs if token in ours]
     if any(theirs[token] != ours[token] for token in shared) or len(shared) < len(theirs) // 2:
@@ -229,7 +237,6 @@ def load_reference(kind: RewardModel[Any], origin: Origin, **loading: Any) -> Pr
             f"The reference {origin.name} has another tokenizer than the model.",
             "Give the model that training started from.",
         )
-    return load_model(kind, origin, **loading).requires_grad_(False)
 
 
 class _Settings(Section):
@@ -239,13 +246,7 @@ class _Settings(Section):
 def _guessed(name: str, revision: str | None, options: dict[str, Any], trust_remote_code: bool) -> RewardModelSettings:
     """Settings for a model that rmkit did not save: the type as asked, else as its architecture tells."""
     if "type" not in options:
-        try:
-            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError) as error:
-            raise RmkitError(
-                f"{name} is no model that can be loaded: {str(error).splitlines()[0]}",
-                "Give a run's model/ folder, a folder that holds config.json, or a hub id.",
-            ) from None
+        config = _config(name, revision, trust_remote_code)
         if not any(each.endswith("ForSequenceClassification") for each in config.architectures or ["none"]):
             raise RmkitError(
                 f"{name} is a language model and has no {RECORD}: how it rewards is not known.",
@@ -258,6 +259,16 @@ def _guessed(name: str, revision: str | None, options: dict[str, Any], trust_rem
             "Give --reference MODEL (the model that training started from) or --reference none.",
         )
     return validated(_Settings, {"reward_model": options}, name).reward_model
+
+
+def _config(name: str, revision: str | None, trust_remote_code: bool = False) -> Any:
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise RmkitError(
+            f"{name} is no model that can be loaded: {str(error).splitlines()[0]}",
+            "Give a run's model/ folder, a folder that holds config.json, or a hub id.",
+        ) from None
 
 
 def _base(record: Record, name: str) -> Origin:
