@@ -284,6 +284,7 @@ MICRO_BATCH_SIZE = 4
 OWNED_FIELDS = {
     # rmkit's own key
     "output_dir": "output_dir",
+    "resume_from_checkpoint": "resume",
     "gradient_checkpointing": "training.activation_checkpointing",
     "gradient_checkpointing_kwargs": "training.activation_checkpointing_kwargs",
     "gradient_accumulation_steps": "training.batch_size",
@@ -347,7 +348,6 @@ REFUSED_FIELDS = {
     "label_smoothing_factor": "the loss is Eq. 3 or Eq. 7",
     "average_tokens_across_devices": "a step is always the mean over the pairs of all processes",
     "logging_nan_inf_filter": "a loss that is not finite always stops the run",
-    "resume_from_checkpoint": "a run cannot be resumed yet; start again with --overwrite",
     **dict.fromkeys(
         [
             "push_to_hub",
