@@ -244,9 +244,13 @@ def _files_of_split(folder: Path, split: str) -> dict[str, Any]:
     for kind, suffix in (("parquet", ".parquet"), ("json", ".jsonl"), ("json", ".json")):
         files = [
             str(file)
-            for pattern in (f"{split}{suffix}", f"{split}-*{suffix}")
+            for pattern in (f"{split}{suffix}", f"{split}-[0-9]*{suffix}")  # whole, or in parts
             for file in sorted(folder.rglob(pattern))
         ]
+        if len({Path(file).parent for file in files}) > 1:
+            raise RmkitError(
+                f"{folder} holds several sets: {files[0]} and {files[-1]}, say.", "Give the folder of one."
+            )
         if files:
             return {"path": kind, "data_files": {split: files}}
     return {}

@@ -27,7 +27,7 @@ from rmkit.errors import RmkitError
 
 FORMAT = 1
 _ALWAYS = ("recipe.yaml", "run.json")
-_CONTENTS = {*_ALWAYS, "rewards", "examples", "model", "checkpoints", "reference"}
+_CONTENTS = {*_ALWAYS, "rewards", "examples", "model", "checkpoints", "explain", "generation", "theory"}
 FINAL = "final"
 INITIAL = "initial"
 
@@ -127,14 +127,15 @@ class RunDirectory:
     def _recipe(self) -> str | None:
         try:
             return (self.path / "recipe.yaml").read_text(encoding="utf-8")
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             return None
 
     def _remove_temporary(self) -> None:
         """What writers left behind that were killed."""
         for folder in (self.path, self.path / "rewards", self.path / "examples"):
             for each in folder.glob(".*"):
-                shutil.rmtree(each, ignore_errors=True)
+                if folder != self.path or _is_written_by_a_run(each.name):
+                    shutil.rmtree(each, ignore_errors=True)
 
     def _remove(self) -> None:
         """Only what a run writes is replaced: `--overwrite` on the wrong folder must not cost anyone their files."""

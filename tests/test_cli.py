@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -79,7 +80,10 @@ def place(shelf, tmp_path, monkeypatch):
         (tmp_path / model.name).symlink_to(model)
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, PAIRS)))
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    before = dict(os.environ)
+    yield tmp_path
+    os.environ.clear()  # DeepSpeed is told in it how many processes there are
+    os.environ.update(before)
 
 
 def contents(folder):

@@ -128,6 +128,20 @@ def test_splits(tmp_path, written):
     assert "train" in error.cause
 
 
+def test_a_split_in_parts_is_read_whole_and_alone(tmp_path):
+    for number in range(2):
+        as_parquet(tmp_path / f"test-0000{number}-of-00002", ROWS[:1])
+    as_parquet(tmp_path / "test-hard", ROWS)
+    assert len(load_preferences(str(tmp_path))) == 2
+
+
+def test_a_folder_of_several_sets_is_refused(tmp_path):
+    for name in ("a", "b"):
+        as_folder_of_jsonl(tmp_path / name, ROWS)
+    assert f"{tmp_path} holds several sets" in refused(tmp_path).cause
+    assert len(load_preferences(str(tmp_path / "a"))) == 3
+
+
 def test_other_columns_and_their_order_do_not_matter(jsonl):
     rows = [{"x": [1], "rejected": "r", "id": None, "chosen": "c", "prompt": "p"}, {**ROWS[0], "y": 1}]
     assert [pair.chosen for pair in load_preferences(jsonl(*rows))] == ["c", ROWS[0]["chosen"]]

@@ -153,8 +153,7 @@ def test_json_that_cannot_be_written_leaves_nothing(tmp_path):
 def run(tmp_path):
     """A finished run."""
     directory = RunDirectory(tmp_path / "run")
-    directory.claim()
-    write_text(directory.path / "recipe.yaml", "a: 1")
+    directory.claim("a: 1\n")
     write_json(directory.record, {"format": FORMAT, "accuracy": 1.0})
     write_table(directory.rewards("test"), {"index": [0]})
     write_table(directory.rewards("test", "initial"), {"index": [0]})
@@ -166,31 +165,34 @@ def run(tmp_path):
 
 
 def test_a_new_or_empty_directory_is_taken(tmp_path):
-    RunDirectory(tmp_path / "a" / "b").claim()
-    RunDirectory(tmp_path / "a" / "b").claim()
-    assert names(tmp_path / "a") == ["b"]
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "a" / "b", tmp_path / "empty"):
+        RunDirectory(path).claim("b: 2\n")
+        assert names(path) == ["recipe.yaml"]
+        assert (path / "recipe.yaml").read_text() == "b: 2\n"
 
 
 def test_a_directory_that_holds_a_run_is_refused(run):
     before = sorted(path.relative_to(run.path) for path in run.path.rglob("*"))
     with pytest.raises(RmkitError) as error:
-        run.claim()
+        run.claim("b: 2\n")
     assert "holds another run" in error.value.cause
     assert "--overwrite" in error.value.remedy
+    assert "resume=auto" in error.value.remedy
     assert sorted(path.relative_to(run.path) for path in run.path.rglob("*")) == before
 
 
 def test_overwriting_removes_the_whole_run(run):
-    run.claim(overwrite=True)
-    assert names(run.path) == []
+    run.claim("b: 2\n", overwrite=True)
+    assert names(run.path) == ["recipe.yaml"]
 
 
 def test_overwriting_removes_what_an_interruption_left(run):
     (run.path / ".run.json.ab12cd").mkdir()
     (run.path / ".model.ab12cd" / "model").mkdir(parents=True)
     run.record.unlink()
-    run.claim(overwrite=True)
-    assert names(run.path) == []
+    run.claim("b: 2\n", overwrite=True)
+    assert names(run.path) == ["recipe.yaml"]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,7 @@ def test_overwriting_never_costs_anyone_their_files(run, foreign):
     (run.path / foreign).write_text("x")
     before = names(run.path)
     with pytest.raises(RmkitError, match="which no run writes"):
-        run.claim(overwrite=True)
+        run.claim("b: 2\n", overwrite=True)
     assert names(run.path) == before
 
 
@@ -210,8 +212,26 @@ def test_overwriting_takes_only_what_a_run_has_made(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "precious").write_text("x")
     with pytest.raises(RmkitError, match="it is no run"):
-        RunDirectory(tmp_path).claim(overwrite=True)
+        RunDirectory(tmp_path).claim("b: 2\n", overwrite=True)
     assert (tmp_path / "model" / "precious").exists()
+
+
+def test_resuming_goes_on_with_the_same_recipe_only(run):
+    with pytest.raises(RmkitError, match="holds another run"):
+        run.claim("b: 2\n", resume=True)
+    (run.path / "recipe.yaml").write_bytes(b"\xff")
+    with pytest.raises(RmkitError, match="holds another run"):
+        run.claim("b: 2\n", resume=True)
+
+
+def test_resuming_removes_what_an_interruption_left_and_nothing_else(run):
+    before = sorted(path.relative_to(run.path) for path in run.path.rglob("*"))
+    for left in (".run.json.ab12cd", "rewards/.test.parquet.ab12cd", ".model.ab12cd"):
+        (run.path / left).mkdir()
+    (run.path / ".git").mkdir()
+    run.claim("a: 1\n", resume=True)
+    after = sorted(path.relative_to(run.path) for path in run.path.rglob("*"))
+    assert after == sorted([*before, (run.path / ".git").relative_to(run.path)])
 
 
 def test_overwriting_leaves_alone_what_links_point_to(run, tmp_path):
@@ -219,8 +239,8 @@ def test_overwriting_leaves_alone_what_links_point_to(run, tmp_path):
     elsewhere.mkdir()
     (elsewhere / "precious").write_text("x")
     (run.path / "reference").symlink_to(elsewhere)
-    run.claim(overwrite=True)
-    assert names(run.path) == []
+    run.claim("b: 2\n", overwrite=True)
+    assert names(run.path) == ["recipe.yaml"]
     assert (elsewhere / "precious").exists()
 
 
@@ -228,9 +248,9 @@ def test_overwriting_leaves_alone_what_links_point_to(run, tmp_path):
 def test_a_file_or_what_is_below_one_is_refused(tmp_path, overwrite):
     (tmp_path / "file").write_text("x")
     with pytest.raises(RmkitError, match="is a file"):
-        RunDirectory(tmp_path / "file").claim(overwrite)
+        RunDirectory(tmp_path / "file").claim("b: 2\n", overwrite)
     with pytest.raises(RmkitError, match="cannot be made"):
-        RunDirectory(tmp_path / "file" / "run").claim(overwrite)
+        RunDirectory(tmp_path / "file" / "run").claim("b: 2\n", overwrite)
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
