@@ -390,6 +390,7 @@ _BOUNDS: dict[str, Any] = {
     "max_grad_norm": NonNegativeFloat,
     "warmup_steps": NonNegativeFloat,
     "dataloader_num_workers": NonNegativeInt,
+    "optim_args": Annotated[str, Field(pattern=r"^\w+=[^=,]+(,\s*\w+=[^=,]+)*$")] | None,
     "seed": Seed,
     "data_seed": Seed | None,
 }

@@ -61,6 +61,19 @@ def replacing(path: Path) -> Iterator[Path]:
         shutil.rmtree(workspace, ignore_errors=True)
 
 
+def check_place(path: Path) -> None:
+    """Look whether a file can be written at `path`, before hours of work for it.
+
+    Raises:
+        RmkitError: if a folder is there, or a file where its folder would be.
+    """
+    if path.is_dir():
+        raise RmkitError(f"{path} is a folder that is there already.", "Give another name, or remove it.")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise RmkitError(f"{path} cannot be written below {above}.", "Give another place.")
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Indented JSON, atomically. Numbers that JSON has no name for (NaN, infinity) become null."""
     write_text(path, json.dumps(_plain(content), indent=2, ensure_ascii=False) + "\n")
@@ -100,29 +113,53 @@ class RunDirectory:
     def examples(self, name: str) -> Path:
         return self.path / "examples" / f"{name}.parquet"
 
+    def check(self, recipe: str, overwrite: bool = False, resume: bool = False) -> None:
+        """Look whether `claim` would take the directory, and change nothing.
+
+        Raises:
+            RmkitError: if it holds another run and `overwrite` is off, or files that no run writes, or is a file.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RmkitError(f"output_dir {self.path} is a file.", "Give another output_dir.")
+        if self._is_free() or (resume and not overwrite and self._recipe() == recipe):
+            return
+        if not overwrite:
+            raise RmkitError(
+                f"output_dir {self.path} holds another run.",
+                "Give another output_dir, --overwrite to replace it, or resume=auto to go on with the same recipe.",
+            )
+        # Only what a run writes is replaced: --overwrite on the wrong folder must not cost anyone their files.
+        foreign = sorted(each.name for each in self.path.iterdir() if not _is_written_by_a_run(each.name))
+        if foreign or not any((self.path / name).exists() for name in _ALWAYS):
+            cause = f"holds {foreign[0]}, which no run writes" if foreign else f"holds no {_ALWAYS[0]}: it is no run"
+            raise RmkitError(f"output_dir {self.path} {cause}.", "Give another output_dir.")
+
     def claim(self, recipe: str, overwrite: bool = False, resume: bool = False) -> None:
         """Take the directory for a run of `recipe` (its YAML text), a new one or, with `resume`, the same one's rest.
 
         Raises:
-            RmkitError: if it holds another run and `overwrite` is off, or is a file.
+            RmkitError: see `check`; or if the directory cannot be made.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise RmkitError(f"output_dir {self.path} is a file.", "Give another output_dir.")
-        if self.path.exists() and any(self.path.iterdir()):
-            if resume and not overwrite and self._recipe() == recipe:
-                self._remove_temporary()
-                return
-            if not overwrite:
-                raise RmkitError(
-                    f"output_dir {self.path} holds another run.",
-                    "Give another output_dir, --overwrite to replace it, or resume=auto to go on with the same recipe.",
-                )
+        self.check(recipe, overwrite, resume)
+        if resume and not overwrite and not self._is_free():
+            self._remove_temporary()
+            return
+        if self.path.exists():
             self._remove()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RmkitError(f"output_dir {self.path} cannot be made: {error}.", "Give another output_dir.") from None
         write_text(self.path / "recipe.yaml", recipe)
+
+    def _is_free(self) -> bool:
+        """Whether nothing is there, or only what a run leaves that stopped before its first result."""
+        if not self.path.exists():
+            return True
+        return all(
+            each.name == _ALWAYS[0] or (each.name == "checkpoints" and each.is_dir() and not any(each.iterdir()))
+            for each in self.path.iterdir()
+        )
 
     def _recipe(self) -> str | None:
         try:
@@ -138,11 +175,6 @@ class RunDirectory:
                     shutil.rmtree(each, ignore_errors=True)
 
     def _remove(self) -> None:
-        """Only what a run writes is replaced: `--overwrite` on the wrong folder must not cost anyone their files."""
-        foreign = sorted(each.name for each in self.path.iterdir() if not _is_written_by_a_run(each.name))
-        if foreign or not any((self.path / name).exists() for name in _ALWAYS):
-            cause = f"holds {foreign[0]}, which no run writes" if foreign else f"holds no {_ALWAYS[0]}: it is no run"
-            raise RmkitError(f"output_dir {self.path} {cause}.", "Give another output_dir.")
         # The recipe last: what an interruption leaves is still known as a run.
         for each in sorted(self.path.iterdir(), key=lambda each: each.name == _ALWAYS[0]):
             shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()

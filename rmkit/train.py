@@ -8,6 +8,7 @@ recipe's reward_model section and nowhere in this file.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Annotated, Any
 
@@ -62,9 +63,8 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
     run = RunDirectory(recipe.output_dir)
     resume = recipe.resume == "auto"
     if state.is_main_process:
-        run.claim(recipe.to_yaml(), overwrite, resume)
-    state.wait_for_everyone()
-    if resume and run.record.exists():
+        run.check(recipe.to_yaml(), overwrite, resume)
+    if resume and not overwrite and run.record.exists():
         if state.is_main_process:
             print(f"{run.path} is finished already.")
             print_metrics(run.read())
@@ -93,14 +93,19 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
         )
 
     training_set = encoded[recipe.data.train.name]
-    trainer = trainer_class(recipe.reward_model)(
-        model=untrained(),
-        args=arguments,
-        train_dataset=Dataset.from_dict(training_set.columns()),
-        data_collator=PairCollator(kind.encoder.tokenizer.pad_token_id),
-        processing_class=kind.encoder.tokenizer,
-        peft_config=lora_config(recipe, kind),
-    )
+    model = untrained()
+    if state.is_main_process:
+        run.claim(recipe.to_yaml(), overwrite, resume)  # only now: no mistake above costs an old run
+    state.wait_for_everyone()
+    with _refusals("the trainer"):
+        trainer = trainer_class(recipe.reward_model)(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_dict(training_set.columns()),
+            data_collator=PairCollator(kind.encoder.tokenizer.pad_token_id),
+            processing_class=kind.encoder.tokenizer,
+            peft_config=lora_config(recipe, kind),
+        )
     trainer.reward_model = kind
     scoring = ScoringCallback(recipe, trainer, kind, encoded, run, references)
     stopping = CheckpointCallback(trainer.accelerator)
@@ -153,9 +158,23 @@ def _training_arguments(recipe: Recipe) -> tuple[Any, distributed.Plan | None]:
     distributed.check_processes(plan, processes)
     micro_batch_size = options["per_device_train_batch_size"]
     options["gradient_accumulation_steps"] = distributed.accumulation_steps(batch_size, micro_batch_size, processes)
-    arguments = trainer.config_class(**options)
+    with _refusals("TrainingArguments"):
+        arguments = trainer.config_class(**options)
     distributed.check_sharding(plan, arguments)
     return arguments, plan
+
+
+@contextlib.contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """Say in a line what transformers, TRL or PEFT refuse of a recipe that rmkit found nothing wrong with."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, NotImplementedError, RuntimeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise RmkitError(
+            f"{what[0].upper()}{what[1:]} cannot be made of this recipe: {lines[0]}",
+            "Mend what it names under training: or lora: in the recipe.",
+        ) from None
 
 
 def _base(recipe: Recipe, training_set: PreferenceData) -> Origin:

@@ -191,14 +191,12 @@ def test_score_refuses_an_output_that_cannot_be_a_file(place, output):
     assert output in error
 
 
-@pytest.mark.xfail(strict=True, reason="rmkit/commands/score.py: look at the output before hours of scoring")
 @pytest.mark.parametrize("output", ["empty", "file/rewards.parquet"])
 def test_score_looks_at_the_output_before_it_scores(place, monkeypatch, output):
     monkeypatch.setattr("rmkit.evaluation.scorer.load_reward_model", lambda *_, **__: pytest.fail("a model was loaded"))
     refused(place, app, "score", "explicit", "pairs.jsonl", "--output", output)
 
 
-@pytest.mark.xfail(strict=True, reason="rmkit/commands/score.py: summary() only after the file is written")
 def test_rewards_that_are_not_finite_are_not_written(place, shelf):
     model = AutoModelForSequenceClassification.from_pretrained(shelf / "explicit")
     torch.nn.init.constant_(model.score.weight, float("nan"))
@@ -358,14 +356,12 @@ def test_train_says_what_is_wrong_with_data_and_models(place, recipe, override, 
     assert not (place / "run" / "run.json").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="rmkit/train.py claims output_dir before it has looked at data and base")
 @pytest.mark.parametrize(("override", "cause"), [LATER[0], LATER[3], LATER[5]])
 def test_a_mistake_in_data_or_base_leaves_no_directory_behind(place, recipe, override, cause):
     """Else the next try, mended, is told that output_dir holds another run."""
     assert cause in refused(place, trainer, recipe, override)[0]
 
 
-@pytest.mark.xfail(strict=True, reason="rmkit/train.py removes the old run before it has looked at the data")
 def test_overwriting_with_a_mistake_costs_no_old_run(place, recipe):
     (place / "run").mkdir()
     for name in ("run.json", "recipe.yaml"):
@@ -373,7 +369,6 @@ def test_overwriting_with_a_mistake_costs_no_old_run(place, recipe):
     assert "does not exist" in refused(place, trainer, recipe, "data.train.path=nothing.jsonl", "--overwrite")[0]
 
 
-@pytest.mark.xfail(strict=True, reason="rmkit/train.py: what TrainingArguments and trainers refuse is a traceback")
 @pytest.mark.parametrize(
     "override",
     ["training.debug=x", "training.logging_steps=0", "training.optim_args=a=b=c", "lora={target_modules: [nothing]}"],

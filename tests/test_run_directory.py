@@ -238,7 +238,7 @@ def test_overwriting_leaves_alone_what_links_point_to(run, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "precious").write_text("x")
-    (run.path / "reference").symlink_to(elsewhere)
+    (run.path / "explain").symlink_to(elsewhere)
     run.claim("b: 2\n", overwrite=True)
     assert names(run.path) == ["recipe.yaml"]
     assert (elsewhere / "precious").exists()

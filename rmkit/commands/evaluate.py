@@ -45,14 +45,16 @@ def evaluate(
         from rmkit.evaluation.statistics import by_category
         from rmkit.evaluation.suites import best_of_accuracy, load_set, load_suite, section_scores
         from rmkit.evaluation.tables import print_means, print_scores
-        from rmkit.run_directory import write_json, write_table
+        from rmkit.run_directory import check_place, write_json, write_table
 
+        check_place(output / "results.json")
         chosen_suite = load_suite(suite, root)
         data = {each.name: load_set(each, chosen_suite.root) for each in chosen_suite.sets}  # all, before the model
         scorer = loaded(model, type, pooling, reference, beta, dtype, date_string, trust_remote_code)
         results: dict[str, dict[str, Any]] = {}
         for each in chosen_suite.sets:
             encoded, rewards = scored(scorer, data[each.name], batch_size, max_length)
+            summary = rewards.summary() | length_accuracies(encoded)  # refuses rewards that are not finite
             index = [pair.index for pair in encoded.pairs]
             if is_main_process():
                 write_table(output / "rewards" / f"{each.name}.parquet", {"index": index} | rewards.columns())
@@ -60,7 +62,7 @@ def evaluate(
             if each.score == "best_of":
                 ranking = rewards.ranking
                 best_of = best_of_accuracy(index, ranking[:, 0], ranking[:, 1])
-            results[each.name] = rewards.summary() | length_accuracies(encoded) | {"category": each.category} | best_of
+            results[each.name] = summary | {"category": each.category} | best_of
         if not is_main_process():
             return
         accuracies = {name: result.get("best_of_accuracy", result["accuracy"]) for name, result in results.items()}

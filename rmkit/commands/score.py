@@ -48,15 +48,17 @@ def score(
     with reported():
         from rmkit.evaluation.tables import print_scores
         from rmkit.preferences import load_preferences
-        from rmkit.run_directory import write_table
+        from rmkit.run_directory import check_place, write_table
 
+        check_place(output)
         pairs = load_preferences(data, split=split, subset=subset, limit=limit)
         scorer = loaded(model, type, pooling, reference, beta, dtype, date_string, trust_remote_code)
         encoded, rewards = scored(scorer, pairs, batch_size, max_length)
+        summary = rewards.summary() | length_accuracies(encoded)  # refuses rewards that are not finite
         if is_main_process():
             index = [pair.index for pair in encoded.pairs]
             write_table(output, {"index": index} | rewards.columns())
-            print_scores({pairs.name: rewards.summary() | length_accuracies(encoded)}, model)
+            print_scores({pairs.name: summary}, model)
 
 
 def loaded(
