@@ -49,6 +49,7 @@ def folder(tmp_path, monkeypatch):
     """A working directory with a grid, in which points are run by the stand-in."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STAND_IN_CALLS", str(tmp_path / "calls"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # processes import this rmkit, wherever they are
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(Task, "command", property(lambda self: [sys.executable, str(STAND_IN), str(self.recipe)]))
     Path("base.yaml").write_text(yaml.safe_dump(BASE))

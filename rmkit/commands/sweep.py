@@ -94,9 +94,9 @@ def _launcher(
 
 def _list(points: Sequence[Point], states: Mapping[str, str], console: Console) -> None:
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("point", "state", "accelerate", "memory a GPU")
+    table = Table(Column("point", overflow="fold"), "state", "accelerate", "memory a GPU")
     known: dict[Any, str] = {}
     for point in points:
         recipe = point.recipe
