@@ -603,6 +603,26 @@ def test_runs_without_texts_are_reported_without_them(tmp_path):
 # --- what explain and theory leave ---------------------------------------------------------------------------------
 
 
+def test_generation_is_shown_beside_verification(tmp_path):
+    folder = write_run(tmp_path / "run", {"ultrafeedback": with_accuracy(3, 5)})
+    (folder / "generation").mkdir()
+    found = {
+        "prompts": 5,
+        "correct": 0.25,
+        "prompts_with_a_correct_one": 0.4,
+        "log_probs": {"chosen": -30.5, "chosen_reference": -28.0},
+    }
+    (folder / "generation" / "ultrafeedback.json").write_text(json.dumps(found))
+    (folder / "generation" / "other.json").write_text("{")
+    (table,), problems = attachments.generations(load([folder]))
+    row = table.data.iloc[0]
+    assert row["verification_accuracy"] == pytest.approx(3 / 5)
+    assert (row["correct_samples"], row["prompts_with_a_correct_one"]) == (0.25, 0.4)
+    assert (row["log_prob_of_planted"], row["reference_log_prob_of_planted"]) == (-30.5, -28.0)
+    assert [problem.reason.split(" ")[0] for problem in problems] == ["generation/other.json"]
+    assert "Verification and generation" in page("x", [Section("s", [table])])
+
+
 def test_explanations_and_theory_are_shown(tmp_path):
     folder = write_run(tmp_path / "run", {"ultrafeedback": with_accuracy(3, 5)})
     explained = {

@@ -1,7 +1,9 @@
-"""What other commands leave for the report: explain/*.json (tokens of a response) and theory/*.json.
+"""What other commands leave for the report: explain/*.json, generation/*.json and theory/*.json.
 
 explain   {"prompt": str, "response": str, "tokens": [str], "implicit_terms": [float] | null,
            "explicit_prefix_rewards": [float] | null}
+generation {"set": str, "prompts": int, "correct": float, "prompts_with_a_correct_one": float,
+           "log_probs": {"chosen": float, "chosen_reference": float, ...} | null, ...}
 theory    {"theory": "<which result>", "figures": ["<file beside it>", ...], ...}
 """
 
@@ -21,6 +23,7 @@ from rmkit.report.comparison import count
 from rmkit.report.html import Item, Picture, Tokens
 from rmkit.report.runs import Problem, Runs
 from rmkit.report.tables import Cell, Table, number
+from rmkit.run_directory import FINAL
 from rmkit.theory import summary
 
 MOST_NUMBERS = 40
@@ -51,6 +54,57 @@ class Explanation(BaseModel):
         """What each token adds to the explicit reward; the first one's is the reward of the first prefix."""
         rewards = self.explicit_prefix_rewards
         return None if rewards is None else [float(each) for each in np.diff(rewards, prepend=0.0)]
+
+
+class Generation(BaseModel):
+    """One file of `rmkit generate`: shares of correct samples, and mean log-probabilities of the planted cycle."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    prompts: int
+    correct: FiniteFloat
+    prompts_with_a_correct_one: FiniteFloat
+    log_probs: dict[str, FiniteFloat | None] | None = None
+
+
+def generations(runs: Runs) -> tuple[list[Item], list[Problem]]:
+    """Correct samples beside the accuracy of telling correct from incorrect ones (Figure 3), a row a run and set."""
+    final = runs.metrics[runs.metrics["state"] == FINAL]
+    rows: list[dict[str, Any]] = []
+    problems = []
+    for run, directory in runs.directories.items():
+        for path in sorted((directory.path / "generation").glob("*.json")):
+            try:
+                found = Generation.model_validate_json(path.read_bytes())
+            except (OSError, ValidationError, ValueError) as error:
+                problems.append(Problem(run, f"generation/{path.name} cannot be used: {_first_line(error)}"))
+                continue
+            accuracy = final.loc[(final["run"] == run) & (final["set"] == path.stem), "accuracy"]
+            log_probs = found.log_probs or {}
+            rows.append(
+                {
+                    "run": run,
+                    "set": path.stem,
+                    "prompts": found.prompts,
+                    "verification_accuracy": float(accuracy.iloc[0]) if len(accuracy) else None,
+                    "correct_samples": found.correct,
+                    "prompts_with_a_correct_one": found.prompts_with_a_correct_one,
+                    "log_prob_of_planted": log_probs.get("chosen"),
+                    "reference_log_prob_of_planted": log_probs.get("chosen_reference"),
+                }
+            )
+    if not rows:
+        return [], problems
+    data = pd.DataFrame(rows)
+    cells = [
+        [Cell(str(row["run"]), number=False), Cell(str(row["set"]), number=False), Cell(str(row["prompts"]))]
+        + [Cell("" if row[name] is None else number(row[name])) for name in list(data)[3:]]
+        for row in rows
+    ]
+    header = ["run", "set", "prompts", "verification accuracy", "correct samples", "prompts with a correct one"]
+    header += ["ln π(C|x) of the planted cycle", "ln π_ref(C|x)"]
+    note = "The paper's IM-RMs verify perfectly in training, nearly so in test, and generate no cycle (Figure 3)."
+    return [Table("generation", "Verification and generation.", header, cells, data, note)], problems
 
 
 def explanations(runs: Runs) -> tuple[list[Item], list[Problem]]:

@@ -59,11 +59,13 @@ def build(runs: Runs, theory: Iterable[Path] = ()) -> tuple[list[Section], list[
     for setting in runs.settings:
         sections += _setting(runs, setting)
     explained, broken = attachments.explanations(runs)
+    generated, unusable = attachments.generations(runs)
     proofs, unreadable = attachments.theory(runs, theory)
-    problems = [*runs.problems, *broken, *unreadable]
+    problems = [*runs.problems, *broken, *unusable, *unreadable]
     sections.append(
         Section("Token by token", explained, "Blue raises the reward, orange lowers it." if explained else "")
     )
+    sections.append(Section("Generation", generated))
     sections.append(Section("Theory", proofs))
     sections.append(Section("Runs", [_runs_table(runs)]))
     if problems:
