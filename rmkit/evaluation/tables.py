@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -47,7 +48,10 @@ def print_metrics(record: Mapping[str, Any]) -> None:
 
 def print_scores(rows: Mapping[str, Mapping[str, Any]], title: str, with_initial: bool = False) -> None:
     """A row a set under its category: metrics and the accuracies of preferring by length."""
-    table = Table("set", title=escape(title), caption="longer, shorter: accuracy of preferring by length")
+    # Eighty columns hold all of it: no rules between columns, and long names go on below themselves.
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title=escape(title))
+    table.caption = "longer, shorter: accuracy of preferring by length"
+    table.add_column("set", overflow="fold")
     names = ["pairs", "accuracy", "initial", "margin", "ties", "longer", "shorter"]
     for name in names if with_initial else [each for each in names if each != "initial"]:
         table.add_column(name, justify="right", no_wrap=True)
