@@ -184,6 +184,21 @@ def test_another_training_set_of_the_same_name_is_another_setting(tmp_path):
     assert not found.problems
 
 
+def test_sets_without_a_path_are_called_after_their_source(tmp_path):
+    for vertices in (8, 10):
+        run = write_run(tmp_path / f"n{vertices}", {"ultrafeedback": with_accuracy(3, 5)})
+        content = json.loads((run / "run.json").read_text())
+        graphs = {"name": "hamiltonian", "vertices": vertices}
+        content["recipe"]["data"]["train"] = {"name": "train", "path": None, "source": graphs}
+        content["data"]["train"]["fingerprint"] = f"graphs of {vertices}"
+        (run / "run.json").write_text(json.dumps(content))
+    found = load([tmp_path])
+    assert not found.problems
+    label = load([tmp_path / "n8"]).settings[0]
+    assert label.lower() == "hamiltonian"
+    assert found.settings == [f"{label} (vertices 10)", f"{label} (vertices 8)"]
+
+
 # --- Tables 1 and 3: means over models (and sets), then mean and standard deviation over seeds ---------------------
 
 

@@ -227,7 +227,18 @@ class _State(_Part):
 
 class _Set(_Part):
     name: str
-    path: str
+    path: str | None = None
+    source: dict[str, Any] | None = None
+
+    @property
+    def place(self) -> str:
+        """Where its pairs are, or else what they are prepared by."""
+        return self.path or str((self.source or {}).get("name", ""))
+
+    @property
+    def options(self) -> str:
+        """What its source was told: "vertices 10, edge_probability 0.2"."""
+        return ", ".join(f"{key} {value}" for key, value in (self.source or {}).items() if key != "name")
 
 
 class _RecipeData(_Part):
@@ -418,7 +429,7 @@ def _runs_frame(loaded: list[_Loaded]) -> pd.DataFrame:
         {
             "run": run.name,
             "setting": settings[run.training_fingerprint],
-            "training_path": run.record.recipe.data.train.path,
+            "training_path": run.record.recipe.data.train.place,
             "model": models[names.model_key(run.record.recipe.base)],
             "reward_model": names.REWARD_MODELS[run.settings["type"]],
             "variant": names.variant(run.settings, run.record.recipe.lora is not None),
@@ -455,8 +466,9 @@ def _usual_number(values: pd.Series, papers: float) -> float:
 
 def _setting_candidates(run: _Loaded) -> list[str]:
     train = run.record.recipe.data.train
-    label = names.training_set(train.name, train.path)
-    return [label, f"{label} ({run.training_pairs})", f"{label} [{run.training_fingerprint[:8]}]"]
+    label = names.training_set(train.name, train.place)
+    prepared = [f"{label} ({train.options})"] if train.options else []
+    return [label, *prepared, f"{label} ({run.training_pairs})", f"{label} [{run.training_fingerprint[:8]}]"]
 
 
 def _metrics_frame(loaded: list[_Loaded], runs: pd.DataFrame) -> pd.DataFrame:
@@ -466,7 +478,7 @@ def _metrics_frame(loaded: list[_Loaded], runs: pd.DataFrame) -> pd.DataFrame:
 
 def _metric_rows(run: _Loaded) -> Iterable[dict[str, Any]]:
     record = run.record
-    paths = {each.name: each.path for each in (record.recipe.data.train, *record.recipe.data.evaluation)}
+    paths = {each.name: each.place for each in (record.recipe.data.train, *record.recipe.data.evaluation)}
     epochs = {state.epoch for state in record.history if state.state != FINAL}
     last = max((state.epoch for state in record.history), default=0.0)
     states = [(state.state, state.epoch, state.sets) for state in record.history if state.state != FINAL]
