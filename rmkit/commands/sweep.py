@@ -65,10 +65,16 @@ def sweep(
             return
         where = _launcher(launcher, max_parallel, _values(slurm or []), console)
         outcomes = []
-        with contextlib.closing(run(points, folder, where)) as ended:
-            for outcome in ended:
-                outcomes.append(outcome)
-                console.print(f"[{len(outcomes)}/{len(points)}] {outcome.point.name}: {_said(outcome)}", markup=False)
+        try:
+            with contextlib.closing(run(points, folder, where)) as ended:
+                for outcome in ended:
+                    outcomes.append(outcome)
+                    done = f"[{len(outcomes)}/{len(points)}] {outcome.point.name}: {_said(outcome)}"
+                    console.print(done, markup=False)
+        except KeyboardInterrupt:
+            jobs = "jobs go on; " if launcher is Where.slurm else ""
+            console.print(f"interrupted: {jobs}the same command finishes {folder}.", markup=False)
+            raise SystemExit(130) from None
         if not _summary(outcomes, folder, console):
             raise SystemExit(1)
 

@@ -55,7 +55,7 @@ def generate(
     """
     if scorer.reward_model.head:
         raise RmkitError(
-            "An explicit reward model has no language model head, so it cannot generate.",
+            f"{scorer.reward_model.encoder.name} has a reward head and no language model's, so it cannot generate.",
             "Give runs of the types implicit or generative.",
         )
     encoder = scorer.reward_model.encoder
