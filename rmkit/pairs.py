@@ -91,8 +91,8 @@ def encode_pairs(
         some = data.pairs[start : start + _AT_ONCE]
         prompts = [pair.prompt for pair in some for _ in range(2)]
         responses = [response for pair in some for response in (pair.chosen, pair.rejected)]
-        read = reward_model.encode(prompts, responses)
         plain = encoder.response_sequences(prompts, responses)
+        read = plain if reward_model.reads_responses else reward_model.encode(prompts, responses)
         longest = [len(each) for each in plain]
         if max_length is not None:
             asked = encoder.verification_sequences(prompts, responses)

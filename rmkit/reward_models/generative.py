@@ -42,6 +42,7 @@ class GenerativeRewardModel(RewardModel[Generative]):
     """The model reads a verification prompt that holds prompt and response, and its next token is the verdict."""
 
     auto_class = AutoModelForCausalLM
+    reads_responses = False
 
     def __init__(self, settings: Generative, encoder: ChatEncoder):
         super().__init__(settings, encoder)
