@@ -9,10 +9,9 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
-import numpy as np
 import pytest
 import tiny
-from tiny import TYPES, WORDS
+from tiny import TYPES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RELEASED = Path(os.environ.get("RMKIT_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -42,16 +41,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     """24 training and 10 test pairs of texts of different lengths."""
-    folder = tmp_path_factory.mktemp("pairs")
-    draw = np.random.default_rng(0)
-
-    def text(most):
-        return " ".join(draw.choice(WORDS, size=draw.integers(1, most)))
-
-    for name, number in (("train", 24), ("test", 10)):
-        rows = [{"prompt": text(9), "chosen": text(12) + ".", "rejected": text(12) + "?"} for _ in range(number)]
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return folder
+    return tiny.write_pairs(tmp_path_factory.mktemp("pairs"), train=24, test=10, prompt=9, response=12)
 
 
 @pytest.fixture

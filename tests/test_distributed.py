@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
 import yaml
 from conftest import REPOSITORY
 
@@ -133,20 +134,9 @@ def test_deepspeed_gathers_weights_on_saving():
     assert distributed.deepspeed_config(config)["zero_optimization"]["offload_param"] == {"device": "cpu"}
 
 
-WORDS = ["bread", "flour", "water", "salt", "yeast", "wait", "bake", "mix", "quick", "fox"]
-
-
 @pytest.fixture(scope="module")
 def tiny_recipe(models, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sharded")
-    draw = np.random.default_rng(0)
-
-    def text(most):
-        return " ".join(draw.choice(WORDS, size=draw.integers(1, most)))
-
-    for name, number in (("train", 16), ("test", 6)):
-        rows = [{"prompt": text(5), "chosen": text(9) + ".", "rejected": text(9) + "?"} for _ in range(number)]
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    folder = tiny.write_pairs(tmp_path_factory.mktemp("sharded"), train=16, test=6, prompt=5, response=9)
 
     def write(reward_model):
         content = {

@@ -19,6 +19,10 @@ pytestmark = pytest.mark.smoke
 SAVING = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 2, "logging_steps": 1}  # 6 steps
 
 
+def interrupt():
+    raise KeyboardInterrupt
+
+
 def contents(directory):
     files = sorted(directory.path.glob("rewards/**/*.parquet"))
     return {str(file.relative_to(directory.path)): pd.read_parquet(file) for file in files}
@@ -59,9 +63,6 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(run, at_step, kind, step):
     options = {"evaluation": {"every_epoch": True}, "resume": "auto", "training": SAVING}
     whole = run(kind, "whole", **options)
 
-    def interrupt():
-        raise KeyboardInterrupt
-
     at_step(step, interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(kind, "cut", **options)
@@ -79,9 +80,6 @@ def test_a_cut_checkpoint_is_passed_over(run, at_step):
     options = {"resume": "auto", "training": SAVING}
     whole = run("implicit", "whole", **options)
 
-    def interrupt():
-        raise KeyboardInterrupt
-
     at_step(5, interrupt)
     with pytest.raises(KeyboardInterrupt):
         run("implicit", "cut", **options)
@@ -95,9 +93,6 @@ def test_a_cut_checkpoint_is_passed_over(run, at_step):
 def test_an_adapter_run_resumes(run, at_step):
     options = {"resume": "auto", "training": SAVING, "lora": {"r": 4, "alpha": 8}}
     whole = run("explicit", "whole", **options)
-
-    def interrupt():
-        raise KeyboardInterrupt
 
     at_step(3, interrupt)
     with pytest.raises(KeyboardInterrupt):

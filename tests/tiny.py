@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -121,3 +123,19 @@ TYPES = {
     "generative": {"type": "generative"},
     "generative_lambda": {"type": "generative", "generation_weight": 0.5},
 }
+
+
+def write_pairs(folder: Path, train: int, test: int, prompt: int, response: int) -> Path:
+    """train.jsonl and test.jsonl of so many pairs; prompts and responses have fewer words than told."""
+    draw = np.random.default_rng(0)
+
+    def text(most: int) -> str:
+        return " ".join(draw.choice(WORDS, size=draw.integers(1, most)))
+
+    for name, number in (("train", train), ("test", test)):
+        rows = [
+            {"prompt": text(prompt), "chosen": text(response) + ".", "rejected": text(response) + "?"}
+            for _ in range(number)
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
