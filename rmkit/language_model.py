@@ -16,11 +16,13 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from rmkit.batching import MODEL_INPUTS, Batch
+from rmkit.attention import FLEX_BLOCK, take_shared_rows, why_not_shared
+from rmkit.batching import Batch, Layout
 from rmkit.errors import RmkitError
 from rmkit.losses import at_least_float32
 
@@ -38,10 +40,13 @@ def load(
     revision: str | None = None,
     dtype: str = "float32",
     attention: str | None = None,
+    layout: Layout = "shared",
     trust_remote_code: bool = False,
     **config: Any,
 ) -> PreTrainedModel:
     """A model from safetensors, bound to rmkit's forward, in evaluation mode.
+
+    With `layout: shared` it takes shared rows beside padded batches, if its architecture can.
 
     Raises:
         RmkitError: if there is no such model, it has no weights, weights are missing, or its architecture changes
@@ -77,6 +82,8 @@ def load(
         raise RmkitError(
             f"{name} scales its logits ({scaled[0]}), which rmkit does not support.", "Use another architecture."
         )
+    if layout == "shared" and why_not_shared(model.config, attention) is None:
+        take_shared_rows(model, attention)
     return bind(model).eval()
 
 
@@ -110,7 +117,16 @@ def unbound(model: nn.Module) -> Iterator[None]:
 
 def run(model: nn.Module, head: Head, batch: Batch) -> Tensor:
     """One forward pass of a bound model, wrapped or not: [sequences, outputs] of `head`."""
-    inputs = {name: batch[name] for name in MODEL_INPUTS}
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
+    if "branches" in batch:
+        if inputs["input_ids"].is_cuda:
+            more = -inputs["input_ids"].shape[1] % FLEX_BLOCK
+            inputs = {name: pad(ids, (0, more)) for name, ids in inputs.items()}
+        inputs["attention_mask"] = batch["branches"][
+            None, None
+        ]  # four dimensions pass through to the layers as they are
+    else:
+        inputs["attention_mask"] = batch["attention_mask"]
     return cast(Tensor, model(**inputs, reward_head=partial(_with_batch, head=head, batch=batch)))
 
 

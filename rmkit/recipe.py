@@ -265,12 +265,17 @@ class Hub(Section):
 
 
 class Recipe(Section):
-    """A whole run. See docs/recipes.md for every key."""
+    """A whole run. See docs/recipes.md for every key.
+
+    `layout: shared` computes what sequences start with alike once and packs them without padding; `padded` gives each
+    a row of its own, as TRL does.
+    """
 
     base: Base
     reward_model: RewardModelSettings
     data: Data
     lora: Lora | None = None
+    layout: Literal["shared", "padded"] = "shared"
     training: dict[str, Any] = {}
     evaluation: Evaluation = Evaluation()
     theory: Theory = Theory()

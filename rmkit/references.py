@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ class References:
     def __init__(self, kind: RewardModel[Any], record: Record, batch_size: int, state: PartialState):
         self.kind, self.record, self.batch_size, self.state = kind, record, batch_size, state
         self.taken: dict[str, Tensor] = {}
+        self.seconds = 0.0
 
     def get(self, name: str) -> Tensor | None:
         """Outputs [pairs, 2, outputs] of the reference on a set, if the reward model has a reference."""
@@ -51,7 +53,11 @@ class References:
         def loaded() -> nn.Module:
             with distributed.unsharded():
                 model: nn.Module = load_reference(
-                    self.kind, self._origin, dtype=self.record.dtype, attention=self.record.attention
+                    self.kind,
+                    self._origin,
+                    dtype=self.record.dtype,
+                    attention=self.record.attention,
+                    layout=self.record.layout,
                 )
             return model.to(self.state.device)
 
@@ -66,16 +72,20 @@ class References:
         return Origin(name=str(self.kind.reference), revision=self.kind.settings.reference_revision)
 
     def _take(self, encoded: Mapping[str, EncodedPairs], model: Callable[[], nn.Module]) -> None:
-        identity = self.record.model_dump(mode="json", include={"dtype", "autocast", "attention", "template_hash"})
+        identity = self.record.model_dump(
+            mode="json", include={"dtype", "autocast", "attention", "layout", "template_hash"}
+        )
         identity |= {
             "weights": weights_identity(self._origin.name, self._origin.revision),
             "batch_size": self.batch_size,
             "device": self.state.device.type,
         }
         store = ReferenceStore(identity)
+        started = time.time()
         for name, pairs in encoded.items():
             compute = functools.partial(self._outputs, model, pairs)
             self.taken[name] = store.outputs(pairs, compute, self.state.is_main_process)
+        self.seconds += time.time() - started
 
     def _outputs(self, model: Callable[[], nn.Module], pairs: EncodedPairs) -> Tensor:
         return pair_outputs(

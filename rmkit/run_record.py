@@ -65,6 +65,10 @@ def run_record(
             "tokens_per_second": tokens * (trainer.state.epoch or 0.0) / seconds if seconds > 0 else None,
             "log": [entry for entry in trainer.state.log_history if "accuracy" in entry],
         },
-        "timings": {"total_seconds": time.time() - started, "scoring_seconds": scoring.seconds},
+        "timings": {
+            "total_seconds": time.time() - started,
+            "scoring_seconds": scoring.seconds,
+            "reference_seconds": scoring.references.seconds,
+        },
         "peak_memory_mib": environment.peak_memory_mib(),
     }

@@ -31,6 +31,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, set_seed
 
 from rmkit import distributed, hub
+from rmkit.attention import why_not_shared
 from rmkit.batching import PairCollator
 from rmkit.checkpoints import PREEMPTED_EXIT_CODE, CheckpointCallback, Preempted, disk_errors, newest_complete
 from rmkit.errors import RmkitError, reported
@@ -89,6 +90,7 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
             base,
             dtype=recipe.base.dtype,
             attention=recipe.base.attention,
+            layout=record.layout,
             trust_remote_code=recipe.base.trust_remote_code,
         )
 
@@ -102,7 +104,7 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
             model=model,
             args=arguments,
             train_dataset=Dataset.from_dict(training_set.columns()),
-            data_collator=PairCollator(kind.encoder.tokenizer.pad_token_id),
+            data_collator=PairCollator(kind.encoder.tokenizer.pad_token_id, record.layout),
             processing_class=kind.encoder.tokenizer,
             peft_config=lora_config(recipe, kind),
         )
@@ -192,6 +194,9 @@ def _reward_model(recipe: Recipe, base: Origin, arguments: Any, state: PartialSt
     for note in notes if state.is_main_process else []:
         print(note)
     kind = reward_model(recipe.reward_model, encoder)
+    refused = why_not_shared(load_config(recipe, base), recipe.base.attention)
+    if recipe.layout == "shared" and refused and state.is_main_process:
+        print(f"layout: padded, since {refused}.")
     # DeepSpeed turns the whole model to bfloat16, and that is what is saved; elsewhere bf16 means autocast.
     whole = arguments.bf16 and distributed.running_sharding(arguments).startswith("zero")
     record = Record(
@@ -201,6 +206,7 @@ def _reward_model(recipe: Recipe, base: Origin, arguments: Any, state: PartialSt
         dtype="bfloat16" if whole else recipe.base.dtype,
         autocast=arguments.bf16 and not whole,
         attention=recipe.base.attention,
+        layout="padded" if refused else recipe.layout,
         date_string=recipe.base.date_string,
         template_hash=kind.encoder.template_hash,
     )

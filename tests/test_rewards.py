@@ -75,11 +75,11 @@ def in_all_batches(scorer, pairs, expected):
     shuffled = scorer.score([prompts[i] for i in order], [responses[i] for i in order], 3)
     agree(shuffled, np.asarray(expected)[order])
     sequences = scorer.reward_model.encode(prompts, responses)
-    sides = [
-        sequence_outputs(scorer.checkpoint.model, scorer.reward_model, sequences, batch_size=3, side=side).numpy()
-        for side in ("left", "right")
+    layouts = [
+        sequence_outputs(scorer.checkpoint.model, scorer.reward_model, sequences, batch_size=3, layout=layout).numpy()
+        for layout in ("shared", "padded")
     ]
-    agree(sides[0], sides[1])
+    agree(layouts[0], layouts[1])
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])

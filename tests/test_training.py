@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import TYPES
+from torch.utils.data import BatchSampler, RandomSampler
 
 from rmkit import RmkitError, load_reward_model
 from rmkit.preferences import load_preferences
@@ -132,21 +133,23 @@ def test_the_step_follows_the_gradient_of_the_mean_loss(run, pairs):
     torch.testing.assert_close(after, before - 0.5 * gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_the_order_of_the_pairs_is_the_same_for_every_type(run, monkeypatch):
-    seen: list[list[int]] = []
+def test_every_step_sees_the_same_pairs_for_every_type_and_in_both_layouts(run, monkeypatch):
+    """Those of transformers' own sampler; a step's micro-batches may group them in any way."""
+    seen: list[list[set[int]]] = []
     original = PairTrainerMixin.compute_loss
 
     def noting(self, model, inputs, *rest, **options):
-        seen[-1] += inputs["index"].tolist()
+        seen[-1][self.state.global_step] |= set(inputs["index"].tolist())
         return original(self, model, inputs, *rest, **options)
 
     monkeypatch.setattr(PairTrainerMixin, "compute_loss", noting)
-    for kind in ("explicit", "implicit", "generative"):
-        seen.append([])
-        run(kind, kind, training={"num_train_epochs": 2})
-    assert sorted(seen[0]) == sorted([*range(24)] * 2)
-    assert seen[0] != sorted(seen[0])
-    assert seen[0] == seen[1] == seen[2]
+    for layout in ("shared", "padded"):
+        for kind in ("explicit", "implicit", "generative"):
+            seen.append([set() for _ in range(6)])
+            run(kind, f"{kind}_{layout}", layout=layout, training={"num_train_epochs": 2})
+    samplers = [RandomSampler(range(24), generator=torch.Generator().manual_seed(seed)) for seed in (3, 4)]
+    expected = [set(pairs) for sampler in samplers for pairs in BatchSampler(sampler, 8, drop_last=False)]
+    assert all(steps == expected for steps in seen)
 
 
 def test_the_term_of_footnote_7_is_added_with_its_weight(run):

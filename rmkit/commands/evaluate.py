@@ -12,6 +12,7 @@ from rmkit.commands.score import (
     Beta,
     DateString,
     DType,
+    Layout,
     Model,
     Pooling,
     Reference,
@@ -37,6 +38,7 @@ def evaluate(
     batch_size: BatchSize = 16,
     max_length: Annotated[int | None, typer.Option(min=1, help="Leave out pairs over so many tokens.")] = None,
     dtype: DType = None,
+    layout: Layout = None,
     date_string: DateString = None,
     trust_remote_code: Trust = False,
 ) -> None:
@@ -50,7 +52,7 @@ def evaluate(
         check_place(output / "results.json")
         chosen_suite = load_suite(suite, root)
         data = {each.name: load_set(each, chosen_suite.root) for each in chosen_suite.sets}  # all, before the model
-        scorer = loaded(model, type, pooling, reference, beta, dtype, date_string, trust_remote_code)
+        scorer = loaded(model, type, pooling, reference, beta, dtype, layout, date_string, trust_remote_code)
         results: dict[str, dict[str, Any]] = {}
         for each in chosen_suite.sets:
             encoded, rewards = scored(scorer, data[each.name], batch_size, max_length)

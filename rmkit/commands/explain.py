@@ -45,10 +45,10 @@ def explain(
             raise RmkitError("There is nothing to explain.", "Give --prompt and --response, or a run and --worst.")
         if worst is not None and (run is None or (prompt, response, output, json) != (None, None, None, None)):
             raise RmkitError("--worst takes its texts from a run.", "Give a run, and no texts, --output or --json.")
-        scorer = loaded(_place(model), type, pooling, reference, beta, dtype, date_string, trust_remote_code)
+        scorer = loaded(_place(model), type, pooling, reference, beta, dtype, None, date_string, trust_remote_code)
         other = None
         if against is not None:
-            other = loaded(_place(against), None, None, None, None, dtype, date_string, trust_remote_code)
+            other = loaded(_place(against), None, None, None, None, dtype, None, date_string, trust_remote_code)
         if worst is not None and run is not None:
             _explain_worst(run, worst, scorer, other, batch_size)
             return

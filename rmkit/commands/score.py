@@ -23,6 +23,7 @@ Beta = Annotated[float | None, typer.Option(help="Implicit models: the factor of
 BatchSize = Annotated[int, typer.Option(min=1, help="Responses a forward pass.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs.")]
 DType = Annotated[str | None, typer.Option(help="float32 or bfloat16; as recorded, else float32.")]
+Layout = Annotated[str | None, typer.Option(help="shared or padded; as recorded, else shared.")]
 DateString = Annotated[str | None, typer.Option(help="The date for templates that print one.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let the model's own code run.")]
 
@@ -41,6 +42,7 @@ def score(
     max_length: Annotated[int | None, typer.Option(min=1, help="Leave out pairs over so many tokens.")] = None,
     subset: Annotated[str | None, typer.Option(help="The configuration of a hub data set.")] = None,
     dtype: DType = None,
+    layout: Layout = None,
     date_string: DateString = None,
     trust_remote_code: Trust = False,
 ) -> None:
@@ -52,7 +54,7 @@ def score(
 
         check_place(output)
         pairs = load_preferences(data, split=split, subset=subset, limit=limit)
-        scorer = loaded(model, type, pooling, reference, beta, dtype, date_string, trust_remote_code)
+        scorer = loaded(model, type, pooling, reference, beta, dtype, layout, date_string, trust_remote_code)
         encoded, rewards = scored(scorer, pairs, batch_size, max_length)
         summary = rewards.summary() | length_accuracies(encoded)  # refuses rewards that are not finite
         if is_main_process():
@@ -68,12 +70,15 @@ def loaded(
     reference: str | None,
     beta: float | None,
     dtype: str | None,
+    layout: str | None,
     date_string: str | None,
     trust_remote_code: bool,
 ) -> Scorer:
     """The reward model that the options of a command ask for."""
     if dtype not in (None, "float32", "bfloat16"):
         raise RmkitError(f"--dtype {dtype} is not known.", "Give float32 or bfloat16.")
+    if layout not in (None, "shared", "padded"):
+        raise RmkitError(f"--layout {layout} is not known.", "Give shared or padded.")
     from rmkit.evaluation.scorer import load_reward_model
 
     scorer = load_reward_model(
@@ -83,6 +88,7 @@ def loaded(
         reference,
         beta,
         dtype=dtype,  # type: ignore[arg-type]
+        layout=layout,  # type: ignore[arg-type]
         date_string=date_string,
         trust_remote_code=trust_remote_code,
     )

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rmkit.batching import pad
+from rmkit.batching import Layout, pad
 from rmkit.encoding import TokenSequence
 from rmkit.errors import RmkitError
 from rmkit.evaluation.scoring import DEFAULT_BATCH_SIZE, PairRewards, pair_rewards, sequence_outputs
@@ -35,6 +35,7 @@ def load_reward_model(
     revision: str | None = None,
     dtype: DTypeName | None = None,
     attention: str | None = None,
+    layout: Layout | None = None,
     date_string: str | None = None,
     trust_remote_code: bool = False,
     device: str | torch.device | None = None,
@@ -47,6 +48,7 @@ def load_reward_model(
         pooling: explicit models: last or mean.
         reference: implicit models: the model that training started from, or "none".
         beta: implicit models: the factor of Eq. 2.
+        layout: shared (what sequences start with alike is computed once) or padded; as recorded, else shared.
         device: where to compute; the first accelerator, else the CPU.
 
     Raises:
@@ -59,6 +61,7 @@ def load_reward_model(
         revision=revision,
         dtype=dtype,
         attention=attention,
+        layout=layout,
         date_string=date_string,
         trust_remote_code=trust_remote_code,
     )

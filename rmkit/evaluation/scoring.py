@@ -1,15 +1,15 @@
 """The one scorer: sequences to outputs, outputs to rewards. Used in training, by `rmkit score` and from Python.
 
-Sequences are taken longest first, so that a batch holds similar lengths and memory runs out at the start if at all. The
-batches depend on the sequences and the batch size only: a model and its reference see the same ones, and so do a run
-and a later rescoring. Under several processes each takes every n-th batch; all return the whole.
+Batches with the most tokens are taken first, so that memory runs out at the start if at all. They depend on the
+sequences, the batch size and the layout only: a model and its reference see the same ones, and so do a run and a later
+rescoring. Under several processes each takes every n-th batch; all return the whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from rmkit.batching import pad
+from rmkit.attention import layout_of
+from rmkit.batching import Layout, laid_out
 from rmkit.encoding import TokenSequence
 from rmkit.evaluation.statistics import summary
 from rmkit.language_model import run
@@ -60,7 +61,7 @@ def sequence_outputs(
     sequences: Sequence[TokenSequence],
     *,
     batch_size: int = DEFAULT_BATCH_SIZE,
-    side: Literal["left", "right"] = "right",
+    layout: Layout | None = None,
     description: str | None = None,
 ) -> Tensor:
     """Outputs [sequences, outputs] in float64 on the CPU, in the order given.
@@ -71,8 +72,8 @@ def sequence_outputs(
         description: shown beside the progress bar; without one there is no bar.
     """
     state = PartialState()
-    order = sorted(range(len(sequences)), key=lambda number: -len(sequences[number]))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    layout = layout or layout_of(model)
+    batches = _batches(sequences, batch_size, layout)
     rounds = -(-len(batches) // state.num_processes)
     device = next(model.parameters()).device if state.num_processes == 1 else state.device
     pad_token_id = reward_model.encoder.tokenizer.pad_token_id
@@ -80,21 +81,38 @@ def sequence_outputs(
     model.eval()
     mine: list[tuple[int, Tensor]] = []
     bar = tqdm(
-        total=len(sequences), desc=description, unit="seq", disable=description is None or not state.is_main_process
+        total=sum(map(len, sequences)),
+        desc=description,
+        unit="tok",
+        unit_scale=True,
+        disable=description is None or not state.is_main_process,
     )
     with bar:
         for number in range(rounds):
             at = number * state.num_processes + state.process_index
             members = batches[min(at, len(batches) - 1)]
-            batch = pad([sequences[member] for member in members], pad_token_id, side)
+            batch = laid_out([sequences[member] for member in members], layout, pad_token_id)
             outputs = run(model, reward_model.outputs, {name: tensor.to(device) for name, tensor in batch.items()})
             if at < len(batches):
                 mine.append((at, outputs.double().cpu()))
-            bar.update(len(members) * min(state.num_processes, len(batches) - number * state.num_processes))
+            together = batches[number * state.num_processes : (number + 1) * state.num_processes]
+            bar.update(sum(len(sequences[member]) for members in together for member in members))
     model.train(was_training)
     gathered = dict(gather_object(mine)) if state.num_processes > 1 else dict(mine)
     in_order = torch.cat([gathered[number] for number in range(len(batches))])
-    return in_order[torch.tensor(order).argsort()]
+    return in_order[torch.tensor([member for members in batches for member in members]).argsort()]
+
+
+def _batches(sequences: Sequence[TokenSequence], batch_size: int, layout: Layout) -> list[list[int]]:
+    """The numbers of the sequences that go through the model together, the most tokens first.
+
+    Padded batches hold sequences of like length; shared ones hold those that start alike.
+    """
+    numbers = range(len(sequences))
+    key = (lambda number: sequences[number].ids) if layout == "shared" else (lambda number: len(sequences[number]))
+    order = sorted(numbers, key=key, reverse=True)  # type: ignore[arg-type]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return sorted(batches, key=lambda batch: -sum(len(sequences[member]) for member in batch))
 
 
 def pair_outputs(model: nn.Module, reward_model: RewardModel[Any], pairs: EncodedPairs, **options: Any) -> Tensor:

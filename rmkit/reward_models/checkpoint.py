@@ -20,6 +20,8 @@ from transformers.utils import cached_file
 
 import rmkit
 from rmkit import hub, language_model
+from rmkit.attention import why_not_shared
+from rmkit.batching import Layout
 from rmkit.encoding import ChatEncoder
 from rmkit.errors import RmkitError
 from rmkit.publication import BASE, RECORD, REFERENCE
@@ -49,6 +51,7 @@ class Record(Section):
     dtype: DTypeName = "float32"
     autocast: bool = False
     attention: str | None = None
+    layout: Layout = "shared"
     date_string: str | None = None
     template_hash: str | None = None
 
@@ -75,6 +78,7 @@ def load_model(
     *,
     dtype: DTypeName = "float32",
     attention: str | None = None,
+    layout: Layout = "shared",
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """The weights at `origin` as a model of this type, with rows for all tokens and the pad token set."""
@@ -85,6 +89,7 @@ def load_model(
         revision=origin.revision,
         dtype=dtype,
         attention=attention,
+        layout=layout,
         trust_remote_code=trust_remote_code,
         **kind.config,
     )
@@ -157,6 +162,7 @@ def load(
     revision: str | None = None,
     dtype: DTypeName | None = None,
     attention: str | None = None,
+    layout: Layout | None = None,
     date_string: str | None = None,
     trust_remote_code: bool = False,
     policy_only: bool = False,
@@ -166,7 +172,7 @@ def load(
     Args:
         name: a folder or a hub id, of a repository that `rmkit push` has made or any other.
         options: settings that go before those of reward_model.json: type, pooling, reference, beta.
-        dtype, attention: as recorded, else float32 and the architecture's default.
+        dtype, attention, layout: as recorded, else float32, the architecture's default and shared.
         policy_only: leave the reference out, for callers that have its outputs.
 
     Raises:
@@ -195,6 +201,7 @@ def load(
     loading: dict[str, Any] = {
         "dtype": dtype or record.dtype,
         "attention": attention or record.attention,
+        "layout": layout or record.layout,
         "trust_remote_code": trust_remote_code,
     }
     origin = Origin(name=name, revision=revision)
@@ -214,6 +221,9 @@ def load(
             )
         if kind.head:
             _restore_head(model, origin)
+    refused = why_not_shared(model.config, loading["attention"])
+    if loading["layout"] == "shared" and refused:
+        notes.append(f"layout: padded, since {refused}.")
     record = record.model_copy(update={"reward_model": settings, "dtype": loading["dtype"]})
     checkpoint = Checkpoint(kind, model.eval(), None, record, notes)
     if reference is not None:

@@ -6,11 +6,15 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from rmkit.batching import common_prefix
 from rmkit.errors import RmkitError
 from rmkit.language_model import run
+from rmkit.micro_batches import MicroBatches
 from rmkit.reward_models import RewardModel
 
 
@@ -30,6 +34,35 @@ class PairTrainerMixin:
     args: Any
     accelerator: Any
     state: Any
+    train_dataset: Any
+    data_collator: Any
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Micro-batches of this process; with prompts shared, of like numbers of tokens."""
+        args, dataset = self.args, self.train_dataset
+        micro_batches = MicroBatches(
+            len(dataset),
+            _unique_tokens(dataset) if self.data_collator.layout == "shared" else None,
+            batch_size=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            accumulation=args.gradient_accumulation_steps,
+            processes=args.world_size,
+            process=args.process_index,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            drop_last=args.dataloader_drop_last,
+        )
+        loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_sampler=micro_batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            in_order=args.dataloader_in_order,
+        )
+        loader.set_epoch = micro_batches.set_epoch  # type: ignore[attr-defined]
+        return loader
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -89,3 +122,12 @@ class PairTrainerMixin:
         noted["pair_loss"] += loss.float() * len(rewards)
         noted["accuracy"] += ((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).sum()
         noted["margin"] += (chosen - rejected).sum()
+
+
+def _unique_tokens(dataset: Any) -> list[int]:
+    """Tokens of each pair [pairs], those that both sequences start with counted once."""
+    pairs = (
+        (np.asarray(chosen), np.asarray(rejected))
+        for chosen, rejected in zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
+    )
+    return [len(chosen) + len(rejected) - common_prefix(chosen, rejected) for chosen, rejected in pairs]
