@@ -63,6 +63,12 @@ def why_not_shared(config: PretrainedConfig, attention: str | None) -> str | Non
     return None
 
 
+def possible_layout(layout: Layout, config: PretrainedConfig, attention: str | None) -> tuple[Layout, list[str]]:
+    """The layout that a model takes where `layout` is asked for, and, if that is another, a line that says why."""
+    refused = why_not_shared(config, attention) if layout == "shared" else None
+    return ("padded", [f"layout: padded, since {refused}."]) if refused else (layout, [])
+
+
 def take_shared_rows(model: PreTrainedModel, attention: str | None) -> None:
     """Let a model take rows beside padded batches; `attention` as asked for, else flex where there is a GPU."""
     own = model.config.get_text_config()._attn_implementation

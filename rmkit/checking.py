@@ -15,6 +15,7 @@ import torch
 from transformers import PretrainedConfig
 
 from rmkit import distributed
+from rmkit.batching import Layout
 from rmkit.encoding import ChatEncoder
 from rmkit.errors import RmkitError
 from rmkit.pairs import EncodedPairs
@@ -135,17 +136,21 @@ def _ngrams(text: str) -> list[tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Work:
-    """Steps and tokens of a training run; `tokens` are those that are read in an epoch, padding aside."""
+    """Steps and tokens of a training run; `tokens` are those that are read in an epoch, padding aside.
+
+    `shared` of them are what the second sequence of a pair starts with as the first does.
+    """
 
     pairs: int
     tokens: int
+    shared: int
     processes: int
     accumulation: int
     steps_per_epoch: int
     steps: int
 
 
-def work(recipe: Recipe, training: EncodedPairs, plan: distributed.Plan | None) -> Work:
+def work(recipe: Recipe, training: EncodedPairs, plan: distributed.Plan | None, layout: Layout) -> Work:
     """What training does, as transformers' Trainer counts it.
 
     Raises:
@@ -160,7 +165,8 @@ def work(recipe: Recipe, training: EncodedPairs, plan: distributed.Plan | None) 
     most = options.get("max_steps", -1)
     steps = most if most > 0 else math.ceil(options["num_train_epochs"] * steps_per_epoch)
     tokens = sum(len(each) for each in (*training.chosen, *training.rejected))
-    return Work(len(training), tokens, processes, accumulation, steps_per_epoch, steps)
+    shared = tokens - sum(training.tokens) if layout == "shared" else 0
+    return Work(len(training), tokens, shared, processes, accumulation, steps_per_epoch, steps)
 
 
 @dataclass(frozen=True)

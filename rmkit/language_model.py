@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from rmkit.attention import FLEX_BLOCK, take_shared_rows, why_not_shared
+from rmkit.attention import FLEX_BLOCK, possible_layout, take_shared_rows
 from rmkit.batching import Batch, Layout
 from rmkit.errors import RmkitError
 from rmkit.losses import at_least_float32
@@ -82,7 +82,7 @@ def load(
         raise RmkitError(
             f"{name} scales its logits ({scaled[0]}), which rmkit does not support.", "Use another architecture."
         )
-    if layout == "shared" and why_not_shared(model.config, attention) is None:
+    if possible_layout(layout, model.config, attention)[0] == "shared":
         take_shared_rows(model, attention)
     return bind(model).eval()
 

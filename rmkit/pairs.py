@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
+from rmkit.batching import common_prefix
 from rmkit.encoding import TokenSequence
 from rmkit.errors import RmkitError
 from rmkit.preferences import PreferenceData, PreferencePair
@@ -43,6 +46,14 @@ class EncodedPairs:
         """Tokens of the longest sequence that is read."""
         return max(map(len, [*self.chosen, *self.rejected]))
 
+    @property
+    def tokens(self) -> list[int]:
+        """Tokens of each pair [pairs], those with which both sequences start counted once."""
+        both = zip(self.chosen, self.rejected, strict=True)
+        return [
+            len(one) + len(other) - common_prefix(np.asarray(one.ids), np.asarray(other.ids)) for one, other in both
+        ]
+
     def head(self, number: int) -> EncodedPairs:
         """The first pairs only."""
         return EncodedPairs(
@@ -55,8 +66,8 @@ class EncodedPairs:
         )
 
     def columns(self) -> dict[str, list[Any]]:
-        """What the trainers' collator reads; `row` counts the pairs of this set."""
-        columns: dict[str, list[Any]] = {"row": list(range(len(self)))}
+        """What the trainers read; `row` counts the pairs of this set."""
+        columns: dict[str, list[Any]] = {"row": list(range(len(self))), "tokens": self.tokens}
         named = {"chosen": self.chosen, "rejected": self.rejected, "generation": self.chosen_responses}
         if self.chosen == self.chosen_responses:
             del named["generation"]

@@ -31,7 +31,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, set_seed
 
 from rmkit import distributed, hub
-from rmkit.attention import why_not_shared
+from rmkit.attention import possible_layout
 from rmkit.batching import PairCollator
 from rmkit.checkpoints import PREEMPTED_EXIT_CODE, CheckpointCallback, Preempted, disk_errors, newest_complete
 from rmkit.errors import RmkitError, reported
@@ -191,12 +191,10 @@ def _base(recipe: Recipe, training_set: PreferenceData) -> Origin:
 
 def _reward_model(recipe: Recipe, base: Origin, arguments: Any, state: PartialState) -> tuple[RewardModel[Any], Record]:
     encoder, notes = load_encoder(recipe, base)
-    for note in notes if state.is_main_process else []:
+    layout, fallback = possible_layout(recipe.layout, load_config(recipe, base), recipe.base.attention)
+    for note in [*notes, *fallback] if state.is_main_process else []:
         print(note)
     kind = reward_model(recipe.reward_model, encoder)
-    refused = why_not_shared(load_config(recipe, base), recipe.base.attention)
-    if recipe.layout == "shared" and refused and state.is_main_process:
-        print(f"layout: padded, since {refused}.")
     # DeepSpeed turns the whole model to bfloat16, and that is what is saved; elsewhere bf16 means autocast.
     whole = arguments.bf16 and distributed.running_sharding(arguments).startswith("zero")
     record = Record(
@@ -206,7 +204,7 @@ def _reward_model(recipe: Recipe, base: Origin, arguments: Any, state: PartialSt
         dtype="bfloat16" if whole else recipe.base.dtype,
         autocast=arguments.bf16 and not whole,
         attention=recipe.base.attention,
-        layout="padded" if refused else recipe.layout,
+        layout=layout,
         date_string=recipe.base.date_string,
         template_hash=kind.encoder.template_hash,
     )

@@ -126,16 +126,26 @@ def test_steps_and_tokens(recipe_file: Path) -> None:
     pairs = encode(recipe, load_data(recipe), kind)["train"]
     assert pairs.dropped == {"identical responses": 1, "longer than 150 tokens": 1}
     assert token_counts(encoder, pairs) == ("1", "3")
-    counted = work(recipe, pairs, None)
+    counted = work(recipe, pairs, None, "shared")
     # 5 pairs in micro-batches of 2 are 3; two micro-batches a step make 2 steps an epoch, 6 in 3 epochs.
     assert (counted.pairs, counted.accumulation, counted.steps_per_epoch, counted.steps) == (5, 2, 2, 6)
     texts = [text for pair in pairs.pairs for text in (pair.prompt, pair.chosen, pair.prompt, pair.rejected)]
     template = len(encoder.response_sequences(["x"], ["x"])[0]) - 2  # "x" is one token
     words = sum(len(each) for each in encoder.tokenizer(texts, add_special_tokens=False)["input_ids"])
     assert counted.tokens == words + 10 * template
+    both = [(one.ids, other.ids) for one, other in zip(pairs.chosen, pairs.rejected, strict=True)]
+    assert (
+        counted.shared
+        == sum(next(i for i, (a, b) in enumerate(zip(*each, strict=False)) if a != b) for each in both)
+        > 0
+    )
+    assert work(recipe, pairs, None, "padded").shared == 0
     two = distributed.Plan("two", 2, "none", {})
-    assert (work(recipe, pairs, two).accumulation, work(recipe, pairs, two).steps_per_epoch) == (1, 2)
-    assert work(load_recipe(recipe_file, ["training.max_steps=4"]), pairs, None).steps == 4
+    assert (work(recipe, pairs, two, "shared").accumulation, work(recipe, pairs, two, "shared").steps_per_epoch) == (
+        1,
+        2,
+    )
+    assert work(load_recipe(recipe_file, ["training.max_steps=4"]), pairs, None, "shared").steps == 4
 
 
 @pytest.mark.parametrize("kind_name", ["explicit", "implicit"])
@@ -182,7 +192,7 @@ def test_one_screen(recipe_file: Path) -> None:
     assert (rows["test"][0], rows["test"][-4:]) == ("3", ["1", "2", "0", "0"])
     assert "* explicit: " in result.output
     assert "In each training sequence: BOS 1, EOS 3." in result.output
-    assert "2 steps an epoch, 6 steps in all (processes: 1, micro-batches a step: 2)" in result.output
+    assert "2 steps an epoch, 6 steps in all (processes: 1, micro-batches a step: 2)" in " ".join(result.output.split())
     assert "accelerate's estimator" in result.output
     assert not (recipe_file.parent / "run").exists()
 

@@ -11,11 +11,30 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from test_attention import distance, language_model, read_with_gradient, sequences
 
 from rmkit import load_reward_model
+from rmkit.attention import take_shared_rows
+from rmkit.batching import pad, share
 from rmkit.preferences import load_preferences
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
+
+
+@pytest.mark.parametrize("attention", [None, "eager"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "gpt_neox"])
+def test_shared_rows_say_the_same_as_padded_ones(architecture, dtype, attention):
+    """FlexAttention, which a GPU takes by default, and attention sequence by sequence."""
+    options = {"attn_implementation": attention} if attention else {}
+    model = language_model(architecture, **options).to("cuda", dtype)
+    padded, shared = (
+        {name: each.cuda() for name, each in batch.items()} for batch in (pad(sequences(), 0), share(sequences()))
+    )
+    expected = read_with_gradient(model, padded)
+    take_shared_rows(model, attention)
+    for found, wanted in zip(read_with_gradient(model, shared), expected, strict=True):
+        assert distance(found.float(), wanted.float()) < (1e-4 if dtype is torch.float32 else 5e-2)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -32,6 +32,7 @@ def check(
         from rich.console import Console
 
         from rmkit import checking, distributed, preparation
+        from rmkit.attention import possible_layout
         from rmkit.recipe import load_recipe
         from rmkit.reward_models import reward_model
 
@@ -57,11 +58,12 @@ def check(
         _print_examples(console, loaded, checking.examples(loaded, encoder, pairs.pairs[0]))
         config = preparation.load_config(loaded, base)
         bos, eos = checking.token_counts(encoder, pairs)
-        for note in notes:
+        layout, fallback = possible_layout(loaded.layout, config, loaded.base.attention)
+        for note in [*notes, *fallback]:
             console.print(note, markup=False, highlight=False)
         console.print(f"In each training sequence: BOS {bos}, EOS {eos}.", highlight=False)
         _print_lengths(console, encoded, getattr(config.get_text_config(), "max_position_embeddings", None))
-        _print_work(console, checking.work(loaded, pairs, plan))
+        _print_work(console, checking.work(loaded, pairs, plan, layout))
         _print_memory(console, checking.memory(loaded, kind, config, plan))
 
 
@@ -149,8 +151,9 @@ def _print_lengths(console: Console, encoded: Mapping[str, EncodedPairs], known:
 
 def _print_work(console: Console, work: Work) -> None:
     console.print(
-        f"Training: {work.pairs} pairs, {work.tokens:,} tokens and {work.steps_per_epoch} steps an epoch, {work.steps} "
-        f"steps in all (processes: {work.processes}, micro-batches a step: {work.accumulation}).",
+        f"Training: {work.pairs} pairs, {work.tokens:,} tokens ({work.shared:,} of them shared and computed once) and "
+        f"{work.steps_per_epoch} steps an epoch, {work.steps} steps in all (processes: {work.processes}, micro-batches "
+        f"a step: {work.accumulation}).",
         highlight=False,
     )
 

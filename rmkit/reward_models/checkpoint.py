@@ -20,7 +20,7 @@ from transformers.utils import cached_file
 
 import rmkit
 from rmkit import hub, language_model
-from rmkit.attention import why_not_shared
+from rmkit.attention import possible_layout
 from rmkit.batching import Layout
 from rmkit.encoding import ChatEncoder
 from rmkit.errors import RmkitError
@@ -221,9 +221,7 @@ def load(
             )
         if kind.head:
             _restore_head(model, origin)
-    refused = why_not_shared(model.config, loading["attention"])
-    if loading["layout"] == "shared" and refused:
-        notes.append(f"layout: padded, since {refused}.")
+    notes += possible_layout(loading["layout"], model.config, loading["attention"])[1]
     record = record.model_copy(update={"reward_model": settings, "dtype": loading["dtype"]})
     checkpoint = Checkpoint(kind, model.eval(), None, record, notes)
     if reference is not None:

@@ -6,12 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from rmkit.batching import common_prefix
 from rmkit.errors import RmkitError
 from rmkit.language_model import run
 from rmkit.micro_batches import MicroBatches
@@ -42,7 +40,7 @@ class PairTrainerMixin:
         args, dataset = self.args, self.train_dataset
         micro_batches = MicroBatches(
             len(dataset),
-            _unique_tokens(dataset) if self.data_collator.layout == "shared" else None,
+            dataset["tokens"] if self.data_collator.layout == "shared" else None,
             batch_size=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             accumulation=args.gradient_accumulation_steps,
             processes=args.world_size,
@@ -122,12 +120,3 @@ class PairTrainerMixin:
         noted["pair_loss"] += loss.float() * len(rewards)
         noted["accuracy"] += ((chosen > rejected).float() + 0.5 * (chosen == rejected).float()).sum()
         noted["margin"] += (chosen - rejected).sum()
-
-
-def _unique_tokens(dataset: Any) -> list[int]:
-    """Tokens of each pair [pairs], those that both sequences start with counted once."""
-    pairs = (
-        (np.asarray(chosen), np.asarray(rejected))
-        for chosen, rejected in zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
-    )
-    return [len(chosen) + len(rejected) - common_prefix(chosen, rejected) for chosen, rejected in pairs]
