@@ -218,8 +218,16 @@ def test_resume_auto_goes_on_instead_of_starting_again(folder, monkeypatch):
 
 
 def fork(target, *arguments):
-    """`target` in a process of its own, which has everything imported already."""
-    process = multiprocessing.get_context("fork").Process(target=target, args=arguments)
+    """`target` in a process of its own, which has everything imported already.
+
+    A shell lets what it starts in the background ignore SIGINT; the process answers to it all the same.
+    """
+
+    def answering():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        target(*arguments)
+
+    process = multiprocessing.get_context("fork").Process(target=answering)
     process.start()
     return process
 
