@@ -133,7 +133,8 @@ class Row:
     def block_mask(self, tokens: int, window: int | None, device: torch.device) -> BlockMask:
         """FlexAttention's mask over the row, filled up to so many tokens, which see themselves only."""
         if window not in self._block_masks:
-            ends, positions = (each.to(device) for each in self.ends_and_positions(tokens))
+            # A mask of tokens x tokens is made once a batch: 32 bits hold its entries.
+            ends, positions = (each.to(device, torch.int32) for each in self.ends_and_positions(tokens))
 
             def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
                 seen = (key <= query) & (query < ends[key])
