@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,15 @@ import tiny
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer, TrainingArguments
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.masking_utils import sdpa_mask
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
 from rmkit.distributed import alone
@@ -254,3 +263,29 @@ def test_adapters_are_saved_without_embeddings_and_with_the_head(models, tmp_pat
     assert not any("embed" in name for name in names)
     with adapted.disable_adapter():
         pass
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_layers_are_given_a_mask_of_four_dimensions_as_it_is(architecture):
+    """Shared rows say in an integer mask how they branch, and keep with it what they work out from it."""
+    given = []
+
+    def attention(module, query, key, value, attention_mask, **options):
+        given.append(attention_mask)
+        return query.transpose(1, 2), None
+
+    AttentionInterface.register("noting", attention)
+    AttentionMaskInterface.register("noting", sdpa_mask)
+    model = AutoModelForCausalLM.from_config(tiny.config(architecture, 100))
+    model.set_attn_implementation("noting")
+    assert model.config._attn_implementation == "noting"
+    mask = torch.tensor([[[[0, 3], [1, 2]]]])
+    model(torch.arange(5)[None], attention_mask=mask, position_ids=torch.arange(5)[None])
+    assert len(given) == 2
+    assert all(each is mask for each in given)
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_each_architectures_module_has_its_eager_attention(architecture):
+    model = AutoModelForCausalLM.from_config(tiny.config(architecture, 100))
+    assert callable(sys.modules[type(model).__module__].eager_attention_forward)
