@@ -18,7 +18,8 @@ from accelerate import PartialState
 from transformers.integrations import deepspeed
 
 from rmkit.errors import RmkitError
-from rmkit.recipe import Recipe, load_yaml
+from rmkit.recipe import Recipe
+from rmkit.settings import load_yaml
 
 _CONFIG_FILE, _PROCESSES = "RMKIT_CONFIG_FILE", "RMKIT_NUM_PROCESSES"
 CONFIGS = Path(__file__).resolve().parent.parent / "accelerate_configs"

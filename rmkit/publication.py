@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from rmkit.errors import RmkitError
-from rmkit.recipe import Hub, Recipe, validated
+from rmkit.recipe import Hub, Recipe
+from rmkit.settings import validated
 
 RECORD = "reward_model.json"
 CARD, RECIPE = "README.md", "recipe.yaml"

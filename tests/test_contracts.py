@@ -24,11 +24,12 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
 from rmkit.distributed import alone
 from rmkit.language_model import load
-from rmkit.recipe import OWNED_FIELDS, REFUSED_FIELDS, Recipe
+from rmkit.recipe import Recipe
 from rmkit.trainers.explicit import ExplicitTrainer
 from rmkit.trainers.generative import GenerativeTrainer
 from rmkit.trainers.implicit import ImplicitTrainer
 from rmkit.trainers.pairs import PairTrainerMixin
+from rmkit.training_options import OWNED_FIELDS, REFUSED_FIELDS
 from rmkit.vocabulary import load_tokenizer
 
 TRAINERS = [ExplicitTrainer, ImplicitTrainer, GenerativeTrainer]

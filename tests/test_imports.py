@@ -59,7 +59,14 @@ def below(*folders):
 
 @pytest.mark.parametrize(
     ("module", "allowed"),
-    [("errors", set()), ("losses", set()), ("recipe", {"rmkit.errors"}), ("preferences", {"rmkit.errors"})],
+    [
+        ("errors", set()),
+        ("losses", set()),
+        ("preferences", {"rmkit.errors"}),
+        ("settings", {"rmkit.errors"}),
+        ("training_options", {"rmkit.errors", "rmkit.settings"}),
+        ("recipe", {"rmkit.errors", "rmkit.settings", "rmkit.training_options"}),
+    ],
 )
 def test_the_foundations_know_nothing_of_the_rest(module, allowed):
     assert of_rmkit(PACKAGE / f"{module}.py") <= allowed

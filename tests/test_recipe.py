@@ -13,7 +13,9 @@ from conftest import REPOSITORY
 
 from rmkit.distributed import config_file
 from rmkit.errors import RmkitError
-from rmkit.recipe import OWNED_FIELDS, REFUSED_FIELDS, Recipe, load_recipe, load_yaml, read_recipe, training_arguments
+from rmkit.recipe import Recipe, load_recipe, read_recipe, training_arguments
+from rmkit.settings import load_yaml
+from rmkit.training_options import OWNED_FIELDS, REFUSED_FIELDS
 
 PLAIN = {
     "base": {"name": "some/model"},

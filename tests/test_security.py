@@ -19,7 +19,8 @@ from markdown_it import MarkdownIt
 from rmkit import RmkitError, cards, load_reward_model
 from rmkit.evaluation.suites import load_suite
 from rmkit.publication import publication, refuse_secrets
-from rmkit.recipe import Hub, Recipe, load_recipe, load_yaml
+from rmkit.recipe import Hub, Recipe, load_recipe
+from rmkit.settings import load_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -58,7 +58,7 @@ def prepare(
 
 
 def _read(settings: list[str]) -> dict[str, Any]:
-    from rmkit.recipe import override_value
+    from rmkit.settings import override_value
 
     return dict(map(override_value, settings))
 

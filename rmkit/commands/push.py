@@ -22,8 +22,9 @@ def push(
     """Publish a run's model, tokenizer, card and recipe on the Hugging Face Hub."""
     with reported():
         from rmkit import hub
-        from rmkit.recipe import Hub, validated
+        from rmkit.recipe import Hub
         from rmkit.run_directory import RunDirectory
+        from rmkit.settings import validated
 
         where = {"push": "end", "repo_id": repo_id, "private": private, "base": base}
         hub.push(RunDirectory(run), validated(Hub, where, "rmkit push"))

@@ -80,7 +80,7 @@ def sweep(
 
 
 def _values(given: Sequence[str]) -> dict[str, Any]:
-    from rmkit.recipe import override_value
+    from rmkit.settings import override_value
 
     return dict(override_value(each) for each in given)
 

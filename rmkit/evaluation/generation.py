@@ -20,7 +20,7 @@ from rmkit.encoding import TokenSequence
 from rmkit.errors import RmkitError
 from rmkit.evaluation.scorer import Scorer
 from rmkit.language_model import unbound
-from rmkit.recipe import Section
+from rmkit.settings import Section
 
 MAX_NEW_TOKENS = 300
 """As in the released code."""

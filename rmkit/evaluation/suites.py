@@ -20,7 +20,8 @@ from pydantic import PositiveFloat, model_validator
 
 from rmkit.errors import RmkitError
 from rmkit.preferences import PreferenceData, PreferencePair, checked, load_rows, row_pair
-from rmkit.recipe import EvaluationSet, Section, load_yaml, validated
+from rmkit.recipe import EvaluationSet
+from rmkit.settings import Section, load_yaml, validated
 from rmkit.sources.use import load_set as load_pairs
 from rmkit.sources.use import locate
 

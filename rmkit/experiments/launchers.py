@@ -18,8 +18,8 @@ from typing import Any, Literal, Protocol
 import psutil
 
 from rmkit.errors import RmkitError
-from rmkit.recipe import load_yaml
 from rmkit.run_directory import write_text
+from rmkit.settings import load_yaml
 
 SWEEP_VARIABLE = "RMKIT_SWEEP"
 """In the environment of every process that a sweep starts here: the folder of the sweep."""

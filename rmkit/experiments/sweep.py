@@ -35,8 +35,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from rmkit.errors import RmkitError
 from rmkit.experiments.launchers import Launcher, Task
-from rmkit.recipe import Recipe, Section, SetName, load_recipe, load_yaml, read_recipe, validated
+from rmkit.recipe import Recipe, SetName, load_recipe, read_recipe
 from rmkit.run_directory import RunDirectory, write_text
+from rmkit.settings import Section, load_yaml, validated
 
 SHIPPED = Path(__file__).resolve().parents[2] / "recipes" / "sweeps"
 RECIPES, LOGS = "recipes", "logs"

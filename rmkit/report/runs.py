@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from rmkit.errors import RmkitError
-from rmkit.recipe import BATCH_SIZE, TRAINING_DEFAULTS
 from rmkit.report import names
 from rmkit.run_directory import FINAL, RunDirectory
+from rmkit.training_options import BATCH_SIZE, TRAINING_DEFAULTS
 
 Floats = NDArray[np.float64]
 PAPER_LEARNING_RATE, PAPER_BETA = 1e-6, 0.01

@@ -25,9 +25,10 @@ from rmkit.batching import Layout
 from rmkit.encoding import ChatEncoder
 from rmkit.errors import RmkitError
 from rmkit.publication import BASE, RECORD, REFERENCE
-from rmkit.recipe import DTypeName, RewardModelSettings, Section, validated
+from rmkit.recipe import DTypeName, RewardModelSettings
 from rmkit.reward_models import RewardModel, reward_model
 from rmkit.run_directory import replacing, write_json
+from rmkit.settings import Section, validated
 from rmkit.vocabulary import add_rows, load_tokenizer
 
 FORMAT = 1

@@ -21,8 +21,8 @@ from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
 
 from rmkit.errors import RmkitError
 from rmkit.preferences import load_rows
-from rmkit.recipe import Section, validated
 from rmkit.run_directory import replacing
+from rmkit.settings import Section, validated
 from rmkit.sources.card import CARD, Card, describe, write_card
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, PositiveInt
 
 from rmkit.errors import RmkitError
-from rmkit.recipe import Section
+from rmkit.settings import Section
 from rmkit.sources.base import Options, PairSource, Preparation, Row, Splits
 
 HUB = "Anthropic/model-written-evals"

@@ -21,8 +21,8 @@ from typing import Any
 from rmkit.cache import rmkit_cache
 from rmkit.errors import RmkitError
 from rmkit.preferences import COLUMNS
-from rmkit.recipe import Section
 from rmkit.run_directory import replacing
+from rmkit.settings import Section
 from rmkit.sources.base import Source, refuse_to_replace
 from rmkit.sources.card import Card, describe, write_card
 
@@ -240,6 +240,6 @@ def released_options(given: dict[str, Any]) -> ReleasedOptions:
     Raises:
         RmkitError: for unknown ones.
     """
-    from rmkit.recipe import validated
+    from rmkit.settings import validated
 
     return validated(ReleasedOptions, given, "prepare released")

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from rmkit.cache import rmkit_cache
 from rmkit.errors import RmkitError
 from rmkit.preferences import PreferenceData, load_preferences
-from rmkit.recipe import PreferenceSet, validated
+from rmkit.recipe import PreferenceSet
+from rmkit.settings import validated
 from rmkit.sources import find
 from rmkit.sources.base import prepare
 from rmkit.sources.card import read_card
