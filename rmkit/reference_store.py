@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig
+from transformers.utils import cached_file
 
 from rmkit.cache import rmkit_cache
 from rmkit.pairs import EncodedPairs
@@ -29,7 +29,7 @@ FORMAT = 2
 _OUTPUTS = "outputs"
 
 
-def weights_identity(name: str, revision: str | None = None, trust_remote_code: bool = False) -> str:
+def weights_identity(name: str, revision: str | None = None) -> str:
     """What tells a model's weights from all others: sha256 of a folder's safetensors, or a hub repository's commit."""
     folder = Path(name)
     if folder.is_dir():
@@ -38,8 +38,8 @@ def weights_identity(name: str, revision: str | None = None, trust_remote_code: 
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
-    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    return f"{name}@{getattr(config, '_commit_hash', None) or revision}"
+    cached = Path(str(cached_file(name, "config.json", revision=revision)))  # .../snapshots/<commit>/config.json
+    return f"{name}@{cached.parent.name}"
 
 
 class ReferenceStore:

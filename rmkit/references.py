@@ -76,7 +76,8 @@ class References:
             mode="json", include={"dtype", "autocast", "attention", "layout", "template_hash"}
         )
         identity |= {
-            "weights": weights_identity(self._origin.name, self._origin.revision),
+            # Only the main process looks into the store, and reading the weights takes a while.
+            "weights": weights_identity(self._origin.name, self._origin.revision) if self.state.is_main_process else "",
             "batch_size": self.batch_size,
             "device": self.state.device.type,
         }

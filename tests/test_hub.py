@@ -21,6 +21,7 @@ from transformers.utils.hub import hf_api
 
 from rmkit import RmkitError, hub, load_reward_model
 from rmkit.recipe import Hub, load_recipe
+from rmkit.reference_store import weights_identity
 from rmkit.run_directory import RunDirectory
 from rmkit.train import train
 
@@ -248,11 +249,11 @@ def test_a_local_base_that_others_need_is_not_uploaded_unasked(run, server):
 
 
 def their_repository(server, name, folder):
-    """A repository that rmkit has not made."""
-    repository = server.repositories[name] = fake_hub.Repository(private=False)
+    """A commit to a repository that rmkit has not made."""
+    repository = server.repositories.setdefault(name, fake_hub.Repository(private=False))
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     repository.commits.append(fake_hub.made_commit("theirs", files, {"model.safetensors"}))
-    return repository.commits[0].oid
+    return repository.commits[-1].oid
 
 
 @pytest.mark.parametrize(("kind", "base"), [("implicit", "qwen2"), ("lora", "gpt_neox")])
@@ -298,6 +299,14 @@ def test_a_model_of_another_maker_still_loads_from_the_hub(server, models, tmp_p
     AutoModelForCausalLM.from_pretrained("someone/lm")
     with pytest.raises(RmkitError, match="someone/absent"):
         load_reward_model("someone/absent")
+
+
+def test_a_reference_on_the_hub_is_told_by_its_commit(server, models):
+    """The store of reference log-probabilities must not go on with those of an older commit of the same branch."""
+    first = their_repository(server, "someone/moving", models["qwen2"])
+    assert weights_identity("someone/moving") == weights_identity("someone/moving", first) == f"someone/moving@{first}"
+    second = their_repository(server, "someone/moving", models["llama"])
+    assert weights_identity("someone/moving") == f"someone/moving@{second}" != f"someone/moving@{first}"
 
 
 def test_a_model_that_cannot_be_fetched_whole_is_an_error(run, server):
