@@ -141,6 +141,7 @@ def test_names_of_values(folder):
         ({"exclude": [{"training.seed": [0, 1]}]}, [], "no point is left"),
         ({"base": "nowhere.yaml"}, [], "nowhere.yaml does not exist"),
         ({}, ["training.seed=3"], "exrm_seed0 and exrm_seed1 are the same run"),
+        ({}, ["hub.push=end", "hub.repo_id=us/one"], "exrm_seed0 and exrm_seed1 would both be pushed to us/one"),
         ({}, ["output_dir=x"], "Say where they go with --output"),
     ],
 )

@@ -217,6 +217,7 @@ def _matches(values: Mapping[str, Value], selection: Selection) -> bool:
 
 def _refuse_same(points: Sequence[Point], file: Path) -> None:
     seen: dict[str, str] = {}
+    repositories: dict[str, str] = {}
     names: set[str] = {RECIPES, LOGS}
     for point in points:
         content = json.dumps(_content(point.recipe), sort_keys=True)
@@ -227,6 +228,13 @@ def _refuse_same(points: Sequence[Point], file: Path) -> None:
             )
         if point.name in names:
             raise RmkitError(f"{file}: a point cannot be called {point.name}.", "Give bundles other names.")
+        if point.recipe.hub is not None:
+            other = repositories.setdefault(point.recipe.hub.repo_id, point.name)
+            if other != point.name:
+                raise RmkitError(
+                    f"{file}: {other} and {point.name} would both be pushed to {point.recipe.hub.repo_id}.",
+                    "Give each a hub.repo_id of its own in its bundle, or push the ones to keep with `rmkit push`.",
+                )
         seen[content] = point.name
         names.add(point.name)
 
