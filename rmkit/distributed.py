@@ -21,6 +21,7 @@ from rmkit.errors import RmkitError
 from rmkit.recipe import Recipe
 from rmkit.settings import load_yaml
 
+_THREADS = "--num_cpu_threads_per_process"
 _CONFIG_FILE, _PROCESSES = "RMKIT_CONFIG_FILE", "RMKIT_NUM_PROCESSES"
 CONFIGS = Path(__file__).resolve().parent.parent / "accelerate_configs"
 
@@ -42,6 +43,24 @@ def launch_options(name: str | None, processes: int | None) -> list[str]:
         return ["--config_file", str(config_file(name)), *count]
     several = ["--multi_gpu"] if (processes or 1) > 1 else []
     return [*several, *count, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+
+
+def threads(processes: int) -> int | None:
+    """Threads with which each process should compute on a CPU; None where the user has said so, or there is a GPU.
+
+    accelerate gives every process one thread unless it is told otherwise, and all other cores stay idle.
+    """
+    if visible_gpus() or os.environ.get("OMP_NUM_THREADS") != "1":
+        return None
+    try:
+        launcher = psutil.Process(os.getppid())
+        if "OMP_NUM_THREADS" in launcher.environ() or _option(launcher.cmdline(), _THREADS) is not None:
+            return None
+    except psutil.Error:
+        return None
+    cores = psutil.cpu_count(logical=False) or 1
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    return max(1, min(cores, mine) // int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
 
 
 def said_by_launcher(config: str | None, processes: int | None) -> dict[str, str]:

@@ -61,6 +61,8 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
     started = time.time()
     arguments, plan = _training_arguments(recipe)
     state = PartialState()
+    if threads := distributed.threads(state.num_processes):
+        torch.set_num_threads(threads)
     run = RunDirectory(recipe.output_dir)
     resume = recipe.resume == "auto"
     if state.is_main_process:
