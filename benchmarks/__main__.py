@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: the table; `python -m benchmarks growth`: start-up time and growth with rows. See docs/speed.md."""
+"""`python -m benchmarks`: the table. `python -m benchmarks growth`: start-up, growth with rows. See docs/speed.md."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from benchmarks import figure as drawing
 from benchmarks import growth as rows_and_start
 from benchmarks import results
 from benchmarks.arithmetic import Work
-from benchmarks.measure import Processes, ensure_workspace, entry, measure_all, plan
+from benchmarks.measure import Processes, ensure_workspace, measure_all, plan
 from benchmarks.pairs import released_folder
 from benchmarks.results import Couple, Entry, Line
-from benchmarks.setting import Job, Setting
+from benchmarks.setting import Job, Setting, Workspace
 from benchmarks.shapes import SHAPES
 from rmkit.errors import RmkitError, reported
 from rmkit.run_directory import write_json
@@ -34,10 +34,10 @@ def table(
     work: Annotated[list[str] | None, typer.Option(help="Only these works.")] = None,
     micro_batch: Annotated[list[int] | None, typer.Option(min=1, help="Pairs a micro-batch: 4 and 8.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Couples of baseline and rmkit a line.")] = 3,
-    pairs: Annotated[int, typer.Option(min=1, help="Training pairs.")] = 48,
-    scoring_pairs: Annotated[int, typer.Option(min=1, help="Pairs of each set that is scored.")] = 40,
+    pairs: Annotated[int | None, typer.Option(min=1, help="Training pairs: 48, on a GPU 192.")] = None,
+    scoring_pairs: Annotated[int | None, typer.Option(min=1, help="Pairs a scored set: 40, on a GPU 160.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pairs of an optimizer step.")] = 16,
-    warm_up: Annotated[bool | None, typer.Option(help="Do each work once before measuring; on by default on GPUs.")] = None,
+    warm_up: Annotated[bool | None, typer.Option(help="Work once before measuring; on by default on GPUs.")] = None,
     data: Annotated[Path | None, typer.Option(help="The folder of the released sets; $RMKIT_DATA.")] = None,
     output: Annotated[Path | None, typer.Option(help="The results file; the figure goes beside it.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the couples of this setting in the file.")] = False,
@@ -52,21 +52,20 @@ def table(
         lines = plan(_works(work), _micro_batches(micro_batch, setting))
         output = output or RESULTS / f"{setting.shape.device if size != 'tiny' else 'tiny'}.json"
         workspace = ensure_workspace(setting, folder, cache)
+        counted = Workspace(workspace).read_counts()
         processes = Processes(setting, workspace)
-        machine = processes.machine()
-        console.print(
-            f"{size}: {setting.shape.parameters / 1e6:.1f}M parameters, {setting.shape.dtype}, {setting.pairs} pairs, "
-            f"{machine['machine']['threads']} threads, {machine['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s in "
-            f"matrix products. {len(lines)} lines, {repeats} couples each.",
-            highlight=False,
-        )
         kept = results.read(output)
         entries = {each.line: each for each in kept if each.setting == setting} if resume else {}
         done: dict[Line, list[Couple]] = {line: list(each.couples) for line, each in entries.items()}
         others = [each for each in kept if each.size != size]
+        console.print(
+            f"{size}: {setting.shape.parameters / 1e6:.1f}M parameters, {setting.shape.dtype}, {setting.pairs} pairs. "
+            f"{len(lines)} lines, {repeats} couples each, of which {sum(map(len, done.values()))} are there already.",
+            highlight=False,
+        )
 
         def note(line: Line, couples: list[Couple]) -> None:
-            entries[line] = entry(line, couples, setting, workspace, machine)
+            entries[line] = Entry.of(line, couples, setting, counted[line.work], processes.machine)
             results.write(output, others + _in_order(entries))
             theirs, mine = couples[-1].totals(line.epochs)
             console.print(
@@ -94,14 +93,14 @@ def growth(
         start = rows_and_start.start_up(runs)
         for name, seconds in start.items():
             console.print(f"{name} --help: {seconds['median']:.2f} s ({seconds['min']:.2f}-{seconds['max']:.2f})")
-        setting = Setting(size="tiny", source="made")
+        setting, _ = _setting("tiny", None, None, 16, None, None)
         workspace = ensure_workspace(setting, None, cache)
 
         def note(found: dict[str, float]) -> None:
             console.print(f"{found['rows']} rows: {found['seconds']:.1f} s, {found['peak_mib']:.0f} MiB")
 
         found = rows_and_start.growth(workspace, rows or [1_000, 10_000, 100_000], note)
-        machine = Processes(setting, workspace).machine()
+        machine = Processes(setting, workspace).machine
         write_json(output, {"start_up": start, "growth": found, "machine": machine})
         console.print(str(output), highlight=False)
 
@@ -158,11 +157,13 @@ def _console() -> Console:
 
 
 def _setting(
-    size: str, pairs: int, scoring_pairs: int, batch_size: int, warm_up: bool | None, data: Path | None
+    size: str, pairs: int | None, scoring_pairs: int | None, batch_size: int, warm_up: bool | None, data: Path | None
 ) -> tuple[Setting, Path | None]:
     """The setting, and the folder of the released sets where it takes pairs from there."""
     if size not in SHAPES:
         raise RmkitError(f"There is no size {size}.", f"Give one of {', '.join(SHAPES)}.")
+    on_gpu = SHAPES[size].device == "gpu"
+    pairs = pairs or (192 if on_gpu else 48)
     if pairs % batch_size:
         raise RmkitError(f"{pairs} pairs are no whole number of steps of {batch_size}.", "Change --pairs.")
     folder = data or (None if size == "tiny" else released_folder())
@@ -172,9 +173,9 @@ def _setting(
         "size": size,
         "source": "made" if folder is None else "released",
         "pairs": pairs,
-        "scoring_pairs": scoring_pairs,
+        "scoring_pairs": scoring_pairs or (160 if on_gpu else 40),
         "batch_size": batch_size,
-        "warm_up": SHAPES[size].device == "gpu" if warm_up is None else warm_up,
+        "warm_up": on_gpu if warm_up is None else warm_up,
     }
     return Setting.model_validate_json(json.dumps(content)), folder
 

@@ -74,8 +74,8 @@ def forward_flops(work: Work, shape: Shape, counted: Counts) -> int:
     """2 (W U + H R), the multiplications and additions of the linear maps in one forward pass.
 
     W are the weights of the layers' linear maps and U the unique tokens; H are the weights of the head (hidden size
-    for a reward head, vocabulary x hidden size for a language model) and R the positions at which it is read. Attention's
-    own products, norms and embeddings are left out.
+    for a reward head, vocabulary x hidden size for a language model) and R the positions at which it is read. The
+    products of attention itself, norms and embeddings are left out.
     """
     head = shape.hidden_size if work in ("explicit", "scoring") else shape.head_weights
     return 2 * (shape.layer_weights * counted.unique_tokens + head * counted.heads_read)

@@ -15,6 +15,7 @@ from rmkit.run_directory import replacing
 
 _PALETTE = dict(zip(["stock", "stock_best", "padded", "plain"], [*COLOURS.values(), TIE], strict=True))
 _BAR = 0.8
+DPI = 300  # as it is written: the layout measures texts, whose width depends on it
 
 
 def draw(entries: Sequence[Entry], path: Path) -> None:
@@ -29,9 +30,11 @@ def ratios(entries: Sequence[Entry]) -> Figure:
     """Horizontal bars, grouped by work and micro-batch; a line where rmkit would be as fast as the baseline."""
     groups = list(dict.fromkeys((each.work, each.micro_batch) for each in entries))
     ordered = sorted(entries, key=lambda each: (groups.index((each.work, each.micro_batch)), each.baseline))
-    figure = Figure(figsize=(TEXT_WIDTH, 0.7 + 0.21 * len(ordered) + 0.12 * len(groups)), layout="constrained")
+    height = 0.7 + 0.21 * len(ordered) + 0.12 * len(groups)
+    figure = Figure(figsize=(TEXT_WIDTH, height), layout="constrained", dpi=DPI)
     axes = figure.subplots()
-    place, before, ticks = 0.0, None, {}
+    place, before = 0.0, None
+    ticks: dict[tuple[str, int], list[float]] = {}
     for each in ordered:
         group = (each.work, each.micro_batch)
         place += 1.0 if group == before else 1.6
@@ -41,7 +44,12 @@ def ratios(entries: Sequence[Entry]) -> Figure:
         around = [[each.ratio_median - each.ratio_min], [each.ratio_max - each.ratio_median]]
         axes.errorbar(each.ratio_median, place, xerr=around, color=INK, linewidth=0.8, capsize=2)
         axes.annotate(
-            f"{each.ratio_median:.2f}x", (each.ratio_max, place), xytext=(4, 0), textcoords="offset points", va="center"
+            f"{each.ratio_median:.2f}x",
+            (each.ratio_max, place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
         )
     axes.axvline(1.0, color=MUTED, linewidth=0.8, linestyle="--")
     axes.set_yticks([sum(places) / len(places) for places in ticks.values()])
@@ -54,7 +62,6 @@ def ratios(entries: Sequence[Entry]) -> Figure:
     used = [name for name in BASELINES if any(each.baseline == name for each in ordered)]
     handles = [Patch(facecolor=_PALETTE[name], label=BASELINES[name]) for name in used]
     figure.legend(handles=handles, loc="outside upper left", ncols=4, frameon=False, handlelength=1.1)
-    figure.draw_without_rendering()  # only then are the labels of the groups as wide as they will be
     return figure
 
 

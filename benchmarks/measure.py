@@ -1,4 +1,4 @@
-"""Baseline and rmkit in turn, each measurement a process of its own; results are written after every couple. No torch."""
+"""Baseline and rmkit in turn, each measurement a process of its own. No torch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
 from benchmarks.arithmetic import Work
 from benchmarks.pairs import REPOSITORY
-from benchmarks.results import Couple, Entry, Line
+from benchmarks.results import Couple, Line
 from benchmarks.setting import SCORING_BATCH, Job, Measurement, Setting, Side, Workspace
 from rmkit.cache import rmkit_cache
 from rmkit.errors import RmkitError
@@ -38,15 +39,16 @@ def plan(works: Iterable[Work] = get_args(Work), micro_batches: Sequence[int] = 
     return lines
 
 
-@dataclass(frozen=True)
+@dataclass
 class Processes:
     """Starts the processes that measure; all read one workspace."""
 
     setting: Setting
     workspace: Path
 
+    @cached_property
     def machine(self) -> dict[str, Any]:
-        """See `benchmarks.machine.describe`."""
+        """See `benchmarks.machine.describe`; measured when it is first asked for."""
         return dict(self._run("machine", self.setting.size))
 
     def measure(self, line: Line, side: Side) -> Measurement:
@@ -70,7 +72,11 @@ def run_process(arguments: Sequence[str], log_folder: Path, setting: Setting) ->
     Raises:
         RmkitError: with the last line of what it printed, if it fails.
     """
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "true"}
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "true",
+    }
     if setting.shape.device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
     log = log_folder / "log.txt"
@@ -83,8 +89,15 @@ def run_process(arguments: Sequence[str], log_folder: Path, setting: Setting) ->
         )
         if done.returncode == 0 and output.exists():
             return json.loads(output.read_text(encoding="utf-8"))
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
-    raise RmkitError(f"`{arguments[0]}` failed: {lines[-1]}", f"The whole of what it printed is in {log}.")
+    cause = last_words(log.read_text(encoding="utf-8", errors="replace")) or f"exit code {done.returncode}"
+    raise RmkitError(f"`{arguments[0]}` failed: {cause}", f"The whole of what it printed is in {log}.")
+
+
+def last_words(printed: str) -> str:
+    """What a process that failed said was wrong: its error message, else its last line."""
+    lines = printed.strip().splitlines() or [""]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines)[-1]
 
 
 def ensure_workspace(setting: Setting, data: Path | None, cache: Path | None = None) -> Path:
@@ -152,9 +165,3 @@ def difference(line: Line, baseline: Measurement, ours: Measurement, setting: Se
             f"{line}: the two sides differ by {largest:.2g}.", "They do not compute the same: report this as a bug."
         )
     return largest
-
-
-def entry(line: Line, couples: list[Couple], setting: Setting, workspace: Path, machine: dict[str, Any]) -> Entry:
-    """A line of the results file."""
-    counted = Workspace(workspace).read_counts()[line.work]
-    return Entry.of(line, couples, setting, counted, machine)

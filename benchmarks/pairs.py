@@ -20,7 +20,7 @@ SCORED_SETS = (
     "ultrafeedback_spanish",
     "rewardmath",
 )
-_SYLLABLES = "ba de fi go ku la me ni po ru sa te vi wo zu".split()
+_SYLLABLES = ["ba", "de", "fi", "go", "ku", "la", "me", "ni", "po", "ru", "sa", "te", "vi", "wo", "zu"]
 
 
 def released_folder() -> Path:
@@ -46,9 +46,7 @@ def scored_pairs(folder: Path | None, number: int) -> dict[str, list[PreferenceP
     """The first test pairs of every released set by its name, or made ones without a folder."""
     if folder is None:
         return {f"made_{seed}": made_pairs(number, seed) for seed in (1, 2)}
-    return {
-        name: list(load_preferences(name, root=folder, split="test", limit=number).pairs) for name in SCORED_SETS
-    }
+    return {name: list(load_preferences(name, root=folder, split="test", limit=number).pairs) for name in SCORED_SETS}
 
 
 def made_pairs(number: int, seed: int, prompt: int = 10, response: int = 25) -> list[PreferencePair]:

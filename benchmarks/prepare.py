@@ -15,7 +15,7 @@ from rmkit.bases import train_tokenizer
 from rmkit.encoding import ChatEncoder
 from rmkit.pairs import encode_pairs
 from rmkit.preferences import PreferenceData, PreferencePair
-from rmkit.recipe import BaseBuild, Explicit, Generative, Implicit
+from rmkit.recipe import BaseBuild, Explicit, Generative, Implicit, RewardModelSettings
 from rmkit.reward_models import reward_model
 from rmkit.run_directory import replacing, write_json
 
@@ -91,13 +91,14 @@ def _counts(
     encoder: ChatEncoder, training: list[PreferencePair], scored: dict[str, list[PreferencePair]]
 ) -> dict[Work, Counts]:
     every = [pair for pairs in scored.values() for pair in pairs]
+    read: dict[Work, tuple[RewardModelSettings, list[PreferencePair]]] = {
+        "explicit": (Explicit(), training),
+        "implicit": (Implicit(), training),
+        "generative": (Generative(), training),
+        "scoring": (Explicit(), every),
+    }
     found: dict[Work, Counts] = {}
-    for work, settings, pairs in (
-        ("explicit", Explicit(), training),
-        ("implicit", Implicit(), training),
-        ("generative", Generative(), training),
-        ("scoring", Explicit(), every),
-    ):
+    for work, (settings, pairs) in read.items():
         encoded = encode_pairs(PreferenceData(work, pairs), reward_model(settings, encoder))
         found[work] = counts(work, zip(encoded.chosen, encoded.rejected, strict=True))
     return found

@@ -194,7 +194,7 @@ def print_table(entries: Sequence[Entry], console: Console) -> None:
 
 
 CAPTION = f"""\
-mb: pairs (scoring: responses) a micro-batch. ratio: seconds of the baseline over those of rmkit, median over the couples.
-seconds: one epoch, or scoring; implicit: {PAPER_EPOCHS} epochs, with one reference pass where the reference is not in every step.
+mb: pairs (scoring: responses) a micro-batch. ratio: seconds of the baseline over those of rmkit, couple by couple.
+seconds: medians, of an epoch or of scoring; implicit: of {PAPER_EPOCHS} epochs and the pass of a precomputed reference.
 tokens/s: every token of a pair counted once. share: arithmetic of the linear layers on these tokens, as a share of the
 measured rate of matrix products. MiB: peak memory of the process, or of its GPU."""

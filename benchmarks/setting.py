@@ -33,9 +33,9 @@ class Setting(Section):
 
     size: Literal["tiny", "19m", "1b", "3b"]
     source: Literal["released", "made"]
-    pairs: PositiveInt = 48
-    scoring_pairs: PositiveInt = 40
-    batch_size: PositiveInt = 16
+    pairs: PositiveInt
+    scoring_pairs: PositiveInt
+    batch_size: PositiveInt
     warm_up: bool = False
 
     @property

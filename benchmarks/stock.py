@@ -1,19 +1,16 @@
-"""The baselines: TRL's RewardTrainer and DPOTrainer as documented and at their best, and a plain transformers loop."""
+"""The baseline of training: TRL's RewardTrainer and DPOTrainer, as documented and at their best."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
 from typing import Any
 
-import torch
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
 from benchmarks.ours import peak_mib
-from benchmarks.setting import BETA, LEARNING_RATE, SCORING_BATCH, SEED, Job, Measurement, Workspace
+from benchmarks.setting import BETA, LEARNING_RATE, SEED, Job, Measurement, Workspace
 from rmkit.encoding import ChatEncoder, TokenSequence
 from rmkit.errors import RmkitError
 from rmkit.preferences import PreferencePair, load_preferences
@@ -89,9 +86,7 @@ def _trainer(job: Job, folder: str, base: str, dataset: Dataset) -> Any:
     return TimedDPOTrainer(model=base, args=DPOConfig(**options), train_dataset=dataset)
 
 
-def conversations(
-    pairs: list[PreferencePair], lengths_of: list[tuple[TokenSequence, TokenSequence]] | None
-) -> Dataset:
+def conversations(pairs: list[PreferencePair], lengths_of: list[tuple[TokenSequence, TokenSequence]] | None) -> Dataset:
     """The pairs as TRL documents them, with the tokens of the longer response's row where a sampler asks for them."""
     columns: dict[str, list[Any]] = {
         "prompt": [[{"role": "user", "content": pair.prompt}] for pair in pairs],
@@ -120,35 +115,3 @@ def _refuse_other_tokens(dataset: Dataset, encoded: list[tuple[TokenSequence, To
         theirs = (before + row["chosen_ids"], before + row["rejected_ids"])
         if theirs != tuple(each.ids for each in encoded[number]):
             raise RmkitError(f"TRL reads other tokens of pair {number} than rmkit.", "Report this as a bug.")
-
-
-@torch.no_grad()
-def score(job: Job) -> Measurement:
-    """All sets in input order by a plain transformers loop, texts to rewards; the model is loaded before."""
-    workspace = Workspace(job.workspace)
-    device = "cuda" if job.setting.shape.device == "gpu" else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(workspace.classifier, padding_side="right")
-    model = AutoModelForSequenceClassification.from_pretrained(workspace.classifier, dtype=job.setting.shape.dtype)
-    model = model.to(device).eval()
-    pairs = [pair for path in workspace.scored for pair in load_preferences(str(path))]
-    started = time.perf_counter()
-    rewards: list[float] = []
-    for batch in _texts(tokenizer, pairs):
-        inputs = tokenizer(batch, add_special_tokens=False, padding=True, return_tensors="pt").to(device)
-        rewards += model(**inputs).logits[:, 0].float().cpu().tolist()
-    seconds = time.perf_counter() - started
-    return Measurement(
-        seconds=seconds, peak_mib=peak_mib(), rewards=list(zip(rewards[::2], rewards[1::2], strict=True))
-    )
-
-
-def _texts(tokenizer: Any, pairs: list[PreferencePair]) -> Iterator[list[str]]:
-    """The conversations chosen_0, rejected_0, chosen_1, ... under the chat template, a batch at a time."""
-    responses = [(pair.prompt, response) for pair in pairs for response in (pair.chosen, pair.rejected)]
-    for start in range(0, len(responses), SCORING_BATCH):
-        yield [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}], tokenize=False
-            )
-            for prompt, response in responses[start : start + SCORING_BATCH]
-        ]

@@ -25,6 +25,10 @@ def measure(job: Job) -> Measurement:
 def _work(job: Job) -> Callable[[Job], Measurement]:
     if job.side in ("ours", "padded"):
         return ours.score if job.work == "scoring" else ours.train
+    if job.work == "scoring":
+        from benchmarks import plain
+
+        return plain.score
     from benchmarks import stock
 
-    return stock.score if job.work == "scoring" else stock.train
+    return stock.train
