@@ -21,7 +21,7 @@ install: .venv/.installed  ## make .venv and install rmkit with its tested versi
 quickstart: install  ## the controlled experiment of Section 5.1 from scratch, on a CPU: report/index.html
 	$(BIN)/rmkit quickstart
 
-bench: install  ## rmkit beside stock TRL, on 2 CPU cores in about an hour; SIZE=1b or 3b on a GPU; ARGS="--resume ..."
+bench: install  ## rmkit beside stock TRL, 75 minutes on two cores; SIZE=1b or 3b on a GPU; ARGS="--resume ..."
 	$(BIN)/python -m benchmarks --size $(SIZE) $(ARGS)
 
 bench-growth: install  ## start-up time, and seconds and memory of `rmkit score` on 1k, 10k and 100k rows

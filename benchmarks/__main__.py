@@ -13,7 +13,7 @@ from benchmarks import figure as drawing
 from benchmarks import growth as rows_and_start
 from benchmarks import results
 from benchmarks.arithmetic import Work
-from benchmarks.measure import Processes, ensure_workspace, measure_all, plan
+from benchmarks.measure import Processes, ensure_workspace, measure_all, plan, run_process
 from benchmarks.pairs import released_folder
 from benchmarks.results import Couple, Entry, Line
 from benchmarks.setting import Job, Setting, Workspace
@@ -53,7 +53,7 @@ def table(
         output = output or RESULTS / f"{setting.shape.device if size != 'tiny' else 'tiny'}.json"
         workspace = ensure_workspace(setting, folder, cache)
         counted = Workspace(workspace).read_counts()
-        processes = Processes(setting, workspace)
+        measure = Processes(setting, workspace).measure
         kept = results.read(output)
         entries = {each.line: each for each in kept if each.setting == setting} if resume else {}
         done: dict[Line, list[Couple]] = {line: list(each.couples) for line, each in entries.items()}
@@ -65,7 +65,7 @@ def table(
         )
 
         def note(line: Line, couples: list[Couple]) -> None:
-            entries[line] = Entry.of(line, couples, setting, counted[line.work], processes.machine)
+            entries[line] = Entry.of(line, couples, setting, counted[line.work])
             results.write(output, others + _in_order(entries))
             theirs, mine = couples[-1].totals(line.epochs)
             console.print(
@@ -73,7 +73,7 @@ def table(
                 highlight=False,
             )
 
-        measure_all(lines, repeats, processes.measure, done, note, setting)
+        measure_all(lines, repeats, measure, done, note, setting)
         shown = _in_order(entries)
         results.print_table(shown, console)
         drawing.draw(shown, output.with_suffix(".png"))
@@ -100,8 +100,8 @@ def growth(
             console.print(f"{found['rows']} rows: {found['seconds']:.1f} s, {found['peak_mib']:.0f} MiB")
 
         found = rows_and_start.growth(workspace, rows or [1_000, 10_000, 100_000], note)
-        machine = Processes(setting, workspace).machine
-        write_json(output, {"start_up": start, "growth": found, "machine": machine})
+        described = run_process(["machine"], workspace, setting)
+        write_json(output, {"start_up": start, "growth": found, "machine": described})
         console.print(str(output), highlight=False)
 
 
@@ -130,12 +130,12 @@ def prepare(setting: str, data: str, folder: Path, output: Path) -> None:
 
 
 @app.command(hidden=True)
-def machine(size: str, output: Path) -> None:
-    """Measure the machine."""
+def machine(output: Path) -> None:
+    """Versions and machine."""
     with reported():
-        from benchmarks.machine import describe
+        from rmkit.environment import describe
 
-        write_json(output, describe(SHAPES[size]))
+        write_json(output, describe())
 
 
 @app.command(hidden=True)
@@ -144,7 +144,8 @@ def worker(job: str, output: Path) -> None:
     with reported():
         from benchmarks.worker import measure
 
-        output.write_text(measure(Job.model_validate_json(job)).model_dump_json())
+        measured = measure(Job.model_validate_json(job), output.parent)
+        output.write_text(measured.model_dump_json())
 
 
 # -------------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from rmkit.preferences import PreferencePair
 def start_up(runs: int) -> dict[str, dict[str, float]]:
     """Seconds of `rmkit --help` and `trl --help`, in turn, after one run each that does not count."""
     scripts = Path(sys.executable).parent
-    commands = {"rmkit": [sys.executable, "-m", "rmkit", "--help"], "trl": [str(scripts / "trl"), "--help"]}
+    commands = {name: [str(scripts / name), "--help"] for name in ("rmkit", "trl")}
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(runs + 1):
         for name, command in commands.items():

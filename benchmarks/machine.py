@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from benchmarks.shapes import Shape
-from rmkit import environment
 
 _TOKENS = {"cpu": 2048, "gpu": 16384}
 _TIMES = {"cpu": 5, "gpu": 20}
-
-
-def describe(shape: Shape) -> dict[str, Any]:
-    """Versions, machine, threads and `matmul_flops_per_second`."""
-    return environment.describe() | {"matmul_flops_per_second": matmul_rate(shape)}
 
 
 def matmul_rate(shape: Shape) -> float:

@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -39,17 +38,12 @@ def plan(works: Iterable[Work] = get_args(Work), micro_batches: Sequence[int] = 
     return lines
 
 
-@dataclass
+@dataclass(frozen=True)
 class Processes:
     """Starts the processes that measure; all read one workspace."""
 
     setting: Setting
     workspace: Path
-
-    @cached_property
-    def machine(self) -> dict[str, Any]:
-        """See `benchmarks.machine.describe`; measured when it is first asked for."""
-        return dict(self._run("machine", self.setting.size))
 
     def measure(self, line: Line, side: Side) -> Measurement:
         """One side of a line."""
@@ -60,14 +54,12 @@ class Processes:
             micro_batch=line.micro_batch,
             side=side,
         )
-        return Measurement.model_validate_json(json.dumps(self._run("worker", job.model_dump_json())))
-
-    def _run(self, *arguments: str) -> Any:
-        return run_process(arguments, self.workspace, self.setting)
+        measured = run_process(["worker", job.model_dump_json()], self.workspace, self.setting)
+        return Measurement.model_validate_json(json.dumps(measured))
 
 
 def run_process(arguments: Sequence[str], log_folder: Path, setting: Setting) -> Any:
-    """What `python -m benchmarks ARGUMENTS OUTPUT` writes to OUTPUT, read as JSON.
+    """What `python -m benchmarks ARGUMENTS OUTPUT` writes to OUTPUT, read as JSON; whatever is beside it is removed.
 
     Raises:
         RmkitError: with the last line of what it printed, if it fails.

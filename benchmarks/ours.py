@@ -22,11 +22,11 @@ _TYPES: dict[str, dict[str, Any]] = {
 }
 
 
-def train(job: Job) -> Measurement:
+def train(job: Job, scratch: Path) -> Measurement:
     """One epoch by `rmkit.train.train`, in a run directory and with a cache of its own, so that nothing is reused."""
     from rmkit.train import train as run_recipe
 
-    with tempfile.TemporaryDirectory(dir=job.workspace) as folder:
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
         os.environ["RMKIT_CACHE"] = f"{folder}/cache"
         record = run_recipe(recipe(job, Path(folder) / "run")).read()
     return Measurement(
@@ -61,7 +61,7 @@ def recipe(job: Job, output_dir: Path) -> Recipe:
     return validated(Recipe, content, "the benchmark's recipe")
 
 
-def score(job: Job) -> Measurement:
+def score(job: Job, _: Path) -> Measurement:
     """The rewards of all sets, texts to rewards; the model is loaded before."""
     workspace = Workspace(job.workspace)
     scorer = load_reward_model(str(workspace.classifier), dtype=job.setting.shape.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from rmkit.preferences import PreferencePair, load_preferences
 
 
 @torch.no_grad()
-def score(job: Job) -> Measurement:
+def score(job: Job, _: Path) -> Measurement:
     """All sets in input order by a plain transformers loop, texts to rewards; the model is loaded before."""
     workspace = Workspace(job.workspace)
     device = "cuda" if job.setting.shape.device == "gpu" else "cpu"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,10 @@ class Line:
 
 
 class Couple(Section):
-    """A baseline and rmkit right after it. Seconds are of one epoch (or of scoring) and of the reference pass."""
+    """A baseline and rmkit right after it. Seconds are of one epoch (or of scoring) and of the reference pass.
+
+    `matmul_rate` is the better of two measurements, one after each side; versions and machine are in `machine`.
+    """
 
     baseline_seconds: float
     baseline_reference_seconds: float
@@ -58,6 +61,8 @@ class Couple(Section):
     reference_seconds: float
     peak_mib: float
     difference: float | None
+    matmul_rate: float
+    machine: dict[str, Any]
 
     @classmethod
     def of(cls, baseline: Measurement, ours: Measurement, difference: float | None) -> Couple:
@@ -70,6 +75,8 @@ class Couple(Section):
             reference_seconds=ours.reference_seconds,
             peak_mib=ours.peak_mib,
             difference=difference,
+            matmul_rate=max(baseline.matmul_rate, ours.matmul_rate),
+            machine=ours.machine,
         )
 
     def totals(self, epochs: int) -> tuple[float, float]:
@@ -84,8 +91,9 @@ class Entry(BaseModel):
     """A line of the results file.
 
     Ratios are seconds of the baseline over those of rmkit, couple by couple. `seconds` and `baseline_seconds` are
-    medians, for `epochs` epochs with their reference pass; memory is the most of all couples; `differ_by` is the
-    most by which losses or rewards of the two sides differ (null where they see the pairs in another order).
+    medians, for `epochs` epochs with their reference pass; memory and `matmul_rate` (FLOP/s) are the most of all
+    couples; `differ_by` is the most by which losses or rewards of the two sides differ (null where they see the pairs
+    in another order).
     """
 
     work: Work
@@ -109,23 +117,21 @@ class Entry(BaseModel):
     parameters: int
     counts: dict[str, int]
     setting: Setting
+    matmul_rate: float
     couples: list[Couple]
-    machine: dict[str, Any]
 
     @property
     def line(self) -> Line:
         return Line(self.work, self.micro_batch, self.baseline)
 
     @classmethod
-    def of(
-        cls, line: Line, couples: Sequence[Couple], setting: Setting, counted: Counts, machine: Mapping[str, Any]
-    ) -> Entry:
+    def of(cls, line: Line, couples: Sequence[Couple], setting: Setting, counted: Counts) -> Entry:
         """The figures of a line's couples."""
         totals = [couple.totals(line.epochs) for couple in couples]
         baseline_seconds, seconds = (spread([each[side] for each in totals])[1] for side in (0, 1))
         least, median, most = spread([theirs / mine for theirs, mine in totals])
         arithmetic = flops(line.work, setting.shape, counted, line.epochs, line.reference_passes)
-        possible = machine["matmul_flops_per_second"]
+        possible = max(couple.matmul_rate for couple in couples)
         tokens = line.epochs * counted.unique_tokens
         differences = [couple.difference for couple in couples if couple.difference is not None]
         return cls(
@@ -150,8 +156,8 @@ class Entry(BaseModel):
             parameters=setting.shape.parameters,
             counts=counted.as_dict(),
             setting=setting,
+            matmul_rate=possible,
             couples=list(couples),
-            machine=dict(machine),
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import NonNegativeFloat, PositiveInt
 
@@ -57,6 +57,7 @@ class Measurement(Section):
     """What a worker measured: seconds of one epoch (or of scoring) and of the reference pass; peak memory in MiB.
 
     `losses` are those of the optimizer steps and `rewards` [pairs, 2] those of scoring, to see that sides agree.
+    `matmul_rate` is what the machine could do right afterwards, see `benchmarks.machine`.
     """
 
     seconds: NonNegativeFloat
@@ -64,6 +65,8 @@ class Measurement(Section):
     peak_mib: NonNegativeFloat
     losses: list[float] = []
     rewards: list[tuple[float, float]] = []
+    matmul_rate: NonNegativeFloat = 0.0
+    machine: dict[str, Any] = {}
 
 
 class Workspace:

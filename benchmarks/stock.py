@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -29,7 +30,7 @@ class TimedDPOTrainer(DPOTrainer):
         return computed
 
 
-def train(job: Job) -> Measurement:
+def train(job: Job, scratch: Path) -> Measurement:
     """One epoch of stock TRL: `stock` as documented; `stock_best` grouped by length, its reference precomputed.
 
     Raises:
@@ -39,7 +40,7 @@ def train(job: Job) -> Measurement:
     pairs = list(load_preferences(str(workspace.train)))
     encoded = sequences(workspace, pairs)
     best = job.side == "stock_best"
-    with tempfile.TemporaryDirectory(dir=job.workspace) as folder:
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
         trainer = _trainer(job, folder, str(workspace.base), conversations(pairs, encoded if best else None))
         _refuse_other_tokens(trainer.train_dataset, encoded)
         outcome = trainer.train()

@@ -94,7 +94,7 @@ def test_spread():
 # --- results -------------------------------------------------------------------------------------------------------
 
 
-def couple(baseline, ours, reference=0.0, baseline_reference=0.0, peak=10.0):
+def couple(baseline, ours, reference=0.0, baseline_reference=0.0, peak=10.0, rate=1e6):
     return Couple(
         baseline_seconds=baseline,
         baseline_reference_seconds=baseline_reference,
@@ -103,16 +103,18 @@ def couple(baseline, ours, reference=0.0, baseline_reference=0.0, peak=10.0):
         reference_seconds=reference,
         peak_mib=peak,
         difference=None,
+        matmul_rate=rate,
+        machine={},
     )
 
 
 def entry(line, couples):
     counted = Counts(pairs=2, tokens=60, unique_tokens=40, heads_read=4)
-    return Entry.of(line, couples, SETTING, counted, {"matmul_flops_per_second": 1e6})
+    return Entry.of(line, couples, SETTING, counted)
 
 
 def test_figures_of_an_entry():
-    couples = [couple(6, 2, peak=11), couple(4, 2), couple(8, 4)]
+    couples = [couple(6, 2, peak=11), couple(4, 2, rate=5e5), couple(8, 4, rate=8e5)]
     found = entry(Line("explicit", 4, "stock"), couples)
     assert (found.ratio_min, found.ratio_median, found.ratio_max) == (2, 2, 3)
     assert (found.seconds, found.baseline_seconds) == (2, 6)
@@ -275,11 +277,14 @@ def test_size_tiny_from_end_to_end(tmp_path):
     ("work", "baseline"),
     [("explicit", "stock"), ("implicit", "stock"), ("implicit", "stock_best"), ("generative", "padded")],
 )
-def test_both_sides_of_training(workspace, work, baseline):
+def test_both_sides_of_training(workspace, work, baseline, tmp_path, monkeypatch):
     """In this process. That TRL's losses are rmkit's says that tokens, head, order and steps are the same."""
 
+    monkeypatch.setenv("RMKIT_CACHE", str(tmp_path))  # which measuring rmkit changes
+
     def side(name):
-        return measure(Job(setting=SETTING, workspace=str(workspace.path), work=work, micro_batch=2, side=name))
+        job = Job(setting=SETTING, workspace=str(workspace.path), work=work, micro_batch=2, side=name)
+        return measure(job, tmp_path)
 
     line, theirs, ours = Line(work, 2, baseline), side(baseline), side("ours")
     found = difference(line, theirs, ours, SETTING)
@@ -288,6 +293,7 @@ def test_both_sides_of_training(workspace, work, baseline):
     assert theirs.seconds > 0
     assert ours.seconds > 0
     assert ours.peak_mib > 0
+    assert ours.matmul_rate > 0
     assert (theirs.reference_seconds > 0) == (baseline == "stock_best")
     assert (ours.reference_seconds > 0) == (work == "implicit")
 
