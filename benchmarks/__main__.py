@@ -55,12 +55,14 @@ def table(
         counted = Workspace(workspace).read_counts()
         measure = Processes(setting, workspace).measure
         kept = results.read(output)
-        entries = {each.line: each for each in kept if each.setting == setting} if resume else {}
+        same = {each.line: each for each in kept if each.setting == setting}
+        entries = {line: each for line, each in same.items() if resume or line not in lines}
         done: dict[Line, list[Couple]] = {line: list(each.couples) for line, each in entries.items()}
         others = [each for each in kept if each.size != size]
+        there = sum(len(done.get(line, [])) for line in lines)
         console.print(
             f"{size}: {setting.shape.parameters / 1e6:.1f}M parameters, {setting.shape.dtype}, {setting.pairs} pairs. "
-            f"{len(lines)} lines, {repeats} couples each, of which {sum(map(len, done.values()))} are there already.",
+            f"{len(lines)} lines, {repeats} couples each, of which {there} are there already.",
             highlight=False,
         )
 

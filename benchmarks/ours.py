@@ -13,7 +13,8 @@ from rmkit import environment
 from rmkit.commands.score import scored
 from rmkit.evaluation.scorer import Scorer, load_reward_model
 from rmkit.preferences import PreferenceData, load_preferences
-from rmkit.recipe import Recipe, validated
+from rmkit.recipe import Recipe
+from rmkit.settings import validated
 
 _TYPES: dict[str, dict[str, Any]] = {
     "explicit": {"type": "explicit"},

@@ -10,7 +10,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 
 from benchmarks.arithmetic import Counts, Work
 from benchmarks.shapes import SHAPES, Shape
-from rmkit.recipe import Section
+from rmkit.settings import Section
 
 Baseline = Literal["stock", "stock_best", "padded", "plain"]
 Side = Literal["stock", "stock_best", "padded", "plain", "ours"]

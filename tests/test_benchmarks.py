@@ -272,6 +272,41 @@ def test_size_tiny_from_end_to_end(tmp_path):
     assert output.with_suffix(".png").stat().st_size > 1000
 
 
+def test_other_lines_of_a_setting_stay_and_other_sizes_too(tmp_path, monkeypatch):
+    """A table of some works changes nothing else in the file; one of another setting takes its size's place."""
+    output = tmp_path / "tiny.json"
+    other = Setting(size="19m", source="made", pairs=16, scoring_pairs=4, batch_size=16)
+    counted = Counts(pairs=2, tokens=60, unique_tokens=40, heads_read=4)
+    kept = [
+        Entry.of(Line("explicit", 4, "stock"), [couple(3, 1)], other, counted),
+        entry(Line("implicit", 4, "stock"), [couple(3, 1)]),
+        entry(Line("scoring", 8, "plain"), [couple(3, 1)]),
+    ]
+    folder = tmp_path / "workspace"
+    folder.mkdir()
+    Workspace(folder).counts.write_text(json.dumps({"scoring": counted.as_dict()}))
+    monkeypatch.setattr("benchmarks.__main__.ensure_workspace", lambda *_: folder)
+    measured = Measurement(seconds=2, peak_mib=1, rewards=[(0.5, 0.25)], matmul_rate=1e6)
+    monkeypatch.setattr("benchmarks.__main__.Processes.measure", lambda *_: measured)
+
+    def measure_scoring(*options):
+        results.write(output, kept)
+        arguments = ["--size", "tiny", "--pairs", "8", "--scoring-pairs", "2", "--batch-size", "4", "--work", "scoring"]
+        arguments += ["--micro-batch", "4"]
+        done = CliRunner().invoke(app, [*arguments, "--output", str(output), "--repeats", "2", *options])
+        assert done.exit_code == 0, done.output
+        return results.read(output)
+
+    found = measure_scoring()
+    assert found[:2] == kept[:2]
+    assert [each.totals(1) for each in found[2].couples] == [(2, 2), (2, 2)]
+    found = measure_scoring("--resume")
+    assert found[:2] == kept[:2]
+    assert [each.totals(1) for each in found[2].couples] == [(3, 1), (2, 2)]
+    found = measure_scoring("--warm-up")
+    assert [(each.size, each.work) for each in found] == [("19m", "explicit"), ("tiny", "scoring")]
+
+
 @pytest.mark.smoke
 @pytest.mark.parametrize(
     ("work", "baseline"),
