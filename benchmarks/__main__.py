@@ -76,10 +76,9 @@ def table(
             )
 
         measure_all(lines, repeats, measure, done, note, setting)
-        shown = _in_order(entries)
-        results.print_table(shown, console)
-        drawing.draw(shown, output.with_suffix(".png"))
-        console.print(f"{output}, {output.with_suffix('.png')}", highlight=False)
+        results.print_table(_in_order(entries), console)
+        drawing.draw(_in_order(entries), _picture(output, setting.size))
+        console.print(f"{output}, {_picture(output, setting.size)}", highlight=False)
 
 
 @app.command()
@@ -114,8 +113,10 @@ def figure(file: Annotated[Path, typer.Argument(help="A results file.")]) -> Non
         entries = results.read(file)
         if not entries:
             raise RmkitError(f"{file} holds no results.", "Give a file that `python -m benchmarks` has written.")
-        results.print_table(entries, _console())
-        drawing.draw(entries, file.with_suffix(".png"))
+        for size in dict.fromkeys(each.size for each in entries):
+            of_size = [each for each in entries if each.size == size]
+            results.print_table(of_size, _console())
+            drawing.draw(of_size, _picture(file, size))
 
 
 # --- what the table starts as processes of their own ---------------------------------------------------------------
@@ -157,6 +158,11 @@ def _console() -> Console:
     """As wide as the table where nothing says how wide it is."""
     console = Console()
     return console if console.is_terminal else Console(width=120)
+
+
+def _picture(file: Path, size: str) -> Path:
+    """Where the figure of a size goes; the sizes for a GPU share a results file."""
+    return file.with_name(f"{file.stem}_{size}.png") if SHAPES[size].device == "gpu" else file.with_suffix(".png")
 
 
 def _setting(

@@ -94,13 +94,12 @@ def last_words(printed: str) -> str:
 
 def ensure_workspace(setting: Setting, data: Path | None, cache: Path | None = None) -> Path:
     """The folder that all measurements of a setting read, made first if it is not there."""
-    content = setting.model_dump_json() + (str(data.resolve()) if data else "") + str(setting.shape) + str(FORMAT)
+    place = str(data.resolve()) if data else ""
+    content = setting.model_dump_json() + place + str(setting.shape) + str(FORMAT)
     name = f"{setting.size}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
-    folder = (cache or rmkit_cache() / "benchmarks") / name
+    folder = (cache or rmkit_cache() / "benchmarks").resolve() / name
     if not Workspace(folder).counts.exists():
-        run_process(
-            ["prepare", setting.model_dump_json(), str(data or ""), str(folder)], folder.with_name(f".{name}"), setting
-        )
+        run_process(["prepare", setting.model_dump_json(), place, str(folder)], folder.with_name(f".{name}"), setting)
     return folder
 
 
