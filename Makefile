@@ -1,10 +1,11 @@
 # `make help` lists the targets. Everything runs in .venv with the versions of constraints.txt.
 PYTHON ?= python3.11
 BIN := .venv/bin
+SIZE ?= 19m
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help install quickstart test test-dist test-gpu lint format clean
+.PHONY: help install quickstart bench bench-growth test test-dist test-gpu lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -19,6 +20,12 @@ install: .venv/.installed  ## make .venv and install rmkit with its tested versi
 
 quickstart: install  ## the controlled experiment of Section 5.1 from scratch, on a CPU: report/index.html
 	$(BIN)/rmkit quickstart
+
+bench: install  ## rmkit beside stock TRL, 75 minutes on two cores; SIZE=1b or 3b on a GPU; ARGS="--resume ..."
+	$(BIN)/python -m benchmarks --size $(SIZE) $(ARGS)
+
+bench-growth: install  ## start-up time, and seconds and memory of `rmkit score` on 1k, 10k and 100k rows
+	$(BIN)/python -m benchmarks growth $(ARGS)
 
 test: install  ## all tests that need neither a GPU nor the network, on two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not dist"

@@ -1,0 +1,87 @@
+"""rmkit's side: training by a recipe, scoring by the scorer of `rmkit evaluate`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.setting import BETA, LEARNING_RATE, SCORING_BATCH, SEED, Job, Measurement, Workspace
+from rmkit import environment
+from rmkit.commands.score import scored
+from rmkit.evaluation.scorer import Scorer, load_reward_model
+from rmkit.preferences import PreferenceData, load_preferences
+from rmkit.recipe import Recipe
+from rmkit.settings import validated
+
+_TYPES: dict[str, dict[str, Any]] = {
+    "explicit": {"type": "explicit"},
+    "implicit": {"type": "implicit", "beta": BETA},
+    "generative": {"type": "generative"},
+}
+
+
+def train(job: Job, scratch: Path) -> Measurement:
+    """One epoch by `rmkit.train.train`, in a run directory and with a cache of its own, so that nothing is reused."""
+    from rmkit.train import train as run_recipe
+
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        os.environ["RMKIT_CACHE"] = f"{folder}/cache"
+        record = run_recipe(recipe(job, Path(folder) / "run")).read()
+    return Measurement(
+        seconds=record["training"]["seconds"],
+        reference_seconds=record["timings"]["reference_seconds"],
+        peak_mib=peak_mib(),
+        losses=[entry["pair_loss"] for entry in record["training"]["log"]],
+    )
+
+
+def recipe(job: Job, output_dir: Path) -> Recipe:
+    """The recipe of a job: the paper's optimisation, no scoring, no activation checkpointing."""
+    workspace = Workspace(job.workspace)
+    content = {
+        "base": {"name": str(workspace.base), "dtype": job.setting.shape.dtype},
+        "reward_model": _TYPES[job.work],
+        "layout": "padded" if job.side == "padded" else "shared",
+        "data": {"train": {"name": "train", "path": str(workspace.train), "split": "train"}},
+        "training": {
+            "num_train_epochs": 1,
+            "batch_size": job.setting.batch_size,
+            "per_device_train_batch_size": job.micro_batch,
+            "learning_rate": LEARNING_RATE,
+            "activation_checkpointing": False,
+            "logging_steps": 1,
+            "disable_tqdm": True,
+            "seed": SEED,
+        },
+        "evaluation": {"train_fit": False, "batch_size": 2 * job.micro_batch},
+        "output_dir": str(output_dir),
+    }
+    return validated(Recipe, content, "the benchmark's recipe")
+
+
+def score(job: Job, _: Path) -> Measurement:
+    """The rewards of all sets, texts to rewards; the model is loaded before."""
+    workspace = Workspace(job.workspace)
+    scorer = load_reward_model(str(workspace.classifier), dtype=job.setting.shape.dtype)
+    sets = [load_preferences(str(path)) for path in workspace.scored]
+    started = time.perf_counter()
+    rewards = rewards_of(scorer, sets)
+    return Measurement(seconds=time.perf_counter() - started, peak_mib=peak_mib(), rewards=rewards)
+
+
+def rewards_of(scorer: Scorer, sets: list[PreferenceData]) -> list[tuple[float, float]]:
+    """Rewards [pairs, 2] of all sets, one after another, as `rmkit evaluate` scores them."""
+    found: list[tuple[float, float]] = []
+    for pairs in sets:
+        _, rewards = scored(scorer, pairs, SCORING_BATCH, None)
+        found += [(chosen, rejected) for chosen, rejected in rewards.rewards.tolist()]
+    return found
+
+
+def peak_mib() -> float:
+    """The most memory that this process has held: of its GPU if it has one, else of the host."""
+    peak = environment.peak_memory_mib()
+    return peak.get("gpu", peak["host"])

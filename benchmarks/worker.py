@@ -1,0 +1,42 @@
+"""One measurement, in a process of its own."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks import ours
+from benchmarks.machine import matmul_rate
+from benchmarks.setting import Job, Measurement
+from rmkit import environment
+
+
+def measure(job: Job, scratch: Path) -> Measurement:
+    """Do the work of a job, before it once for nothing where the setting says so, and measure it and the machine.
+
+    What the work writes goes below `scratch`.
+    """
+    work = _work(job)
+    if job.setting.warm_up:
+        work(job, scratch)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    measured = work(job, scratch)
+    afterwards = {"matmul_rate": matmul_rate(job.setting.shape), "machine": environment.describe()}
+    return measured.model_copy(update=afterwards)
+
+
+def _work(job: Job) -> Callable[[Job, Path], Measurement]:
+    if job.side in ("ours", "padded"):
+        return ours.score if job.work == "scoring" else ours.train
+    if job.work == "scoring":
+        from benchmarks import plain
+
+        return plain.score
+    from benchmarks import stock
+
+    return stock.train
