@@ -10,7 +10,6 @@ from typing import Any
 
 from benchmarks.setting import BETA, LEARNING_RATE, SCORING_BATCH, SEED, Job, Measurement, Workspace
 from rmkit import environment
-from rmkit.commands.score import scored
 from rmkit.evaluation.scorer import Scorer, load_reward_model
 from rmkit.preferences import PreferenceData, load_preferences
 from rmkit.recipe import Recipe
@@ -73,12 +72,9 @@ def score(job: Job, _: Path) -> Measurement:
 
 
 def rewards_of(scorer: Scorer, sets: list[PreferenceData]) -> list[tuple[float, float]]:
-    """Rewards [pairs, 2] of all sets, one after another, as `rmkit evaluate` scores them."""
-    found: list[tuple[float, float]] = []
-    for pairs in sets:
-        _, rewards = scored(scorer, pairs, SCORING_BATCH, None)
-        found += [(chosen, rejected) for chosen, rejected in rewards.rewards.tolist()]
-    return found
+    """Rewards [pairs, 2] of all sets, one set after another, as `rmkit evaluate` scores them."""
+    found = scorer.score_sets({pairs.name: pairs for pairs in sets}, SCORING_BATCH)
+    return [(chosen, rejected) for each in found.values() for chosen, rejected in each.rewards.rewards.tolist()]
 
 
 def peak_mib() -> float:

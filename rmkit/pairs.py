@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -79,6 +79,17 @@ class EncodedPairs:
         return columns
 
 
+@dataclass(frozen=True)
+class EncodedPair:
+    """A pair with what is read of it; see `EncodedPairs` for the attributes."""
+
+    pair: PreferencePair
+    chosen: TokenSequence
+    rejected: TokenSequence
+    chosen_response: TokenSequence
+    response_lengths: tuple[int, int]
+
+
 def encode_pairs(
     data: PreferenceData,
     reward_model: RewardModel[Any],
@@ -95,9 +106,41 @@ def encode_pairs(
     Raises:
         RmkitError: if `over_length` or `identical` is `error` and there is such a pair, or if no pair is left.
     """
+    dropped: dict[str, int] = {}
+    options: dict[str, Any] = {"max_length": max_length, "over_length": over_length, "identical": identical}
+    return gathered(data.name, list(encoded(data, reward_model, dropped, **options)), dropped)
+
+
+def gathered(name: str, pairs: Sequence[EncodedPair], dropped: dict[str, int]) -> EncodedPairs:
+    """Pairs as a set."""
+    return EncodedPairs(
+        name,
+        tuple(each.pair for each in pairs),
+        tuple(each.chosen for each in pairs),
+        tuple(each.rejected for each in pairs),
+        tuple(each.chosen_response for each in pairs),
+        tuple(each.response_lengths for each in pairs),
+        dropped,
+    )
+
+
+def encoded(
+    data: PreferenceData,
+    reward_model: RewardModel[Any],
+    dropped: dict[str, int],
+    *,
+    max_length: int | None = None,
+    over_length: Literal["drop", "error"] = "drop",
+    identical: Literal["drop", "error"] = "drop",
+) -> Iterator[EncodedPair]:
+    """The pairs of a set one after another, of which few are held at a time; arguments as of `encode_pairs`.
+
+    Args:
+        dropped: reason -> number of pairs left out, counted while they are passed over.
+    """
     encoder = reward_model.encoder
-    kept: list[tuple[PreferencePair, TokenSequence, TokenSequence, TokenSequence, tuple[int, int]]] = []
-    dropped = dict(data.dropped)
+    dropped |= data.dropped
+    left = 0
     for start in range(0, len(data.pairs), _AT_ONCE):
         some = data.pairs[start : start + _AT_ONCE]
         prompts = [pair.prompt for pair in some for _ in range(2)]
@@ -127,13 +170,12 @@ def encode_pairs(
                     )
             else:
                 lengths = tuple(len(plain[each]) - plain[each].response_start for each in (chosen, rejected))
-                kept.append((pair, read[chosen], read[rejected], plain[chosen], (lengths[0], lengths[1])))
+                yield EncodedPair(pair, read[chosen], read[rejected], plain[chosen], (lengths[0], lengths[1]))
+                left += 1
                 continue
             dropped[reason] = dropped.get(reason, 0) + 1
-    if not kept:
+    if not left:
         raise RmkitError(
             f"{data.name}: no pair is left ({', '.join(f'{count} {reason}' for reason, count in dropped.items())}).",
             "Raise the limit (data.max_length, or --max-length), or give other pairs.",
         )
-    pairs, chosens, rejecteds, chosen_responses, response_lengths = zip(*kept, strict=True)
-    return EncodedPairs(data.name, pairs, chosens, rejecteds, chosen_responses, response_lengths, dropped)

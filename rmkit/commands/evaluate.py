@@ -19,7 +19,6 @@ from rmkit.commands.score import (
     Trust,
     Type,
     is_main_process,
-    length_accuracies,
     loaded,
     scored,
 )
@@ -54,17 +53,17 @@ def evaluate(
         data = {each.name: load_set(each, chosen_suite.root) for each in chosen_suite.sets}  # all, before the model
         scorer = loaded(model, type, pooling, reference, beta, dtype, layout, date_string, trust_remote_code)
         results: dict[str, dict[str, Any]] = {}
+        found = scored(scorer, data, batch_size, max_length, f"{len(data)} sets")
+        summaries = {name: one.summary() for name, one in found.items()}  # refuses rewards that are not finite
         for each in chosen_suite.sets:
-            encoded, rewards = scored(scorer, data[each.name], batch_size, max_length)
-            summary = rewards.summary() | length_accuracies(encoded)  # refuses rewards that are not finite
-            index = [pair.index for pair in encoded.pairs]
+            one = found[each.name]
             if is_main_process():
-                write_table(output / "rewards" / f"{each.name}.parquet", {"index": index} | rewards.columns())
+                write_table(output / "rewards" / f"{each.name}.parquet", one.columns())
             best_of = {}
             if each.score == "best_of":
-                ranking = rewards.ranking
-                best_of = best_of_accuracy(index, ranking[:, 0], ranking[:, 1])
-            results[each.name] = summary | {"category": each.category} | best_of
+                ranking = one.rewards.ranking
+                best_of = best_of_accuracy(one.index.tolist(), ranking[:, 0], ranking[:, 1])
+            results[each.name] = summaries[each.name] | {"category": each.category} | best_of
         if not is_main_process():
             return
         accuracies = {name: result.get("best_of_accuracy", result["accuracy"]) for name, result in results.items()}

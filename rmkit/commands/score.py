@@ -10,9 +10,7 @@ import typer
 from rmkit.errors import RmkitError, reported
 
 if TYPE_CHECKING:
-    from rmkit.evaluation.scorer import Scorer
-    from rmkit.evaluation.scoring import PairRewards
-    from rmkit.pairs import EncodedPairs
+    from rmkit.evaluation.scorer import ScoredSet, Scorer
     from rmkit.preferences import PreferenceData
 
 Model = Annotated[str, typer.Argument(help="A run's model/ folder, any transformers model folder, or a hub id.")]
@@ -55,11 +53,10 @@ def score(
         check_place(output)
         pairs = load_preferences(data, split=split, subset=subset, limit=limit)
         scorer = loaded(model, type, pooling, reference, beta, dtype, layout, date_string, trust_remote_code)
-        encoded, rewards = scored(scorer, pairs, batch_size, max_length)
-        summary = rewards.summary() | length_accuracies(encoded)  # refuses rewards that are not finite
+        found = scored(scorer, {pairs.name: pairs}, batch_size, max_length, pairs.name)[pairs.name]
+        summary = found.summary()  # refuses rewards that are not finite
         if is_main_process():
-            index = [pair.index for pair in encoded.pairs]
-            write_table(output, {"index": index} | rewards.columns())
+            write_table(output, found.columns())
             print_scores({pairs.name: summary}, model)
 
 
@@ -98,23 +95,15 @@ def loaded(
 
 
 def scored(
-    scorer: Scorer, pairs: PreferenceData, batch_size: int, max_length: int | None
-) -> tuple[EncodedPairs, PairRewards]:
-    """A set encoded and rewarded; what is left out is said."""
-    from rmkit.pairs import encode_pairs
-
-    encoded = encode_pairs(pairs, scorer.reward_model, max_length=max_length)
-    if encoded.dropped and is_main_process():
-        left_out = ", ".join(f"{count} {reason}" for reason, count in encoded.dropped.items())
-        print(f"warning: {pairs.name}: left out {left_out}")
-    return encoded, scorer.score_encoded(encoded, batch_size, description=pairs.name)
-
-
-def length_accuracies(encoded: EncodedPairs) -> dict[str, float]:
-    """Accuracy of preferring the longer, and the shorter, response of each pair."""
-    from rmkit.evaluation.statistics import length_baselines
-
-    return length_baselines(encoded.response_lengths)
+    scorer: Scorer, sets: dict[str, PreferenceData], batch_size: int, max_length: int | None, description: str
+) -> dict[str, ScoredSet]:
+    """Sets rewarded in one pass; what is left out is said."""
+    found = scorer.score_sets(sets, batch_size, max_length, description)
+    for name, each in found.items() if is_main_process() else []:
+        if each.dropped:
+            left_out = ", ".join(f"{count} {reason}" for reason, count in each.dropped.items())
+            print(f"warning: {name}: left out {left_out}")
+    return found
 
 
 def is_main_process() -> bool:

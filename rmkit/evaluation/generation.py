@@ -19,6 +19,7 @@ from rmkit.batching import pad
 from rmkit.encoding import TokenSequence
 from rmkit.errors import RmkitError
 from rmkit.evaluation.scorer import Scorer
+from rmkit.evaluation.scoring import Progress
 from rmkit.language_model import unbound
 from rmkit.settings import Section
 
@@ -136,9 +137,10 @@ def likelihoods(
     if not scorer.reward_model.additive:
         return None
     sequences = scorer.reward_model.encode([*prompts, *prompts], [*chosen, *rejected])
-    policy, reference = (
-        None if each is None else each[:, 0].numpy() for each in scorer.outputs(sequences, batch_size, description)
-    )
+    with Progress(description, len(sequences) * scorer.models) as progress:
+        policy, reference = (
+            None if each is None else each[:, 0].numpy() for each in scorer.outputs(sequences, batch_size, progress)
+        )
     assert policy is not None
     found: dict[str, float | None] = _halves("", policy)
     if reference is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,18 @@ from torch import Tensor, nn
 from rmkit.batching import Layout, pad
 from rmkit.encoding import TokenSequence
 from rmkit.errors import RmkitError
-from rmkit.evaluation.scoring import DEFAULT_BATCH_SIZE, PairRewards, pair_rewards, sequence_outputs
+from rmkit.evaluation.scoring import (
+    DEFAULT_BATCH_SIZE,
+    WINDOW,
+    PairRewards,
+    Progress,
+    pair_rewards,
+    sequence_outputs,
+)
+from rmkit.evaluation.statistics import length_baselines
 from rmkit.language_model import run
-from rmkit.pairs import EncodedPairs
-from rmkit.preferences import PreferencePair
+from rmkit.pairs import EncodedPair, encoded
+from rmkit.preferences import PreferenceData, PreferencePair
 from rmkit.recipe import DTypeName
 from rmkit.reward_models.checkpoint import Checkpoint, load
 
@@ -68,6 +78,61 @@ def load_reward_model(
     return Scorer(checkpoint, device)
 
 
+@dataclass(frozen=True)
+class ScoredSet:
+    """Rewards of a set.
+
+    Attributes:
+        index: [pairs] the row of each pair in the source; those that were left out have none.
+        rewards: of the chosen and the rejected responses.
+        response_lengths: [pairs, 2] tokens of both responses.
+        dropped: reason -> number of pairs left out.
+    """
+
+    index: NDArray[np.int64]
+    rewards: PairRewards
+    response_lengths: NDArray[np.int64]
+    dropped: dict[str, int]
+
+    def summary(self) -> dict[str, float]:
+        """Metrics of the rewards, and accuracies of preferring by length.
+
+        Raises:
+            RmkitError: if a reward is not finite.
+        """
+        return self.rewards.summary() | length_baselines(self.response_lengths.tolist())
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """What a rewards file holds."""
+        return {"index": self.index} | self.rewards.columns()
+
+
+@dataclass
+class _Gathering:
+    """The parts of a `ScoredSet`, window after window: a few numbers a pair."""
+
+    parts: list[ScoredSet] = field(default_factory=list)
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def add(self, pairs: Sequence[EncodedPair], rewards: PairRewards) -> None:
+        if not pairs:
+            return
+        index = np.array([each.pair.index for each in pairs])
+        self.parts.append(ScoredSet(index, rewards, np.array([each.response_lengths for each in pairs]), {}))
+
+    def whole(self) -> ScoredSet:
+        rewards = [part.rewards for part in self.parts]
+        log_rewards = [each.log_rewards for each in rewards if each.log_rewards is not None]
+        return ScoredSet(
+            np.concatenate([part.index for part in self.parts]),
+            PairRewards(
+                np.concatenate([each.rewards for each in rewards]), np.concatenate(log_rewards) if log_rewards else None
+            ),
+            np.concatenate([part.response_lengths for part in self.parts]),
+            self.dropped,
+        )
+
+
 class Scorer:
     """A loaded reward model. `score` rewards responses; `score_pairs` rewards the two responses of preference pairs."""
 
@@ -96,9 +161,12 @@ class Scorer:
                 raise RmkitError(f"The {kind} number {empty[0]} is empty or no text.", "Give non-empty texts.")
         if not prompts:
             return np.zeros(0)
-        sequences = self.reward_model.encode(prompts, responses)
-        rewards = self.reward_model.rewards(*self.outputs(sequences, batch_size, None))
-        return rewards.numpy()
+        rewards = []
+        for start in range(0, len(prompts), 2 * WINDOW):
+            some = slice(start, start + 2 * WINDOW)
+            sequences = self.reward_model.encode(prompts[some], responses[some])
+            rewards.append(self.reward_model.rewards(*self.outputs(sequences, batch_size)).numpy())
+        return np.concatenate(rewards)
 
     def score_pairs(self, pairs: Iterable[Pair], batch_size: int = 8) -> NDArray[np.float64]:
         """Rewards [pairs, 2] of (chosen, rejected).
@@ -108,20 +176,44 @@ class Scorer:
             batch_size: responses a forward pass.
         """
         triples = [_triple(pair) for pair in pairs]
-        prompts = [prompt for prompt, _, _ in triples]
-        rewards = self.score(
-            prompts * 2, [chosen for _, chosen, _ in triples] + [rejected for _, _, rejected in triples], batch_size
-        )
-        return rewards.reshape(2, -1).T.copy()
+        prompts = [prompt for prompt, _, _ in triples for _ in range(2)]
+        responses = [response for _, *both in triples for response in both]
+        return self.score(prompts, responses, batch_size).reshape(-1, 2)
 
-    def score_encoded(
-        self, pairs: EncodedPairs, batch_size: int = DEFAULT_BATCH_SIZE, description: str | None = None
-    ) -> PairRewards:
-        """Rewards of a set that is encoded already; a bar is shown where there is a description."""
-        outputs = self.outputs([*pairs.chosen, *pairs.rejected], batch_size, description)
-        policy, reference = (None if each is None else torch.stack(each.chunk(2), dim=1) for each in outputs)
-        assert policy is not None
-        return pair_rewards(self.reward_model, policy, reference)
+    def score_sets(
+        self,
+        sets: Mapping[str, PreferenceData],
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        max_length: int | None = None,
+        description: str | None = None,
+    ) -> dict[str, ScoredSet]:
+        """Rewards of whole sets, all in one pass that holds a bounded number of texts at a time.
+
+        A window takes pairs of every set in turn. Sets that have prompts in common (rewrites of one another, the
+        several rejected responses of a row) then share them.
+
+        Args:
+            sets: by name.
+            max_length: pairs over so many tokens are left out, see `rmkit.pairs.encode_pairs`.
+            description: shown beside a progress bar; without one there is no bar.
+        """
+        scored = {name: _Gathering() for name in sets}
+        streams = {
+            name: encoded(data, self.reward_model, scored[name].dropped, max_length=max_length)
+            for name, data in sets.items()
+        }
+        each = max(1, WINDOW // len(sets))
+        with Progress(description, 2 * sum(map(len, sets.values())) * self.models) as progress:
+            while streams:
+                taken = {name: list(islice(stream, each)) for name, stream in streams.items()}
+                streams = {name: stream for name, stream in streams.items() if len(taken[name]) == each}
+                pairs = [pair for some in taken.values() for pair in some]
+                rewards = self._pair_rewards(pairs, batch_size, progress)
+                start = 0
+                for name, some in taken.items():
+                    scored[name].add(some, rewards[start : start + len(some)])
+                    start += len(some)
+        return {name: found.whole() for name, found in scored.items()}
 
     def token_terms(self, prompt: str, response: str) -> NDArray[np.float64] | None:
         """What each token of a response adds to its reward [tokens], or None if rewards are no sums over tokens."""
@@ -133,10 +225,10 @@ class Scorer:
         }
 
         @torch.no_grad()
-        def outputs(model: nn.Module, _: str) -> Tensor:
+        def compute(model: nn.Module) -> Tensor:
             return run(model, self.reward_model.token_outputs, batch).double().cpu()
 
-        return np.asarray(self.reward_model.rewards(*self._of_both(outputs)).numpy(), dtype=np.float64)
+        return np.asarray(self.reward_model.rewards(*self._of_both(compute)).numpy(), dtype=np.float64)
 
     def prefix_rewards(self, prompt: str, response: str, batch_size: int = 8) -> NDArray[np.float64]:
         """The reward of every prefix of a response [tokens]; the last is that of the response."""
@@ -147,26 +239,41 @@ class Scorer:
         self,
         sequences: Sequence[TokenSequence],
         batch_size: int = DEFAULT_BATCH_SIZE,
-        description: str | None = None,
+        progress: Progress | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Outputs [sequences, outputs] of the model and of its reference; a bar is shown under a description."""
+        """Outputs [sequences, outputs] of the model and of its reference, in the same batches."""
 
-        def outputs(model: nn.Module, note: str) -> Tensor:
-            shown = None if description is None else f"{description}{note}"
-            return sequence_outputs(model, self.reward_model, sequences, batch_size=batch_size, description=shown)
+        def compute(model: nn.Module) -> Tensor:
+            return sequence_outputs(model, self.reward_model, sequences, batch_size=batch_size, progress=progress)
 
-        return self._of_both(outputs)
+        return self._of_both(compute)
 
-    def _of_both(self, compute: Callable[[nn.Module, str], Tensor]) -> tuple[Tensor, Tensor | None]:
-        """What `compute` gives for the model and for its reference; it is told a note for the bar."""
+    def _pair_rewards(self, pairs: Sequence[EncodedPair], batch_size: int, progress: Progress) -> PairRewards:
+        if not pairs:
+            return PairRewards(np.zeros((0, 2)))
+        sequences = [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
+        policy, reference = (
+            None if outputs is None else torch.stack(outputs.chunk(2), dim=1)
+            for outputs in self.outputs(sequences, batch_size, progress)
+        )
+        assert policy is not None
+        return pair_rewards(self.reward_model, policy, reference)
+
+    @property
+    def models(self) -> int:
+        """How many models read each sequence."""
+        return 1 + (self.checkpoint.reference is not None or self.checkpoint.reference_is_base)
+
+    def _of_both(self, compute: Callable[[nn.Module], Tensor]) -> tuple[Tensor, Tensor | None]:
+        """What `compute` gives for the model and for its reference."""
         model, reference = self.checkpoint.model, self.checkpoint.reference
         with self.autocast():
-            outputs = compute(model, "")
+            outputs = compute(model)
             if reference is not None:
-                return outputs, compute(reference, " (reference)")
+                return outputs, compute(reference)
             if self.checkpoint.reference_is_base:
                 with model.disable_adapter():
-                    return outputs, compute(model, " (reference)")
+                    return outputs, compute(model)
         return outputs, None
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:

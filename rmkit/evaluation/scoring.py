@@ -1,8 +1,9 @@
 """The one scorer: sequences to outputs, outputs to rewards. Used in training, by `rmkit score` and from Python.
 
-Batches with the most tokens are taken first, so that memory runs out at the start if at all. They depend on the
-sequences, the batch size and the layout only: a model and its reference see the same ones, and so do a run and a later
-rescoring. Under several processes each takes every n-th batch; all return the whole.
+Pairs are taken in windows of a bounded number. In a window batches with the most tokens come first, so that memory runs
+out at the start if at all. They depend on the sequences, the batch size and the layout only: a model and its reference
+see the same ones, and so do a run and a later rescoring. Under several processes each takes every n-th batch, and all
+return the whole.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from rmkit.pairs import EncodedPairs
 from rmkit.reward_models.base import RewardModel
 
 DEFAULT_BATCH_SIZE = 16
+WINDOW = 1024
+"""Pairs whose sequences are sorted together, and of which `rmkit score` holds no more at a time."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class PairRewards:
             columns |= {"chosen_log_reward": self.log_rewards[:, 0], "rejected_log_reward": self.log_rewards[:, 1]}
         return columns
 
+    def __getitem__(self, pairs: slice) -> PairRewards:
+        return PairRewards(self.rewards[pairs], None if self.log_rewards is None else self.log_rewards[pairs])
+
     @property
     def ranking(self) -> NDArray[np.float64]:
         """What ranks responses [pairs, 2]: log-rewards where there are any, since probabilities saturate."""
@@ -54,6 +60,34 @@ class PairRewards:
         return summary(self.rewards, self.log_rewards)
 
 
+class Progress:
+    """A bar over the sequences of a pass, with the tokens that are read a second; without a description there is none.
+
+    Args:
+        total: sequences, each counted once for every model that reads it.
+    """
+
+    def __init__(self, description: str | None, total: int):
+        shown = description is not None and PartialState().is_main_process
+        self._bar = tqdm(total=total, desc=description, unit="seq", disable=not shown)
+        self._tokens = 0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def add(self, sequences: int, tokens: int = 0) -> None:
+        """So many are done."""
+        self._tokens += tokens
+        if self._bar.disable:
+            return
+        elapsed = self._bar.format_dict["elapsed"] or 1.0
+        self._bar.set_postfix_str(f"{tqdm.format_sizeof(self._tokens / elapsed)} tok/s", refresh=False)
+        self._bar.update(sequences)
+
+
 @torch.no_grad()
 def sequence_outputs(
     model: nn.Module,
@@ -62,45 +96,45 @@ def sequence_outputs(
     *,
     batch_size: int = DEFAULT_BATCH_SIZE,
     layout: Layout | None = None,
-    description: str | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
-    """Outputs [sequences, outputs] in float64 on the CPU, in the order given.
+    """Outputs [sequences, outputs] in float64 on the CPU, in the order given. What is there twice is computed once.
 
     Args:
         model: bound (`rmkit.language_model.bind`), wrapped or not; all processes call it equally often (ZeRO-3).
-        batch_size: sequences a forward pass.
-        description: shown beside the progress bar; without one there is no bar.
+        batch_size: different sequences a forward pass.
+        layout: shared or padded; the model's own if it is left out.
     """
     state = PartialState()
     layout = layout or layout_of(model)
-    batches = _batches(sequences, batch_size, layout)
+    number_of: dict[tuple[int, tuple[int, ...]], int] = {}
+    numbers = [number_of.setdefault((each.response_start, tuple(each.ids)), len(number_of)) for each in sequences]
+    different = [TokenSequence(list(ids), start) for start, ids in number_of]
+    batches = _batches(different, batch_size, layout)
     rounds = -(-len(batches) // state.num_processes)
     device = next(model.parameters()).device if state.num_processes == 1 else state.device
     pad_token_id = reward_model.encoder.tokenizer.pad_token_id
     was_training = model.training
     model.eval()
     mine: list[tuple[int, Tensor]] = []
-    bar = tqdm(
-        total=sum(map(len, sequences)),
-        desc=description,
-        unit="tok",
-        unit_scale=True,
-        disable=description is None or not state.is_main_process,
-    )
-    with bar:
-        for number in range(rounds):
-            at = number * state.num_processes + state.process_index
-            members = batches[min(at, len(batches) - 1)]
-            batch = laid_out([sequences[member] for member in members], layout, pad_token_id)
-            outputs = run(model, reward_model.outputs, {name: tensor.to(device) for name, tensor in batch.items()})
-            if at < len(batches):
-                mine.append((at, outputs.double().cpu()))
-            together = batches[number * state.num_processes : (number + 1) * state.num_processes]
-            bar.update(sum(len(sequences[member]) for members in together for member in members))
+    for turn in range(rounds):
+        at = turn * state.num_processes + state.process_index
+        members = batches[min(at, len(batches) - 1)]
+        batch = laid_out([different[member] for member in members], layout, pad_token_id)
+        outputs = run(model, reward_model.outputs, {name: tensor.to(device) for name, tensor in batch.items()})
+        if at < len(batches):
+            mine.append((at, outputs.double().cpu()))
+        if progress is not None:
+            together = batches[turn * state.num_processes : (turn + 1) * state.num_processes]
+            lengths = [len(different[member]) for members in together for member in members]
+            progress.add(len(lengths), sum(lengths))
+    if progress is not None:
+        progress.add(len(sequences) - len(different))
     model.train(was_training)
     gathered = dict(gather_object(mine)) if state.num_processes > 1 else dict(mine)
     in_order = torch.cat([gathered[number] for number in range(len(batches))])
-    return in_order[torch.tensor([member for members in batches for member in members]).argsort()]
+    place = torch.tensor([member for members in batches for member in members]).argsort()
+    return in_order[place[torch.tensor(numbers)]]
 
 
 def _batches(sequences: Sequence[TokenSequence], batch_size: int, layout: Layout) -> list[list[int]]:
@@ -115,10 +149,27 @@ def _batches(sequences: Sequence[TokenSequence], batch_size: int, layout: Layout
     return sorted(batches, key=lambda batch: -sum(len(sequences[member]) for member in batch))
 
 
-def pair_outputs(model: nn.Module, reward_model: RewardModel[Any], pairs: EncodedPairs, **options: Any) -> Tensor:
-    """Outputs [pairs, 2, outputs] of (chosen, rejected) in float64; options as of `sequence_outputs`."""
-    outputs = sequence_outputs(model, reward_model, [*pairs.chosen, *pairs.rejected], **options)
-    return torch.stack(outputs.chunk(2), dim=1)
+def pair_outputs(
+    model: nn.Module,
+    reward_model: RewardModel[Any],
+    pairs: EncodedPairs,
+    *,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    description: str | None = None,
+) -> Tensor:
+    """Outputs [pairs, 2, outputs] of (chosen, rejected) in float64, window after window.
+
+    Args:
+        description: shown beside the progress bar; without one there is no bar.
+    """
+    outputs = []
+    with Progress(description, 2 * len(pairs)) as progress:
+        for start in range(0, len(pairs), WINDOW):
+            chosen, rejected = (each[start : start + WINDOW] for each in (pairs.chosen, pairs.rejected))
+            options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+            both = sequence_outputs(model, reward_model, [*chosen, *rejected], **options)
+            outputs.append(torch.stack(both.chunk(2), dim=1))
+    return torch.cat(outputs)
 
 
 def pair_rewards(reward_model: RewardModel[Any], outputs: Tensor, reference: Tensor | None) -> PairRewards:
