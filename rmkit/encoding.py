@@ -31,6 +31,9 @@ class TokenSequence:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __hash__(self) -> int:  # ids are never changed
+        return hash((self.response_start, *self.ids))
+
     @property
     def response_ends(self) -> range:
         """Where each prefix of the response ends, from its first token to the whole."""
@@ -55,7 +58,8 @@ class ChatEncoder:
         self.date_string = date_string
         self.name = tokenizer.name_or_path or "this model"
         self._refuse_todays_date()
-        suffix = self._texts(_PROMPT_PROBE, _RESPONSE_PROBE)[1].rpartition(_RESPONSE_PROBE)[2]
+        probe = self._continued(self._opened(_PROMPT_PROBE), _PROMPT_PROBE, _RESPONSE_PROBE)
+        suffix = probe.rpartition(_RESPONSE_PROBE)[2]
         ids = self._ids([suffix])[0] if suffix else []
         special = [number for number, token in enumerate(ids) if token in self._special_ids]
         if not special:
@@ -83,11 +87,13 @@ class ChatEncoder:
         Raises:
             RmkitError: for a text with a second BOS token or a response without its end-of-turn token.
         """
-        texts = [self._texts(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
-        prompt_ids = self._ids([prompt for prompt, _ in texts])
-        response_ids = self._ids([response for _, response in texts])
+        opened = {prompt: self._opened(prompt) for prompt in dict.fromkeys(prompts)}  # prompts have several responses
+        texts = [self._continued(opened[prompt], prompt, each) for prompt, each in zip(prompts, responses, strict=True)]
+        prompt_ids = dict(zip(opened, self._ids(list(opened.values())), strict=True))
+        response_ids = self._ids(texts)
         sequences = []
-        for number, (before, after) in enumerate(zip(prompt_ids, response_ids, strict=True)):
+        for number, after in enumerate(response_ids):
+            before = prompt_ids[prompts[number]]
             self._refuse_double_bos(before + after, prompts[number])
             if after[-len(self.suffix_ids) :] != self.suffix_ids:
                 raise RmkitError(
@@ -151,24 +157,31 @@ class ChatEncoder:
     def _special_ids(self) -> set[int]:
         return {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
 
-    def _texts(self, prompt: str, response: str) -> tuple[str, str]:
-        """The rendered text up to where the response starts, and from there on."""
-        user = {"role": "user", "content": prompt}
-        before = self._render([user], add_generation_prompt=True)
-        whole = self._render([user, {"role": "assistant", "content": response}], add_generation_prompt=False)
+    def _opened(self, prompt: str) -> str:
+        """The rendered text up to where a response to the prompt starts."""
+        before = self._render([{"role": "user", "content": prompt}], add_generation_prompt=True)
+        self._refuse_changed("prompt", prompt, before)
+        return before
+
+    def _continued(self, before: str, prompt: str, response: str) -> str:
+        """The rendered text of a response, from what `_opened` gives on."""
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        whole = self._render(messages, add_generation_prompt=False)
         if not whole.startswith(before):
             raise RmkitError(
                 f"The chat template of {self.name} renders a prompt differently once a response follows it.",
                 "Give a base.chat_template whose generation prompt starts the assistant's turn.",
             )
         after = whole[len(before) :]
-        for kind, text, rendered in (("prompt", prompt, before), ("response", response, after)):
-            if _letters(text) not in _letters(rendered):
-                raise RmkitError(
-                    f"The chat template of {self.name} drops or changes the {kind} {_shown(text)}.",
-                    "Give another base.chat_template.",
-                )
-        return before, after
+        self._refuse_changed("response", response, after)
+        return after
+
+    def _refuse_changed(self, kind: str, text: str, rendered: str) -> None:
+        if text not in rendered and _letters(text) not in _letters(rendered):
+            raise RmkitError(
+                f"The chat template of {self.name} drops or changes the {kind} {_shown(text)}.",
+                "Give another base.chat_template.",
+            )
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool, template: str | None = None) -> str:
         variables = {} if self.date_string is None else {"date_string": self.date_string}

@@ -107,9 +107,9 @@ def sequence_outputs(
     """
     state = PartialState()
     layout = layout or layout_of(model)
-    number_of: dict[tuple[int, tuple[int, ...]], int] = {}
-    numbers = [number_of.setdefault((each.response_start, tuple(each.ids)), len(number_of)) for each in sequences]
-    different = [TokenSequence(list(ids), start) for start, ids in number_of]
+    number_of: dict[TokenSequence, int] = {}
+    numbers = [number_of.setdefault(each, len(number_of)) for each in sequences]
+    different = list(number_of)
     batches = _batches(different, batch_size, layout)
     rounds = -(-len(batches) // state.num_processes)
     device = next(model.parameters()).device if state.num_processes == 1 else state.device
