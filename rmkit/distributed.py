@@ -54,9 +54,11 @@ def threads(processes: int) -> int | None:
         return None
     try:
         launcher = psutil.Process(os.getppid())
-        if "OMP_NUM_THREADS" in launcher.environ() or _option(launcher.cmdline(), _THREADS) is not None:
-            return None
+        command, environment = launcher.cmdline(), launcher.environ()
     except psutil.Error:
+        return None
+    by_us = "train" in command and any(Path(part).name == "rmkit" for part in command[:4])
+    if not (by_us or _launches(command)) or "OMP_NUM_THREADS" in environment or _option(command, _THREADS):
         return None
     cores = psutil.cpu_count(logical=False) or 1
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
@@ -232,7 +234,11 @@ def launcher_command() -> Sequence[str]:
         command = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
         return []
-    return command if "launch" in command or any("accelerate" in part for part in command[:3]) else []
+    return command if _launches(command) else []
+
+
+def _launches(command: Sequence[str]) -> bool:
+    return "launch" in command or any("accelerate" in part for part in command[:3])
 
 
 def _option(command: Sequence[str], name: str) -> str | None:

@@ -122,9 +122,8 @@ def run(model: nn.Module, head: Head, batch: Batch) -> Tensor:
         if inputs["input_ids"].is_cuda:
             more = -inputs["input_ids"].shape[1] % FLEX_BLOCK
             inputs = {name: pad(ids, (0, more)) for name, ids in inputs.items()}
-        inputs["attention_mask"] = batch["branches"][
-            None, None
-        ]  # four dimensions pass through to the layers as they are
+        # A mask of four dimensions reaches the layers as it is.
+        inputs["attention_mask"] = batch["branches"][None, None]
     else:
         inputs["attention_mask"] = batch["attention_mask"]
     return cast(Tensor, model(**inputs, reward_head=partial(_with_batch, head=head, batch=batch)))

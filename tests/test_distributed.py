@@ -99,6 +99,37 @@ def test_a_config_file_of_the_launcher_goes_before_the_recipe(monkeypatch):
     assert (plan.name, plan.processes, plan.sharding) == (path, 3, "zero2")
 
 
+ACCELERATE = ["python", "/usr/bin/accelerate", "launch", "rmkit/train.py", "a.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("command", "launchers", "mine", "expected"),
+    [
+        (ACCELERATE, {}, "1", 4),  # what accelerate gives where nobody has said anything
+        (["python", "/usr/bin/rmkit", "train", "a.yaml"], {}, "1", 4),
+        (["python", "-m", "rmkit", "train", "a.yaml"], {}, "1", 4),
+        (ACCELERATE, {"OMP_NUM_THREADS": "1"}, "1", None),  # the user has said so
+        ([*ACCELERATE[:3], "--num_cpu_threads_per_process", "1", *ACCELERATE[3:]], {}, "1", None),
+        (ACCELERATE, {}, "3", None),
+        (["python", "-m", "pytest"], {}, "1", None),  # another program's wish
+        (["bash"], {}, None, None),  # torch takes all cores by itself
+    ],
+)
+def test_a_cpu_is_used_whole_unless_somebody_says_otherwise(monkeypatch, command, launchers, mine, expected):
+    parent = SimpleNamespace(cmdline=lambda: command, environ=lambda: launchers)
+    monkeypatch.setattr(distributed.psutil, "Process", lambda *_: parent)
+    monkeypatch.setattr(distributed.psutil, "cpu_count", lambda logical: 8)
+    monkeypatch.setattr(distributed.os, "sched_getaffinity", lambda _: range(16))
+    monkeypatch.setattr(distributed, "visible_gpus", lambda: 0)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if mine:
+        monkeypatch.setenv("OMP_NUM_THREADS", mine)
+    assert distributed.threads(2) == expected
+    monkeypatch.setattr(distributed, "visible_gpus", lambda: 1)
+    assert distributed.threads(2) is None
+
+
 def test_another_sharding_than_asked_for_is_an_error():
     plan = distributed.plan(recipe(distributed="cpu_zero3"))
     running = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=2))

@@ -40,7 +40,7 @@ class PairTrainerMixin:
         args, dataset = self.args, self.train_dataset
         micro_batches = MicroBatches(
             len(dataset),
-            dataset["tokens"] if self.data_collator.layout == "shared" else None,
+            list(dataset["tokens"]) if self.data_collator.layout == "shared" else None,
             batch_size=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             accumulation=args.gradient_accumulation_steps,
             processes=args.world_size,
