@@ -129,6 +129,37 @@ def run(model: nn.Module, head: Head, batch: Batch) -> Tensor:
     return cast(Tensor, model(**inputs, reward_head=partial(_with_batch, head=head, batch=batch)))
 
 
+@contextmanager
+def only_read(model: nn.Module, positions: Tensor) -> Iterator[None]:
+    """In the last layer let the feed-forward part compute only those positions of the flattened rows that a head reads.
+
+    No other layer follows that would look at the rest. For passes without gradients; where an architecture names the
+    part in another way, all positions are computed.
+    """
+    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel)).base_model
+    layers = getattr(inner, "layers", None) or getattr(inner, "h", None) or [None]
+    part = getattr(layers[-1], "mlp", None)
+    if part is None:
+        yield
+        return
+    shapes = []
+
+    def before(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        shapes.append(inputs[0].shape)
+        return (inputs[0].flatten(0, 1)[positions][None],)
+
+    def after(_: nn.Module, __: tuple[Tensor], output: Tensor) -> Tensor:
+        whole = output.new_zeros(shapes[-1]).flatten(0, 1)
+        return whole.index_copy(0, positions, output[0]).view(shapes[-1])
+
+    handles = [part.register_forward_pre_hook(before), part.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _with_batch(model: PreTrainedModel, hidden: Tensor, head: Head, batch: Batch) -> Tensor:
     return head(model, hidden, batch)
 

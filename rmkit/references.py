@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rmkit import distributed
 from rmkit.errors import RmkitError
-from rmkit.evaluation.scoring import pair_outputs
+from rmkit.evaluation.scoring import WINDOW, pair_outputs
 from rmkit.pairs import EncodedPairs
 from rmkit.reference_store import ReferenceStore, weights_identity
 from rmkit.reward_models import RewardModel
@@ -79,6 +79,7 @@ class References:
             # Only the main process looks into the store, and reading the weights takes a while.
             "weights": weights_identity(self._origin.name, self._origin.revision) if self.state.is_main_process else "",
             "batch_size": self.batch_size,
+            "window": WINDOW,
             "device": self.state.device.type,
         }
         store = ReferenceStore(identity)

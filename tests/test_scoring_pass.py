@@ -126,6 +126,36 @@ def test_a_response_that_is_there_twice_is_computed_once(scorer, sets, read):
     assert read["sequences"] == 60 * scorer.models
 
 
+@pytest.mark.parametrize("layout", ["shared", "padded"])
+def test_the_order_of_sequences_changes_no_bit(scorer, sets, layout):
+    """Nor do the two ways to score pairs differ."""
+    model, kind = scorer.checkpoint.model, scorer.reward_model
+    pairs = list(sets["original"])
+    sequences = kind.encode(
+        [pair.prompt for pair in pairs] * 2, [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    )
+    order = np.random.default_rng(0).permutation(len(sequences))
+    whole, shuffled = (
+        scoring.sequence_outputs(model, kind, some, batch_size=4, layout=layout).numpy()
+        for some in (sequences, [sequences[number] for number in order])
+    )
+    assert (whole[order] == shuffled).all()
+
+
+def test_windows_stay_full_where_small_sets_end(scorer, sets, windows, monkeypatch):
+    windows(12)
+    sizes = []
+    original = scorer_module.sequence_outputs
+
+    def counting(model, kind, sequences, **options):
+        sizes.append(len(sequences) // 2)
+        return original(model, kind, sequences, **options)
+
+    monkeypatch.setattr(scorer_module, "sequence_outputs", counting)
+    scorer.score_sets({"original": sets["original"], "repeated": sets["repeated"]})
+    assert sizes[:: scorer.models] == [12, 12, 12, 8, 6]  # 18 and 18, then 6 and 2, then 6
+
+
 def test_pairs_over_the_length_limit_are_counted_and_move_no_other(scorer, sets, windows):
     windows(3)
     whole = scorer.score_sets({"original": sets["original"]})["original"]

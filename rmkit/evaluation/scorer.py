@@ -202,9 +202,9 @@ class Scorer:
             name: encoded(data, self.reward_model, scored[name].dropped, max_length=max_length)
             for name, data in sets.items()
         }
-        each = max(1, WINDOW // len(sets))
         with Progress(description, 2 * sum(map(len, sets.values())) * self.models) as progress:
             while streams:
+                each = max(1, WINDOW // len(streams))
                 taken = {name: list(islice(stream, each)) for name, stream in streams.items()}
                 streams = {name: stream for name, stream in streams.items() if len(taken[name]) == each}
                 pairs = [pair for some in taken.values() for pair in some]

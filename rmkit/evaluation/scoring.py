@@ -24,7 +24,7 @@ from rmkit.attention import layout_of
 from rmkit.batching import Layout, laid_out
 from rmkit.encoding import TokenSequence
 from rmkit.evaluation.statistics import summary
-from rmkit.language_model import run
+from rmkit.language_model import only_read, run
 from rmkit.pairs import EncodedPairs
 from rmkit.reward_models.base import RewardModel
 
@@ -61,31 +61,34 @@ class PairRewards:
 
 
 class Progress:
-    """A bar over the sequences of a pass, with the tokens that are read a second; without a description there is none.
+    """A bar over the responses of a pass, with the tokens that are read a second; without a description there is none.
 
     Args:
-        total: sequences, each counted once for every model that reads it.
+        total: responses, each counted once for every model that reads it; more than that where some are left out.
     """
 
     def __init__(self, description: str | None, total: int):
         shown = description is not None and PartialState().is_main_process
-        self._bar = tqdm(total=total, desc=description, unit="seq", disable=not shown)
+        self._bar = tqdm(total=total, desc=description, unit="response", disable=not shown)
         self._tokens = 0
 
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._bar.total = self._bar.n
+            self._bar.refresh()
         self._bar.close()
 
-    def add(self, sequences: int, tokens: int = 0) -> None:
-        """So many are done."""
+    def add(self, responses: int, tokens: int = 0) -> None:
+        """So many are done, of which so many tokens were read."""
         self._tokens += tokens
         if self._bar.disable:
             return
         elapsed = self._bar.format_dict["elapsed"] or 1.0
         self._bar.set_postfix_str(f"{tqdm.format_sizeof(self._tokens / elapsed)} tok/s", refresh=False)
-        self._bar.update(sequences)
+        self._bar.update(responses)
 
 
 @torch.no_grad()
@@ -121,7 +124,9 @@ def sequence_outputs(
         at = turn * state.num_processes + state.process_index
         members = batches[min(at, len(batches) - 1)]
         batch = laid_out([different[member] for member in members], layout, pad_token_id)
-        outputs = run(model, reward_model.outputs, {name: tensor.to(device) for name, tensor in batch.items()})
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        with only_read(model, batch[reward_model.reads].unique()):
+            outputs = run(model, reward_model.outputs, batch)
         if at < len(batches):
             mine.append((at, outputs.double().cpu()))
         if progress is not None:
@@ -140,11 +145,12 @@ def sequence_outputs(
 def _batches(sequences: Sequence[TokenSequence], batch_size: int, layout: Layout) -> list[list[int]]:
     """The numbers of the sequences that go through the model together, the most tokens first.
 
-    Padded batches hold sequences of like length; shared ones hold those that start alike.
+    Padded batches hold sequences of like length; shared ones hold those that start alike. The order in which sequences
+    are given does not matter.
     """
-    numbers = range(len(sequences))
-    key = (lambda number: sequences[number].ids) if layout == "shared" else (lambda number: len(sequences[number]))
-    order = sorted(numbers, key=key, reverse=True)  # type: ignore[arg-type]
+    order = sorted(range(len(sequences)), key=lambda number: sequences[number].ids, reverse=True)
+    if layout == "padded":
+        order.sort(key=lambda number: -len(sequences[number]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return sorted(batches, key=lambda batch: -sum(len(sequences[member]) for member in batch))
 

@@ -21,6 +21,7 @@ class RewardModel(ABC, Generic[Settings]):
     Class attributes:
         auto_class: the transformers class that holds such a model.
         reads_responses: whether `encode` gives each prompt followed by its response, as `response_sequences` does.
+        reads: the entry of a batch that says at which positions `outputs` reads hidden states.
         head: whether the model has a reward head, which is trained and saved with it.
         config: what the model's configuration must say, beyond what the base says.
         additive: whether outputs, and so rewards, are sums over the tokens of the response (`token_outputs`).
@@ -28,6 +29,7 @@ class RewardModel(ABC, Generic[Settings]):
 
     auto_class: ClassVar[Any]
     reads_responses: ClassVar[bool] = True
+    reads: str = "last"
     head: ClassVar[bool] = False
     config: ClassVar[dict[str, Any]] = {}
     additive: ClassVar[bool] = False

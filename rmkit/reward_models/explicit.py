@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rmkit.batching import Batch
-from rmkit.encoding import TokenSequence
+from rmkit.encoding import ChatEncoder, TokenSequence
 from rmkit.language_model import segment_mean
 from rmkit.losses import at_least_float32, bradley_terry
 from rmkit.recipe import Explicit
@@ -44,6 +44,10 @@ class ExplicitRewardModel(RewardModel[Explicit]):
     auto_class = AutoModelForSequenceClassification
     head = True
     config = {"num_labels": 1, "problem_type": "regression"}  # "regression": no sigmoid in a pipeline
+
+    def __init__(self, settings: Explicit, encoder: ChatEncoder):
+        super().__init__(settings, encoder)
+        self.reads = "response" if settings.pooling == "mean" else "last"
 
     def prepare(self, model: PreTrainedModel) -> None:
         # The module stays, with another forward: ZeRO-3 may have partitioned its weight already.

@@ -34,6 +34,7 @@ class ImplicitRewardModel(RewardModel[Implicit]):
 
     auto_class = AutoModelForCausalLM
     additive = True
+    reads = "predictor"
 
     @property
     def reference(self) -> str | None:
