@@ -205,12 +205,20 @@ def shared_attention(
         return output
     queries = query.split(row.own, dim=2)
     keys, values = key.split(row.pieces, dim=2), value.split(row.pieces, dim=2)
+    only, start = getattr(module, "only_read", None), 0
     outputs = []
     for branch, (some, path) in enumerate(zip(queries, row.paths, strict=True)):
         plain = through == "sdpa" and row.is_causal(branch, sliding_window)
         seen = None if plain else row.mask(branch, sliding_window, some)
         its_keys, its_values = (_joined([pieces[each] for each in path]) for pieces in (keys, values))
-        outputs.append(inner(module, some, its_keys, its_values, seen, **options)[0])
+        read = None if only is None else only[(only >= start) & (only < start + row.own[branch])] - start
+        if read is not None and len(read) < row.own[branch] / 4:  # of the last layer's outputs few are wanted
+            seen = row.mask(branch, sliding_window, some)[:, :, read]
+            few = inner(module, some[:, :, read], its_keys, its_values, seen, **options)[0]
+            outputs.append(few.new_zeros(1, row.own[branch], *few.shape[2:]).index_copy(1, read, few))
+        else:
+            outputs.append(inner(module, some, its_keys, its_values, seen, **options)[0])
+        start += row.own[branch]
     return torch.cat(outputs, dim=1), None
 
 

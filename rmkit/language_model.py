@@ -131,33 +131,38 @@ def run(model: nn.Module, head: Head, batch: Batch) -> Tensor:
 
 @contextmanager
 def only_read(model: nn.Module, positions: Tensor) -> Iterator[None]:
-    """In the last layer let the feed-forward part compute only those positions of the flattened rows that a head reads.
+    """Let the last layer compute only those positions of the flattened rows that a head reads.
 
-    No other layer follows that would look at the rest. For passes without gradients; where an architecture names the
-    part in another way, all positions are computed.
+    No other layer follows that would look at the rest, of which only keys and values are needed. For passes without
+    gradients; where an architecture names a part in another way, it computes all positions.
     """
     inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel)).base_model
-    layers = getattr(inner, "layers", None) or getattr(inner, "h", None) or [None]
-    part = getattr(layers[-1], "mlp", None)
-    if part is None:
-        yield
-        return
-    shapes = []
-
-    def before(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        shapes.append(inputs[0].shape)
-        return (inputs[0].flatten(0, 1)[positions][None],)
-
-    def after(_: nn.Module, __: tuple[Tensor], output: Tensor) -> Tensor:
-        whole = output.new_zeros(shapes[-1]).flatten(0, 1)
-        return whole.index_copy(0, positions, output[0]).view(shapes[-1])
-
-    handles = [part.register_forward_pre_hook(before), part.register_forward_hook(after)]
+    layer = (getattr(inner, "layers", None) or getattr(inner, "h", None) or [nn.Module()])[-1]
+    attention = getattr(layer, "self_attn", nn.Module())
+    parts = [getattr(attention, "q_proj", None), getattr(attention, "o_proj", None), getattr(layer, "mlp", None)]
+    handles = [handle for part in parts if part is not None for handle in _at(part, positions)]
+    attention.only_read = positions
     try:
         yield
     finally:
+        attention.only_read = None
         for handle in handles:
             handle.remove()
+
+
+def _at(part: nn.Module, positions: Tensor) -> list[Any]:
+    """Hooks that let a part, which looks at positions one by one, see only these; what it says of others is 0."""
+    shapes = []
+
+    def before(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        shapes.append(inputs[0].shape[:2])
+        return (inputs[0].flatten(0, 1)[positions][None],)
+
+    def after(_: nn.Module, __: tuple[Tensor], output: Tensor) -> Tensor:
+        whole = output.new_zeros(*shapes[-1], output.shape[-1]).flatten(0, 1)
+        return whole.index_copy(0, positions, output[0]).view(*shapes[-1], output.shape[-1])
+
+    return [part.register_forward_pre_hook(before), part.register_forward_hook(after)]
 
 
 def _with_batch(model: PreTrainedModel, hidden: Tensor, head: Head, batch: Batch) -> Tensor:
