@@ -213,9 +213,11 @@ def shared_attention(
         its_keys, its_values = (_joined([pieces[each] for each in path]) for pieces in (keys, values))
         read = None if only is None else only[(only >= start) & (only < start + row.own[branch])] - start
         if read is not None and len(read) < row.own[branch] / 4:  # of the last layer's outputs few are wanted
-            seen = row.mask(branch, sliding_window, some)[:, :, read]
-            few = inner(module, some[:, :, read], its_keys, its_values, seen, **options)[0]
-            outputs.append(few.new_zeros(1, row.own[branch], *few.shape[2:]).index_copy(1, read, few))
+            whole = some.new_zeros(1, row.own[branch], some.shape[1], value.shape[-1])
+            if len(read):
+                seen = row.mask(branch, sliding_window, some)[:, :, read]
+                whole[:, read] = inner(module, some[:, :, read], its_keys, its_values, seen, **options)[0]
+            outputs.append(whole)
         else:
             outputs.append(inner(module, some, its_keys, its_values, seen, **options)[0])
         start += row.own[branch]

@@ -9,10 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
+import torch
 
 from rmkit import load_reward_model
+from rmkit.batching import share
+from rmkit.encoding import TokenSequence
 from rmkit.evaluation import scorer as scorer_module
 from rmkit.evaluation import scoring
+from rmkit.language_model import run
 from rmkit.pairs import EncodedPair
 from rmkit.preferences import PairRows, load_preferences
 
@@ -77,7 +81,6 @@ def scorer(request, models, tmp_path_factory):
     if request.param == "implicit":
         options |= {"reference": str(models["qwen2"]), "beta": 0.1}
     if request.param == "explicit":
-        import torch
         from transformers import AutoModelForSequenceClassification
 
         torch.manual_seed(2)
@@ -124,6 +127,30 @@ def test_a_response_that_is_there_twice_is_computed_once(scorer, sets, read):
     read.update(sequences=0)
     scorer.score_sets({"original": sets["original"]}, batch_size=4)
     assert read["sequences"] == 60 * scorer.models
+
+
+def test_what_no_head_reads_is_left_out_and_changes_nothing(scorer):
+    """Branches of which all, some or no positions are read: they differ in the last token, the first, or in between."""
+    model, kind = scorer.checkpoint.model, scorer.reward_model
+    ids = list(range(10, 50))
+    texts = [
+        ids,
+        [*ids[:-1], 60],
+        [*ids[:-3], 61, 62, 63],
+        [70, *ids[1:]],
+        [*ids, 64, 65],
+        [*ids, 64, 67],
+        [*ids[:20], 66],
+    ]
+    sequences = [TokenSequence(each, 18) for each in texts]
+    shared = scoring.sequence_outputs(model, kind, sequences, batch_size=7, layout="shared").numpy()
+    alone = np.concatenate(
+        [scoring.sequence_outputs(model, kind, [each], batch_size=1, layout="padded").numpy() for each in sequences]
+    )
+    np.testing.assert_allclose(shared, alone, rtol=0, atol=1e-5 * np.abs(alone).max())
+    with torch.no_grad():  # the whole of the last layer, as in training
+        whole = run(model, kind.outputs, share(sequences)).double().numpy()
+    np.testing.assert_allclose(shared, whole, rtol=0, atol=1e-5 * np.abs(alone).max())
 
 
 @pytest.mark.parametrize("layout", ["shared", "padded"])
