@@ -5,7 +5,7 @@ SIZE ?= 19m
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help install quickstart bench bench-growth test test-dist test-gpu lint format clean
+.PHONY: help install quickstart bench bench-growth test test-slow test-dist test-gpu lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -27,8 +27,11 @@ bench: install  ## rmkit beside stock TRL, 75 minutes on two cores; SIZE=1b or 3
 bench-growth: install  ## start-up time, and seconds and memory of `rmkit score` on 1k, 10k and 100k rows
 	$(BIN)/python -m benchmarks growth $(ARGS)
 
-test: install  ## all tests that need neither a GPU nor the network, on two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not dist"
+test: install  ## the fast tests, on two processes: no GPU, no network
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not dist and not slow"
+
+test-slow: install  ## all other tests that need no GPU: several processes, kills, long runs on the released sets
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "(slow or dist) and not gpu" --durations 20
 
 test-dist: install  ## the tests that run several processes (ZeRO on CPU processes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m dist
