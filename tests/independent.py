@@ -1,4 +1,4 @@
-"""Rewards computed a second time, from transformers alone: one text at a time, no padding, full logits, float32.
+"""Rewards computed a second time, from transformers alone: one text at a time, no padding, full logits.
 
 Written from the paper and the released code's description, with nothing of rmkit in it.
 """
@@ -25,9 +25,9 @@ def ids(tokenizer, text):
 
 
 @torch.no_grad()
-def explicit(folder, pairs, date=None, pooling="last"):
+def explicit(folder, pairs, date=None, pooling="last", dtype=torch.float32):
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, num_labels=1).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, num_labels=1).eval()
     rewards = []
     for prompt, response in pairs:
         before, after = (ids(tokenizer, text) for text in texts(tokenizer, prompt, response, date))
@@ -38,13 +38,13 @@ def explicit(folder, pairs, date=None, pooling="last"):
 
 
 @torch.no_grad()
-def log_probs(folder, tokenizer_folder, pairs, date=None):
+def log_probs(folder, tokenizer_folder, pairs, date=None, dtype=torch.float32):
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     sums = []
     for prompt, response in pairs:
         before, after = (ids(tokenizer, text) for text in texts(tokenizer, prompt, response, date))
-        logits = model(torch.tensor([before + after])).logits[0].float()
+        logits = model(torch.tensor([before + after])).logits[0].to(dtype)
         each = torch.log_softmax(logits, dim=-1)
         positions = range(len(before) - 1, len(before) + len(after) - 1)
         sums.append(sum(each[at, token].item() for at, token in zip(positions, after, strict=True)))
@@ -52,7 +52,7 @@ def log_probs(folder, tokenizer_folder, pairs, date=None):
 
 
 @torch.no_grad()
-def generative(folder, pairs, date=None):
+def generative(folder, pairs, date=None, dtype=torch.float32):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     (yes,) = ids(tokenizer, "Yes")
@@ -60,6 +60,6 @@ def generative(folder, pairs, date=None):
     for prompt, response in pairs:
         message = {"role": "user", "content": VERIFICATION.format(prompt, response)}
         text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True, date_string=date)
-        logits = model(torch.tensor([ids(tokenizer, text)])).logits[0, -1].float()
+        logits = model(torch.tensor([ids(tokenizer, text)])).logits[0, -1].to(dtype)
         rewards.append(torch.softmax(logits, dim=-1)[yes].item())
     return rewards

