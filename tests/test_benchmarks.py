@@ -246,6 +246,7 @@ def test_made_pairs_spread_as_real_ones_do():
     assert all(pair.chosen != pair.rejected for pair in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.smoke
 def test_size_tiny_from_end_to_end(tmp_path):
     """In processes of their own, as `make bench` runs them; then on with what is there already."""

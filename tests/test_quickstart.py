@@ -185,6 +185,7 @@ def test_an_interrupted_run_is_trained_again(made):
     assert all(before[name].equals(after[name]) for name in SETS)
 
 
+@pytest.mark.slow
 @pytest.mark.smoke
 def test_a_run_among_others_is_bit_for_bit_the_run_of_a_process_of_its_own(made, tmp_path):
     """The generative model is trained last, when anything left behind would show."""

@@ -87,6 +87,7 @@ def rows_of(output: Path) -> list[dict[str, Any]]:
 # --- one at a time -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_faults_and_a_kill_lose_nothing_and_ask_nothing_twice(tmp_path: Path) -> None:
     data, output = write_pairs(tmp_path / "pairs.jsonl", PAIRS), tmp_path / "out"
     originals = [json.loads(line) for line in data.read_text().splitlines()]

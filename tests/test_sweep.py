@@ -423,6 +423,7 @@ def test_the_command(folder, models, monkeypatch):
     assert "7 is not on the axis training.seed" in wrong.output
 
 
+@pytest.mark.slow
 @pytest.mark.smoke
 def test_from_one_command_to_a_trained_model(models, tmp_path, monkeypatch):
     """Through `rmkit train` and accelerate, as a user would, on two pairs."""
