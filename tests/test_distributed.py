@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -194,6 +195,63 @@ def tiny_recipe(models, tmp_path_factory):
 
 
 DIST = pytest.mark.dist
+
+FEW_LOGITS_AT_ONCE = """
+import sys
+from accelerate import PartialState
+from rmkit import language_model
+from rmkit.recipe import load_recipe
+from rmkit.train import train
+language_model._LOGITS_AT_ONCE = 3000  # 7 positions of this vocabulary
+train(load_recipe(sys.argv[1], sys.argv[2:]))
+PartialState().destroy_process_group()
+"""
+
+
+@pytest.fixture
+def launched(tmp_path):
+    """Run a script in two processes under accelerate_configs/cpu_zero3.yaml, on a port of its own."""
+
+    def start(code, *arguments):
+        (tmp_path / "script.py").write_text(code)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", str(distributed.CONFIGS / "cpu_zero3.yaml")]
+        return subprocess.run(
+            [sys.executable, *launcher, "--main_process_port", str(port), str(tmp_path / "script.py"), *arguments],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return start
+
+
+@DIST
+@pytest.mark.parametrize(
+    ("reward_model", "changes"),
+    [
+        ({"type": "implicit", "beta": 0.1}, []),
+        ({"type": "implicit", "beta": 0.1}, ["lora.target_modules=[query_key_value,embed_out]"]),
+        ({"type": "generative", "generation_weight": 0.5}, []),
+    ],
+    ids=["implicit", "implicit_adapter_on_unembedding", "generative_lambda"],
+)
+def test_processes_whose_tokens_take_different_numbers_of_chunks_go_through(
+    tiny_recipe, tmp_path, launched, reward_model, changes
+):
+    """A call of the unembedding a chunk would hang here: under ZeRO-3 all processes must make the same calls."""
+    path = tiny_recipe(reward_model)
+    one = train(load_recipe(path, [f"output_dir={tmp_path / 'one'}", *changes]))
+    ran = launched(FEW_LOGITS_AT_ONCE, str(path), f"output_dir={tmp_path / 'two'}", *changes)
+    assert ran.returncode == 0, ran.stderr
+    two = type(one)(tmp_path / "two")
+    assert two.read()["sharding"] == "zero3"
+    for state in ("initial", "final"):
+        sharded, whole = (pd.read_parquet(run.rewards("test", state)).to_numpy() for run in (two, one))
+        np.testing.assert_allclose(sharded, whole, rtol=0, atol=1e-5 * max(1, np.abs(whole).max()))
 
 
 @pytest.mark.parametrize(
