@@ -40,6 +40,8 @@ FAST = {
     ("bfloat16_autocast", "generative", "lora", "shared", "gpt_neox"),
 }
 
+FEWER = {"float32", "bfloat16", "explicit", "implicit", "generative", *ADAPTERS}
+
 
 def precise(name, **training):
     dtype, bf16 = PRECISIONS[name]
@@ -72,9 +74,13 @@ def changed(weights, name=None):
     return dict(weights) | {name: weights[name] * 1.01}
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
-@pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    ("precision", "kind", "adapter"),
+    [
+        pytest.param(*each, marks=() if FEWER.issuperset(each) else pytest.mark.slow)
+        for each in itertools.product(PRECISIONS, TYPES, ADAPTERS)
+    ],
+)
 def test_a_saved_weight_that_is_off_by_one_percent_is_seen(models, tmp_path, precision, kind, adapter):
     """Weights are compared number by number, so on several processes and on a GPU as well."""
     tokenizer, _ = load_tokenizer(models["qwen2"])
