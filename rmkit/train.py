@@ -105,7 +105,7 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
             model=model,
             args=arguments,
             train_dataset=Dataset.from_dict(training_set.columns()),
-            data_collator=PairCollator(kind.encoder.tokenizer.pad_token_id, record.layout),
+            data_collator=PairCollator(kind.encoder.tokenizer.pad_token_id, record.layout, kind.generation),
             processing_class=kind.encoder.tokenizer,
             peft_config=lora_config(recipe, kind),
         )

@@ -9,15 +9,18 @@ from peft import LoraConfig, get_peft_model
 from test_attention import language_model
 from tiny import TYPES
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 
 from rmkit import language_model as module
 from rmkit.attention import ARCHITECTURES, take_shared_rows
-from rmkit.batching import laid_out
+from rmkit.batching import laid_out, split
 from rmkit.encoding import ChatEncoder, TokenSequence
-from rmkit.language_model import load, only_read, response_log_probs, run, token_log_probs, use_unembedding
+from rmkit.language_model import load, only_read, response_log_probs, token_log_probs, use_unembedding
+from rmkit.language_model import run as one_pass
 from rmkit.recipe import Recipe
 from rmkit.reward_models import reward_model
 from rmkit.reward_models.checkpoint import Origin, load_model
+from rmkit.trainers.pairs import PairTrainerMixin
 from rmkit.vocabulary import load_tokenizer
 
 ADAPTERS = {
@@ -52,9 +55,9 @@ def calls(model, head, reads, sequences, layout):
     batch = laid_out(sequences, layout, 0)
     model.eval()
     with torch.no_grad(), only_read(model, batch[reads].unique()):
-        run(model, head, batch)
+        one_pass(model, head, batch)
     model.train()
-    outputs = run(model, head, batch)
+    outputs = one_pass(model, head, batch)
     outputs.sum().backward()
     for hook in hooks:
         hook.remove()
@@ -96,6 +99,40 @@ def test_each_type_calls_the_same_modules_whatever_the_batch(models, kind, adapt
     some = batches()[: 2 if kind == "mean" else 4]  # there is no mean over no tokens
     first, *others = (calls(model, its.outputs, its.reads, each, "shared") for each in some)
     assert others == [first] * len(others)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("kind", ["explicit", "implicit", "generative", "generative_lambda"])
+def test_a_training_batch_goes_through_the_model_once(run, monkeypatch, kind):
+    """DeepSpeed's ZeRO-3 cannot go through the experts of a Mixtral twice before it goes back."""
+    passes = {"training": 0, "batches": 0}
+    loss, forward = PairTrainerMixin.compute_loss, Qwen2Model.forward
+
+    def counting(self, *args, **options):
+        passes["training"] += self.training
+        return forward(self, *args, **options)
+
+    def noting(*args, **options):
+        passes["batches"] += 1
+        return loss(*args, **options)
+
+    monkeypatch.setattr(Qwen2Model, "forward", counting)
+    monkeypatch.setattr(PairTrainerMixin, "compute_loss", noting)
+    run(kind)
+    assert passes == {"training": 6, "batches": 6}
+
+
+@pytest.mark.parametrize("layout", ["shared", "padded"])
+def test_a_batch_can_be_read_in_two_parts(layout):
+    sequences = batches()[1]
+    batch = laid_out(sequences, layout, 0)
+    first, rest = split(batch, 3)
+    for name in ("last", "response", "predictor", "response_lengths"):
+        assert torch.equal(torch.cat([first[name], rest[name]]), batch[name])
+    assert rest["response_lengths"].tolist() == [7]
+    ids = batch["input_ids"].flatten()
+    assert ids[rest["response"]].tolist() == sequences[3].ids[5:]
+    assert ids[first["last"]].tolist() == [each.ids[-1] for each in sequences[:3]]
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)

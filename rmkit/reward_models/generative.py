@@ -46,6 +46,7 @@ class GenerativeRewardModel(RewardModel[Generative]):
 
     def __init__(self, settings: Generative, encoder: ChatEncoder):
         super().__init__(settings, encoder)
+        self.generation = settings.generation_weight > 0
         self.yes, self.no = encoder.single_token(settings.yes_token), encoder.single_token(settings.no_token)
         if self.yes == self.no:
             raise RmkitError(
