@@ -198,6 +198,9 @@ def shared_attention(
     inner = _function(module, through)
     if not isinstance(attention_mask, Tensor) or attention_mask.dtype != torch.int64:
         return inner(module, query, key, value, attention_mask, sliding_window=sliding_window, **options)
+    if torch.is_autocast_enabled(query.device.type):  # rotary embeddings leave queries and keys in float32
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     row = Row.of(attention_mask)
     if flex and query.is_cuda and not options.get("dropout"):
         mask = row.block_mask(query.shape[2], sliding_window, query.device)

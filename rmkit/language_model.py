@@ -14,6 +14,8 @@ from types import MethodType
 from typing import Any, cast
 
 import torch
+from peft.tuners import lora
+from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -169,12 +171,59 @@ def _with_batch(model: PreTrainedModel, hidden: Tensor, head: Head, batch: Batch
     return head(model, hidden, batch)
 
 
+class Unembedding(nn.Linear):
+    """transformers' `lm_head`, which also gives the log-probabilities of tokens, in one call however many there are.
+
+    Under ZeRO-3 every call of a module is a collective, so all processes must make the same calls. The logits of many
+    tokens do not fit in memory at once, but their number differs from process to process: the loop over chunks of them
+    has to be inside the call.
+    """
+
+    def forward(
+        self,
+        hidden: Tensor,
+        tokens: Tensor | None = None,
+        cap: float | None = None,
+        low_rank: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Logits [..., vocabulary] of hidden [..., hidden size]; with tokens [positions], ln pi(token) [positions].
+
+        Logits are formed for a bounded number of positions at a time, and formed again in the backward pass.
+
+        Args:
+            cap: see `logit_cap`.
+            low_rank: [positions, rank] and [rank, vocabulary], whose product is added to the logits.
+        """
+        hidden = hidden.to(self.weight.dtype)
+        if tokens is None:
+            return super().forward(hidden)
+        size = max(1, _LOGITS_AT_ONCE // self.out_features)
+        narrow, wide = low_rank or (hidden[:, :0], hidden.new_zeros(0, self.out_features))
+        parts = []
+        for chunk in zip(hidden.split(size), tokens.split(size), narrow.split(size), strict=True):
+            if torch.is_grad_enabled() and hidden.shape[0] > size:
+                parts.append(checkpoint(self._log_probs, *chunk, wide, cap, use_reentrant=False))
+            else:
+                parts.append(self._log_probs(*chunk, wide, cap))
+        return torch.cat(parts)
+
+    def _log_probs(self, hidden: Tensor, tokens: Tensor, narrow: Tensor, wide: Tensor, cap: float | None) -> Tensor:
+        logits = at_least_float32(super().forward(hidden))
+        if len(wide):
+            logits = logits + (narrow @ wide).to(logits.dtype)
+        return _log_probs(_capped(logits, cap), tokens)
+
+
+def use_unembedding(model: PreTrainedModel) -> None:
+    """Turn a language model's `lm_head` into an `Unembedding`; the module stays, as ZeRO-3 may have partitioned it."""
+    unembedding = model.get_output_embeddings()
+    if type(unembedding) is nn.Linear:
+        unembedding.__class__ = Unembedding
+
+
 def next_token_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Logits [positions, vocabulary], at least float32, of hidden [positions, hidden size]; capped as it caps."""
-    unembedding = model.get_output_embeddings()
-    logits = at_least_float32(unembedding(hidden.to(unembedding.weight.dtype)))
-    cap = logit_cap(model)
-    return logits if cap is None else cap * torch.tanh(logits / cap)
+    return _capped(at_least_float32(model.get_output_embeddings()(hidden)), logit_cap(model))
 
 
 def logit_cap(model: PreTrainedModel) -> float | None:
@@ -186,16 +235,34 @@ def logit_cap(model: PreTrainedModel) -> float | None:
 def token_log_probs(model: PreTrainedModel, hidden: Tensor, tokens: Tensor) -> Tensor:
     """ln pi(token) [positions] under the distributions that hidden states [positions, hidden size] predict.
 
-    Logits are formed for a bounded number of positions at a time, and formed again in the backward pass.
+    The unembedding and the parts of an adapter on it are called once each, also for no positions at all.
     """
-    size = max(1, _LOGITS_AT_ONCE // model.get_output_embeddings().out_features)
-    parts = []
-    for some_hidden, some_tokens in zip(hidden.split(size), tokens.split(size), strict=True):
-        if torch.is_grad_enabled() and hidden.shape[0] > size:
-            parts.append(checkpoint(_log_probs, model, some_hidden, some_tokens, use_reentrant=False))
-        else:
-            parts.append(_log_probs(model, some_hidden, some_tokens))
-    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+    unembedding, cap = model.get_output_embeddings(), logit_cap(model)
+    if isinstance(unembedding, lora.Linear) and _is_plain(unembedding):
+        low_rank = _low_rank(unembedding, hidden)
+        return cast(Tensor, unembedding.base_layer(hidden, tokens=tokens, cap=cap, low_rank=low_rank))
+    if isinstance(unembedding, Unembedding | ModulesToSaveWrapper):
+        return cast(Tensor, unembedding(hidden, tokens=tokens, cap=cap))
+    return _log_probs(next_token_logits(model, hidden), tokens)  # all logits at once
+
+
+def _is_plain(layer: lora.Linear) -> bool:
+    """Whether the adapters on an `Unembedding` add a product of two matrices to its weight, and nothing else."""
+    return isinstance(layer.base_layer, Unembedding) and not layer.lora_variant and not any(layer.lora_bias.values())
+
+
+def _low_rank(layer: lora.Linear, hidden: Tensor) -> tuple[Tensor, Tensor] | None:
+    """What the active adapters add to logits, as [positions, rank] and [rank, vocabulary]."""
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    if layer.disable_adapters or layer.merged or not names:
+        return None
+    narrow, wide = [], []
+    for name in names:
+        down, up = layer.lora_A[name], layer.lora_B[name]
+        its = down(layer.lora_dropout[name](hidden.to(down.weight.dtype)))
+        narrow.append(its * layer.scaling[name])
+        wide.append(up(torch.eye(its.shape[-1], dtype=its.dtype, device=its.device)))
+    return torch.cat(narrow, dim=-1), torch.cat(wide)
 
 
 def response_log_probs(model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
@@ -209,9 +276,12 @@ def response_token_log_probs(model: PreTrainedModel, hidden: Tensor, batch: Batc
     return token_log_probs(model, hidden[batch["predictor"]], tokens)
 
 
-def _log_probs(model: PreTrainedModel, hidden: Tensor, tokens: Tensor) -> Tensor:
-    log_probs = torch.log_softmax(next_token_logits(model, hidden), dim=-1)
-    return log_probs.gather(-1, tokens[:, None])[:, 0]
+def _log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
+    return torch.log_softmax(logits, dim=-1).gather(-1, tokens[:, None])[:, 0]
+
+
+def _capped(logits: Tensor, cap: float | None) -> Tensor:
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def segment_sum(values: Tensor, lengths: Tensor) -> Tensor:

@@ -29,7 +29,11 @@ class PushCallback(TrainerCallback):
     """
 
     def __init__(
-        self, destination: Hub, run: RunDirectory, write: Callable[[Path], None], describe: Callable[[], dict[str, Any]]
+        self,
+        destination: Hub,
+        run: RunDirectory,
+        write: Callable[[Path], object],
+        describe: Callable[[], dict[str, Any]],
     ):
         self.destination, self.run, self.write, self.describe = destination, run, write, describe
         self.folder = run.path / ".model.published"

@@ -23,7 +23,7 @@ from rmkit.cache import rmkit_cache
 from rmkit.pairs import EncodedPairs
 from rmkit.run_directory import replacing
 
-FORMAT = 2
+FORMAT = 3
 """Part of every name: raise it when rmkit would compute other numbers from the same weights and tokens."""
 
 _OUTPUTS = "outputs"

@@ -90,6 +90,7 @@ class References:
         self.seconds += time.time() - started
 
     def _outputs(self, model: Callable[[], nn.Module], pairs: EncodedPairs) -> Tensor:
-        return pair_outputs(
-            model(), self.kind, pairs, batch_size=self.batch_size, description=f"reference: {pairs.name}"
-        )
+        with self.record.precision(self.state.device):
+            return pair_outputs(
+                model(), self.kind, pairs, batch_size=self.batch_size, description=f"reference: {pairs.name}"
+            )

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, LlamaCon
 from rmkit.attention import ARCHITECTURES, Row, layout_of, take_shared_rows, why_not_shared
 from rmkit.batching import pad, share
 from rmkit.encoding import TokenSequence
-from rmkit.language_model import bind, run
+from rmkit.language_model import bind, only_read, run
 
 WINDOW = 13
 SLIDING = {"gemma2": 1, "gemma3_text": 3, "mistral": 3, "qwen2": 2, "phi3": 3}
@@ -100,6 +100,32 @@ def test_hidden_states_and_gradients_are_those_of_padded_sequences(architecture,
         assert distance(found, wanted) < 1e-5
     for found, wanted in zip(read_with_gradient(model, padded), expected, strict=True):
         assert torch.equal(found, wanted)  # padded batches go on as before
+
+
+@pytest.mark.parametrize("attention", [None, pytest.param("eager", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_under_autocast_both_layouts_agree_with_float32(architecture, attention):
+    """Autocast leaves queries in float32 where rotary embeddings are; its outputs are bfloat16."""
+    model = language_model(architecture, **({"attn_implementation": attention} if attention else {}))
+    with torch.no_grad():
+        for parameter in model.parameters():  # small again: rounding to bfloat16 must stay small
+            if parameter.dim() > 1:
+                parameter.div_(4)
+    take_shared_rows(model, attention)
+    padded, shared = pad(sequences(), 0), share(sequences())
+    exact = read_with_gradient(model, padded)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = {name: read_with_gradient(model, batch) for name, batch in (("padded", padded), ("shared", shared))}
+        with torch.no_grad(), only_read(model, shared["last"].unique()):
+            last = run(model, last_hidden, shared)
+    for outputs, gradient in found.values():
+        assert distance(outputs.float(), exact[0]) < 5e-2
+        assert torch.nn.functional.cosine_similarity(gradient.float(), exact[1], dim=0) > 0.99
+    assert distance(last.float(), found["shared"][0][: len(last)].float()) < 3e-2
+
+
+def last_hidden(model, hidden, batch):
+    return hidden[batch["last"]]
 
 
 @pytest.mark.parametrize("architecture", SLIDING)

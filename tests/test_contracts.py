@@ -16,6 +16,7 @@ from transformers import (
     AttentionMaskInterface,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    MixtralConfig,
     Trainer,
     TrainingArguments,
 )
@@ -290,3 +291,28 @@ def test_layers_are_given_a_mask_of_four_dimensions_as_it_is(architecture):
 def test_each_architectures_module_has_its_eager_attention(architecture):
     model = AutoModelForCausalLM.from_config(tiny.config(architecture, 100))
     assert callable(sys.modules[type(model).__module__].eager_attention_forward)
+
+
+def test_an_adapter_is_two_linear_layers_and_a_factor_in_these_attributes():
+    """rmkit.language_model calls the parts of an adapter on an unembedding one by one."""
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners import lora
+
+    model = AutoModelForCausalLM.from_config(tiny.config("llama", 50))
+    get_peft_model(model, LoraConfig(r=3, lora_alpha=6, target_modules=["lm_head"], init_lora_weights=False))
+    layer = model.get_output_embeddings()
+    assert isinstance(layer, lora.Linear)
+    assert (layer.active_adapters, layer.merged, layer.disable_adapters) == (["default"], False, False)
+    assert (layer.lora_variant, layer.lora_bias) == ({}, {"default": False})
+    hidden = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    down, up = layer.lora_A["default"], layer.lora_B["default"]
+    added = up(down(layer.lora_dropout["default"](hidden))) * layer.scaling["default"]
+    torch.testing.assert_close(layer(hidden), layer.base_layer(hidden) + added)
+
+
+def test_experts_are_called_as_one_by_default():
+    """Else which of their modules are called would depend on the tokens."""
+    config = MixtralConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_local_experts=2
+    )
+    assert AutoModelForCausalLM.from_config(config).config._experts_implementation == "grouped_mm"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -16,8 +18,10 @@ import tiny
 import yaml
 from conftest import REPOSITORY
 
-from rmkit import RmkitError, distributed
+from rmkit import RmkitError, distributed, load_reward_model
+from rmkit.preferences import load_preferences
 from rmkit.recipe import Recipe, load_recipe
+from rmkit.run_directory import RunDirectory
 from rmkit.train import train
 
 CONFIGS = sorted(distributed.CONFIGS.glob("*.yaml"))
@@ -195,6 +199,86 @@ def tiny_recipe(models, tmp_path_factory):
 
 DIST = pytest.mark.dist
 
+FEW_LOGITS_AT_ONCE = """
+import sys
+from accelerate import PartialState
+from rmkit import language_model
+from rmkit.recipe import load_recipe
+from rmkit.train import train
+language_model._LOGITS_AT_ONCE = 3000  # 7 positions of this vocabulary
+train(load_recipe(sys.argv[1], sys.argv[2:]))
+PartialState().destroy_process_group()
+"""
+
+SEVERAL_RUNS = """
+import sys
+from accelerate import PartialState
+from rmkit.recipe import load_recipe
+from rmkit.train import train
+for path in sys.argv[1:]:
+    train(load_recipe(path))
+PartialState().destroy_process_group()
+"""
+ONE_WEIGHT_IS_SAVED_WRONG = """
+import sys
+from rmkit import train
+from rmkit.errors import reported
+from rmkit.recipe import load_recipe
+save = train.save
+def wrong(directory, model, weights, *rest):
+    name = next(name for name in weights if "layers.1." in name and weights[name].dim() == 2)
+    save(directory, model, weights | {name: weights[name] * 1.01}, *rest)
+train.save = wrong
+with reported():
+    train.train(load_recipe(sys.argv[1], sys.argv[2:]))
+"""
+
+
+@pytest.fixture
+def launched(tmp_path):
+    """Run a script in two processes under accelerate_configs/cpu_zero3.yaml, on a port of its own."""
+
+    def start(code, *arguments):
+        (tmp_path / "script.py").write_text(code)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", str(distributed.CONFIGS / "cpu_zero3.yaml")]
+        return subprocess.run(
+            [sys.executable, *launcher, "--main_process_port", str(port), str(tmp_path / "script.py"), *arguments],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return start
+
+
+@DIST
+@pytest.mark.parametrize(
+    ("reward_model", "changes"),
+    [
+        ({"type": "implicit", "beta": 0.1}, []),
+        ({"type": "implicit", "beta": 0.1}, ["lora.target_modules=[query_key_value,embed_out]"]),
+        ({"type": "generative", "generation_weight": 0.5}, []),
+    ],
+    ids=["implicit", "implicit_adapter_on_unembedding", "generative_lambda"],
+)
+def test_processes_whose_tokens_take_different_numbers_of_chunks_go_through(
+    tiny_recipe, tmp_path, launched, reward_model, changes
+):
+    """A call of the unembedding a chunk would hang here: under ZeRO-3 all processes must make the same calls."""
+    path = tiny_recipe(reward_model)
+    one = train(load_recipe(path, [f"output_dir={tmp_path / 'one'}", *changes]))
+    ran = launched(FEW_LOGITS_AT_ONCE, str(path), f"output_dir={tmp_path / 'two'}", *changes)
+    assert ran.returncode == 0, ran.stderr
+    two = type(one)(tmp_path / "two")
+    assert two.read()["sharding"] == "zero3"
+    for state in ("initial", "final"):
+        sharded, whole = (pd.read_parquet(run.rewards("test", state)).to_numpy() for run in (two, one))
+        np.testing.assert_allclose(sharded, whole, rtol=0, atol=1e-5 * max(1, np.abs(whole).max()))
+
 
 @pytest.mark.parametrize(
     "reward_model",
@@ -224,6 +308,39 @@ def test_zero3_on_two_processes_equals_one_process(tiny_recipe, tmp_path, reward
             pd.read_parquet(type(one)(tmp_path / name).rewards("test", state)).to_numpy() for name in ("two", "one")
         )
         np.testing.assert_allclose(sharded, whole, rtol=0, atol=1e-5 * max(1, np.abs(whole).max()))
+
+
+@DIST
+@pytest.mark.parametrize(("dtype", "bf16"), [("bfloat16", False), ("float32", True)])
+def test_bfloat16_under_zero3_reloads_to_its_rewards(tiny_recipe, tmp_path, launched, dtype, bf16):
+    """DeepSpeed holds the whole model in one dtype: bfloat16 where the weights or the training ask for it."""
+    recipes = []
+    for kind, adapter in itertools.product(("mean", "no_reference", "generative_lambda"), ("full", "lora")):
+        content = json.loads(tiny_recipe(tiny.TYPES[kind]).read_text())
+        content["base"]["dtype"], content["training"]["bf16"] = dtype, bf16
+        content["output_dir"] = str(tmp_path / f"{kind}_{adapter}")
+        recipes.append(tmp_path / f"{kind}_{adapter}.json")
+        recipes[-1].write_text(json.dumps(content | ({"lora": {"r": 4}} if adapter == "lora" else {})))
+    ran = launched(SEVERAL_RUNS, *map(str, recipes))
+    assert ran.returncode == 0, ran.stderr
+    data = load_preferences("test.jsonl", root=content["data"]["root"])
+    for recipe in recipes:
+        run = RunDirectory(recipe.with_suffix(""))
+        scorer = load_reward_model(str(run.model))
+        assert scorer.checkpoint.record.dtype == "bfloat16"
+        assert not scorer.checkpoint.record.autocast
+        rewards = pd.read_parquet(run.rewards("test"))[["chosen_reward", "rejected_reward"]].to_numpy()
+        again = scorer.score_pairs(data, 16)
+        assert np.abs(again - rewards).mean() < 2e-2 * np.abs(rewards).mean(), recipe.stem
+
+
+@DIST
+def test_a_weight_that_is_saved_wrong_fails_a_sharded_run(tiny_recipe, tmp_path, launched):
+    path = tiny_recipe({"type": "implicit", "beta": 0.1})
+    ran = launched(ONE_WEIGHT_IS_SAVED_WRONG, str(path), f"output_dir={tmp_path / 'run'}")
+    assert ran.returncode != 0
+    assert "is not the one that was trained" in ran.stderr
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 @DIST

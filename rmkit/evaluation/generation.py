@@ -78,7 +78,8 @@ def generate(
     own = model.generation_config
     rows = [number for number in range(len(prompts)) for _ in range(settings.samples)]
     texts: list[str] = []
-    with scorer.autocast(), unbound(model), tqdm(total=len(rows), desc=description, disable=description is None) as bar:
+    precision = scorer.checkpoint.record.precision(scorer.device)
+    with precision, unbound(model), tqdm(total=len(rows), desc=description, disable=description is None) as bar:
         model.generation_config = config  # what the model's own would add, such as top_p, is not wanted
         try:
             for start in range(0, len(rows), batch_size):

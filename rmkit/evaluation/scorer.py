@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -267,7 +266,7 @@ class Scorer:
     def _of_both(self, compute: Callable[[nn.Module], Tensor]) -> tuple[Tensor, Tensor | None]:
         """What `compute` gives for the model and for its reference."""
         model, reference = self.checkpoint.model, self.checkpoint.reference
-        with self.autocast():
+        with self.checkpoint.record.precision(self.device):
             outputs = compute(model)
             if reference is not None:
                 return outputs, compute(reference)
@@ -275,12 +274,6 @@ class Scorer:
                 with model.disable_adapter():
                     return outputs, compute(model)
         return outputs, None
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The precision in which the model was trained."""
-        if self.checkpoint.record.autocast:
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return contextlib.nullcontext()
 
 
 def _triple(pair: Pair) -> tuple[str, str, str]:

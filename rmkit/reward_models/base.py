@@ -23,6 +23,7 @@ class RewardModel(ABC, Generic[Settings]):
         reads_responses: whether `encode` gives each prompt followed by its response, as `response_sequences` does.
         reads: the entry of a batch that says at which positions `outputs` reads hidden states.
         head: whether the model has a reward head, which is trained and saved with it.
+        generation: whether training also reads the chosen responses as such (`PairCollator`).
         config: what the model's configuration must say, beyond what the base says.
         additive: whether outputs, and so rewards, are sums over the tokens of the response (`token_outputs`).
     """
@@ -31,6 +32,7 @@ class RewardModel(ABC, Generic[Settings]):
     reads_responses: ClassVar[bool] = True
     reads: str = "last"
     head: ClassVar[bool] = False
+    generation: bool = False
     config: ClassVar[dict[str, Any]] = {}
     additive: ClassVar[bool] = False
 

@@ -56,6 +56,10 @@ class Record(Section):
     date_string: str | None = None
     template_hash: str | None = None
 
+    def precision(self, device: torch.device) -> torch.autocast:
+        """The precision in which the model was trained, beyond the dtype of its weights: a context to compute in."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.autocast)
+
 
 @dataclass
 class Checkpoint:
@@ -125,7 +129,7 @@ def save(
     # Added rows are a function of the base's, so adapters need no copy of the embeddings.
     options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
     with replacing(directory) as temporary:
-        model.save_pretrained(temporary, state_dict=state_dict, **options)
+        model.save_pretrained(temporary, state_dict=dict(state_dict), **options)  # it drops what is tied
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's card; rmkit writes its own when it publishes
         kind.encoder.tokenizer.save_pretrained(temporary)
         write_json(temporary / RECORD, record.model_dump(mode="json"))

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from rmkit.batching import Batch
 from rmkit.encoding import ChatEncoder, TokenSequence
 from rmkit.errors import RmkitError
-from rmkit.language_model import next_token_logits
+from rmkit.language_model import next_token_logits, use_unembedding
 from rmkit.losses import verification
 from rmkit.recipe import Generative
 from rmkit.reward_models.base import RewardModel
@@ -46,12 +46,16 @@ class GenerativeRewardModel(RewardModel[Generative]):
 
     def __init__(self, settings: Generative, encoder: ChatEncoder):
         super().__init__(settings, encoder)
+        self.generation = settings.generation_weight > 0
         self.yes, self.no = encoder.single_token(settings.yes_token), encoder.single_token(settings.no_token)
         if self.yes == self.no:
             raise RmkitError(
                 f"{settings.yes_token!r} and {settings.no_token!r} are the same token.",
                 "Set reward_model.yes_token and reward_model.no_token to different words.",
             )
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        use_unembedding(model)
 
     def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> list[TokenSequence]:
         return self.encoder.verification_sequences(prompts, responses, self.settings.verification_prompt)

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rmkit.batching import Batch
 from rmkit.encoding import TokenSequence
-from rmkit.language_model import response_log_probs, response_token_log_probs
+from rmkit.language_model import response_log_probs, response_token_log_probs, use_unembedding
 from rmkit.losses import bradley_terry
 from rmkit.recipe import Implicit
 from rmkit.reward_models.base import RewardModel
@@ -39,6 +39,9 @@ class ImplicitRewardModel(RewardModel[Implicit]):
     @property
     def reference(self) -> str | None:
         return None if self.settings.reference == "none" else self.settings.reference
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        use_unembedding(model)
 
     def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> list[TokenSequence]:
         return self.encoder.response_sequences(prompts, responses)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
+import torch
 from peft import PeftConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 
+from rmkit.batching import Batch
 from rmkit.language_model import response_log_probs, run
 from rmkit.trainers.pairs import PairTrainerMixin
 
@@ -24,6 +26,17 @@ class GenerativeTrainer(PairTrainerMixin, Trainer):
         set_seed(args.seed)  # before adapters are drawn, as TRL's trainers do
         super().__init__(get_peft_model(model, peft_config) if peft_config else model, args, **options)
 
-    def extra_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor | float:
+    def outputs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | float]:
+        """Those of Eq. 7, and the term of footnote 7."""
         weight = self.reward_model.settings.generation_weight
-        return -weight * run(model, response_log_probs, inputs["generation"]).mean() if weight else 0.0
+        if not weight:
+            return super().outputs(model, inputs)
+        # One pass for both: DeepSpeed's ZeRO-3 cannot go through experts twice before it goes back.
+        outputs, log_probs = run(model, self._both, inputs).split([2 * len(inputs["last"]), len(inputs["index"])])
+        return outputs.view(-1, 2), -weight * log_probs.mean()
+
+    def _both(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
+        """The outputs [sequences, 2] on verification prompts, and ln pi(y+|x) [pairs], in one flat tensor."""
+        outputs = self.reward_model.outputs(model, hidden, batch)
+        log_probs = response_log_probs(model, hidden, cast(Batch, batch["generation"]))
+        return torch.cat([outputs.flatten(), log_probs.flatten()])

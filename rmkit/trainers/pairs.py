@@ -74,20 +74,20 @@ class PairTrainerMixin:
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """This micro-batch's share of the step's mean loss over pairs; DDP and ZeRO average the processes'."""
-        outputs = run(model, self.reward_model.outputs, inputs)
+        outputs, extra_loss = self.outputs(model, inputs)
         outputs = outputs.unflatten(0, (-1, 2))
         reference = self.reference_outputs
         if reference is not None:
             reference = reference[inputs["index"].cpu()].to(outputs.device)
-        loss = self.reward_model.loss(outputs, reference, inputs.get("margin")) + self.extra_loss(model, inputs)
+        loss = self.reward_model.loss(outputs, reference, inputs.get("margin")) + extra_loss
         self._note(loss.detach(), self.reward_model.rewards(outputs.detach(), reference))
         pairs = len(inputs["index"])
         share = 1.0 if num_items_in_batch is None else pairs * self.accelerator.num_processes / num_items_in_batch
         return loss * share
 
-    def extra_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor | float:
-        """A term beside the reward model's loss; none unless a trainer has one."""
-        return 0.0
+    def outputs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | float]:
+        """Outputs [sequences, outputs] of the reward model, and a term beside its loss, from one forward pass."""
+        return run(model, self.reward_model.outputs, inputs), 0.0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add loss, accuracy and margin over the pairs since the last log, from all processes.
