@@ -38,6 +38,13 @@ def load_set(each: PreferenceSet, *, root: Path | None, identical: Literal["drop
     )
 
 
+def ignored_split(each: PreferenceSet, data: PreferenceData) -> str | None:
+    """A line on a split that was asked for of a file that has none; None otherwise."""
+    if "split" not in each.model_fields_set or data.split is not None:
+        return None
+    return f"warning: {each.name}: {each.path} has no splits: `split: {each.split}` is ignored"
+
+
 def locate(each: PreferenceSet, root: Path | None) -> str:
     """Where the pairs of a set are: its path, or the folder into which its source is prepared unless it was before.
 
