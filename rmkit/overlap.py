@@ -22,7 +22,7 @@ class TrainingOverlap:
     def warning(self, name: str) -> str | None:
         """A line on what it means for the accuracy on the set `name`; None where nothing is shared."""
         if self.pairs == self.size:
-            return f"WARNING: {name}: ALL {self.size} PAIRS ARE TRAINING PAIRS. Its accuracy says nothing about new pairs."
+            return f"WARNING: {name}: ALL {self.size} PAIRS ARE TRAINING PAIRS. Its accuracy is not about new pairs."
         if self.prompts:
             whole = f", {self.pairs} with both responses" if self.pairs else ""
             return f"warning: {name}: {self.prompts} of {self.size} pairs have their prompt in the training set{whole}"
