@@ -67,11 +67,13 @@ class Source(ABC):
     Attributes:
         name: as in `rmkit prepare NAME` and in `source: NAME`.
         about: a line on what it is.
+        where: the address of its data.
         options: the schema of what it can be told.
     """
 
     name: str
     about: str
+    where: str
     options: type[Section]
 
     @abstractmethod
@@ -156,6 +158,10 @@ class PairSource(Source):
     origin: str
     options: type[Section]
     splits: Callable[[Preparation], Mapping[str, Iterable[Row]]]
+
+    @property
+    def where(self) -> str:  # type: ignore[override]
+        return f"https://huggingface.co/datasets/{self.origin}"
 
     def write(self, options: Any, folder: Path) -> Card:
         import datasets
