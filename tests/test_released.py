@@ -198,6 +198,16 @@ def test_offline_is_said(tmp_path, served, monkeypatch):
         prepare_all(ReleasedOptions(revision="main"), tmp_path / "data")
 
 
+def test_a_clone_that_cannot_be_written_gives_sets_that_can(tmp_path, clone):
+    places = [clone, *clone.rglob("*")]
+    for each in places:
+        each.chmod(0o555 if each.is_dir() else 0o444)
+    prepare_all(ReleasedOptions(source=clone), tmp_path / "data")
+    assert all(each.stat().st_mode & 0o200 for each in (tmp_path / "data").rglob("*"))
+    for each in places:
+        each.chmod(0o755 if each.is_dir() else 0o644)
+
+
 def test_the_clone_is_left_as_it_was(tmp_path, clone):
     shutil.copytree(clone, tmp_path / "before")
     prepare_all(ReleasedOptions(source=clone), tmp_path / "data")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 import subprocess
 import tarfile
 from collections.abc import Sequence
@@ -78,6 +79,8 @@ class Released(Source):
         if fault is not None:
             raise RmkitError(f"{found.relative_to(data)} of the released sets cannot be used: {fault}.", _FETCH)
         shutil.copytree(found, folder)
+        for each in (folder, *folder.rglob("*")):  # a clone may be one that cannot be written
+            each.chmod(each.stat().st_mode | stat.S_IWUSR)
         splits = datasets.load_from_disk(str(folder))
         steps = [{"step": found.name, "rows": {split: len(rows) for split, rows in splits.items()}}]
         revision = options.revision if options.source is None else _head(options.source)
@@ -118,6 +121,8 @@ def prepare_all(options: ReleasedOptions, output: Path, overwrite: bool = False)
             results[name] = card
         except RmkitError as error:
             results[name] = error.cause
+        except OSError as error:
+            raise RmkitError(f"{output} cannot be written: {error}.", "Give another --output, or make room.") from None
     if all(isinstance(each, str) for each in results.values()):
         raise RmkitError(f"None of the released sets is in {data}.", _FETCH)
     return results
