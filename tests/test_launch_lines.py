@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -269,3 +272,70 @@ def test_another_working_directory_is_named(offline):
     recipe = load_recipe(REPOSITORY / "recipes" / "tiny_rewardmath_exrm.yaml", ["data.train={name: t, path: uf}"])
     with pytest.raises(RmkitError, match=re.escape(f"{Path.cwd() / 'data' / 'uf'} does not exist")):
         load_data(recipe)
+
+
+# --- in a fresh clone ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """A copy of what git tracks, and a function that runs a command in it with nothing in rmkit's cache."""
+    folder = tmp_path_factory.mktemp("fresh") / "rmkit"
+    files = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    for file in files.splitlines():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / file, folder / file)
+
+    def ran(*command):
+        own = {"PYTHONPATH": str(folder), "RMKIT_CACHE": str(folder.parent / "cache"), "OMP_NUM_THREADS": "1"}
+        words = [sys.executable, "-m", "accelerate.commands.accelerate_cli", *command[1:]]
+        words = words if command[0] == "accelerate" else [sys.executable, "-m", *command]
+        done = subprocess.run(words, cwd=folder, env=os.environ | own, capture_output=True, text=True, timeout=900)
+        return done, folder
+
+    return ran
+
+
+@pytest.mark.dist
+def test_two_processes_prepare_a_set_once(fresh):
+    """The main process first, the other waits; nobody has prepared anything before."""
+    base = ["base.build.steps=4", "base.build.hidden_size=32", "base.build.layers=1"]
+    training = ["training.num_train_epochs=1", "training.per_device_train_batch_size=16"]
+    launch = ["distributed=cpu_zero3", "output_dir=runs/two", "--num-processes", "2"]
+    done, folder = fresh("rmkit", "train", "recipes/quickstart/imrm.yaml", *base, *training, *launch)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((folder / "runs" / "two" / "run.json").read_text())
+    assert record["num_processes"] == 2
+    assert record["data"]["original_test"]["pairs"] == 40
+    assert (folder / "data" / "quickstart" / "card.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["exrm", "imrm", "exgrm"])
+def test_the_quickstarts_recipes_run_as_quoted(fresh, name):
+    (command,) = quoted(REPOSITORY / "recipes" / "quickstart" / f"{name}.yaml")[:1]
+    done, folder = fresh(*command)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((folder / "runs" / "quickstart" / name / "run.json").read_text())
+    assert record["metrics"]["original_test"]["accuracy"] == 1.0
+    assert "original_train: ALL 80 PAIRS ARE TRAINING PAIRS" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.released
+def test_a_released_recipe_runs_once_its_message_is_followed(fresh, released, tmp_path):
+    """The launch line as quoted, cut short after two steps."""
+    for name in filter(lambda name: (released / name).is_dir(), FOLDERS):
+        shutil.copytree(released / name, tmp_path / "clone" / "data_files" / FOLDERS[name])
+    command = [*quoted(REPOSITORY / "recipes" / "tiny_rewardmath_exrm.yaml")[0], "training.max_steps=2"]
+    done, folder = fresh(*command)
+    assert done.returncode != 0
+    remedy = next(line for line in done.stderr.splitlines() if line.strip().startswith("fix: "))
+    words = shlex.split(re.search(r"`(.*?)`", remedy)[1])
+    done, _ = fresh(*(str(tmp_path / "clone") if word == "CLONE" else word for word in words))
+    assert done.returncode == 0, done.stderr
+    done, folder = fresh(*command)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((folder / "runs" / "tiny_rewardmath_exrm" / "run.json").read_text())
+    assert record["data"]["rewardmath"]["shared_prompts"] == 170
+    assert "warning: rewardmath: 170 of 200 pairs have their prompt in the training set" in done.stdout
