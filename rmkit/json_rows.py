@@ -36,31 +36,38 @@ def read_json(files: Sequence[Path], wanted: Iterable[str]) -> tuple[Any, list[s
     import datasets
     import pyarrow as pa
 
-    names = list(dict.fromkeys(name for file in files for row in _objects(file) for name in row))
-    if not names:
-        raise RmkitError(f"{files[0]} holds no rows.", "Give a file with preference pairs.")
-    columns = [name for name in dict.fromkeys(wanted) if name in names]
-    if not columns:
-        return datasets.Dataset.from_dict({}), names
+    wanted = list(dict.fromkeys(wanted))
+    names: dict[str, None] = {}
     schema = pa.schema([])
     for file in files:
-        for start, rows in _slices(_kept([file], columns)):
+        for start, some in _slices(_objects(file)):
+            names |= dict.fromkeys(name for row in some for name in row)
+            rows = [_only(wanted, row) for row in some]
             try:
                 schema = pa.unify_schemas([schema, pa.Table.from_pylist(rows).schema], promote_options="permissive")
             except (pa.ArrowException, OverflowError, UnicodeEncodeError):
                 raise _fault(file, start, rows, schema) from None
+    if not names:
+        raise RmkitError(f"{files[0]} holds no rows.", "Give a file with preference pairs.")
+    columns = [name for name in wanted if name in names]
+    if not columns:
+        return datasets.Dataset.from_dict({}), list(names)
     key = json.dumps([_VERSION, columns, [_digest(file) for file in files]])
     made = datasets.Dataset.from_generator(
         _kept,
-        features=datasets.Features.from_arrow_schema(schema),
+        features=datasets.Features.from_arrow_schema(pa.schema([schema.field(name) for name in columns])),
         gen_kwargs={"files": tuple(files), "columns": tuple(columns)},  # lists would be taken for shards
         fingerprint=hashlib.sha256(key.encode()).hexdigest(),
     )
-    return made, names
+    return made, list(names)
 
 
 def _kept(files: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    return ({name: row.get(name) for name in columns} for file in files for row in _objects(file))
+    return (_only(columns, row) for file in files for row in _objects(file))
+
+
+def _only(columns: Sequence[str], row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row.get(name) for name in columns}
 
 
 def _objects(file: Path) -> Iterator[dict[str, Any]]:
