@@ -71,12 +71,15 @@ def _only(columns: Sequence[str], row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _objects(file: Path) -> Iterator[dict[str, Any]]:
-    number = 0
+    import fsspec
+
+    number = -1
     try:
-        with file.open(encoding="utf-8-sig", newline="\n") as lines:  # a text may hold other line separators
+        # "\n" only, since texts may hold other line separators
+        with fsspec.open(str(file), "rt", compression="infer", encoding="utf-8-sig", newline="\n") as lines:
             start = next((line.lstrip() for line in lines if line.strip()), "")
             lines.seek(0)
-            rows = json.load(lines, strict=False) if start.startswith("[") else _parsed(lines)
+            rows = _parsed(lines.read()) if start.startswith("[") else map(_parsed, filter(str.strip, lines))
             for number, row in enumerate(rows):
                 if not isinstance(row, dict):
                     raise RmkitError(f"{file}: row {number} is {str(row)[:40]!r}, not an object.", _FORM)
@@ -84,11 +87,19 @@ def _objects(file: Path) -> Iterator[dict[str, Any]]:
     except UnicodeDecodeError:
         raise RmkitError(f"{file} holds text that is not UTF-8.", "Convert the file to UTF-8.") from None
     except (ValueError, RecursionError) as error:
-        raise RmkitError(f"{file} is not JSON (after {number} whole rows): {error}.", _FORM) from None
+        raise RmkitError(f"{file} is not JSON (after {number + 1} whole rows): {error}.", _FORM) from None
 
 
-def _parsed(lines: Iterable[str]) -> Iterator[Any]:
-    return (json.loads(line, strict=False) for line in lines if line.strip())
+def _parsed(text: str) -> Any:
+    return json.loads(text, strict=False, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)} is given twice")
+    return made
 
 
 def _slices(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[int, list[dict[str, Any]]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
@@ -300,6 +301,13 @@ def as_escaped_jsonl(path, rows):
     return path.with_suffix(".jsonl")
 
 
+def as_compressed_jsonl(path, rows):
+    path.mkdir()
+    with gzip.open(path / "test.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write("\n".join(map(json.dumps, rows)))
+    return path
+
+
 def as_folder_of_json(path, rows):
     """Of one split, whose name `datasets` does not know as one."""
     path.mkdir()
@@ -313,7 +321,15 @@ def as_folder_without_splits(path, rows):
     return as_jsonl(path / "pairs", rows).parent
 
 
-READ_AS_JSON = [as_jsonl, as_escaped_jsonl, as_json_list, as_json_lines, as_folder_of_json, as_folder_without_splits]
+READ_AS_JSON = [
+    as_jsonl,
+    as_escaped_jsonl,
+    as_compressed_jsonl,
+    as_json_list,
+    as_json_lines,
+    as_folder_of_json,
+    as_folder_without_splits,
+]
 
 
 @pytest.mark.parametrize("written", READ_AS_JSON, ids=lambda each: each.__name__)
@@ -344,6 +360,12 @@ def test_columns_that_nobody_reads_may_hold_anything(jsonl):
     path = jsonl(*(ROWS[0] | {"odd": value} for value in odd))
     assert len(load_preferences(path)) == len(odd)
     assert "row 1, column odd holds str, unlike the rows before it" in refused(path, where={"odd": "a"}).cause
+
+
+def test_a_key_given_twice_is_refused(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(ROWS[0]) + '\n{"prompt": "p", "prompt": "q", "chosen": "c", "rejected": "r"}')
+    assert refused(path).cause == f"{path} is not JSON (after 1 whole rows): the key prompt is given twice."
 
 
 def test_half_of_a_surrogate_pair_is_refused(tmp_path):
