@@ -210,6 +210,19 @@ def test_the_command_is_that_of_the_recipe(offline, copies, overrides, command):
     assert len(data["train"]) == 8
 
 
+def test_a_source_without_a_path_is_brought_with_its_options(offline, copies):
+    """Under the name that is made of them, beside which another one does not count."""
+    source = '{name: persona, train: 10, matching: "No"}'
+    recipe = load_recipe(
+        REPOSITORY / "recipes" / "pythia1b_persona.yaml",
+        ["data.evaluation=[]", f"data.train={{name: train, source: {source}}}"],
+    )
+    data, commands = found(recipe, copies)
+    assert len(commands) == 1
+    assert commands[0].startswith("""rmkit prepare persona train=10 'matching="No"' --source COPY --output """)
+    assert len(data["train"]) == 10
+
+
 @pytest.mark.parametrize("fault", ["HF_HUB_OFFLINE=1", "HF_HUB_OFFLINE=true", "no route", "a dead proxy"])
 def test_every_way_to_have_no_network_names_the_command(offline, monkeypatch, fault):
     if fault.startswith("HF_HUB_OFFLINE"):
