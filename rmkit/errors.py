@@ -26,6 +26,10 @@ class RmkitError(Exception):
         return type(self), (self.cause, self.remedy)
 
 
+class Unreachable(RmkitError):
+    """What is somewhere on the network cannot be had from here."""
+
+
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
     """Turn an `RmkitError` (or Ctrl-C) into its message on stderr and an exit code; leave other errors alone."""

@@ -18,18 +18,26 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from rmkit.errors import RmkitError
+from rmkit.errors import RmkitError, Unreachable
+from rmkit.json_rows import read_json
+
+Scalar = bool | int | float | str | None
+Where = Mapping[str, Scalar | Sequence[Scalar]]
+"""column -> the value that rows must have there, or a list of which they must have one."""
 
 COLUMNS = ("prompt", "chosen", "rejected")
 _NO_ROWS = ("StopIteration", "corresponds to no data", "BatchSize must be greater than 0")
-"""How `datasets` fails on json, jsonl and parquet files without rows."""
+"""How `datasets` fails on files without rows."""
 _AT_ONCE = 1000
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """A prompt x, a chosen response y+ and a rejected response y-; `index` is the row in the source."""
+    """A prompt x, a chosen response y+ and a rejected response y-.
+
+    `index` is the row in the source (in the split, over all its files), whatever `where` and `limit` leave out.
+    """
 
     prompt: str
     chosen: str
@@ -44,10 +52,11 @@ class PairRows(Sequence[PreferencePair]):
     Args:
         rows: with the columns of pairs, checked already.
         kept: [pairs] the numbers of the rows that count, ascending.
+        index: [rows] the row of each in the source.
     """
 
-    def __init__(self, rows: Any, kept: NDArray[np.int64]):
-        self._rows, self._kept = rows, kept
+    def __init__(self, rows: Any, kept: NDArray[np.int64], index: NDArray[np.int64]):
+        self._rows, self._kept, self._index = rows, kept, index
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -69,7 +78,7 @@ class PairRows(Sequence[PreferencePair]):
 
     def _made(self, numbers: NDArray[np.int64]) -> list[PreferencePair]:
         rows = _in_slices(self._rows.select(numbers))
-        return [_pair(number, row) for number, row in zip(numbers.tolist(), rows, strict=True)]
+        return [_pair(index, row) for index, row in zip(self._index[numbers].tolist(), rows, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -80,12 +89,14 @@ class PreferenceData:
         name: the set's name, also that of its files in a run directory.
         pairs: the usable pairs, in the order of the source.
         dropped: reason -> number of pairs left out.
+        split: the split that was taken; None if the source has no splits.
         fingerprint: sha256 over the texts of the usable pairs.
     """
 
     name: str
     pairs: Sequence[PreferencePair]
     dropped: dict[str, int] = field(default_factory=dict)
+    split: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -109,7 +120,7 @@ def load_preferences(
     root: Path | str | None = None,
     subset: str | None = None,
     revision: str | None = None,
-    where: Mapping[str, str] | None = None,
+    where: Where | None = None,
     limit: int | None = None,
     identical: Literal["drop", "error"] = "drop",
 ) -> PreferenceData:
@@ -120,7 +131,7 @@ def load_preferences(
             .parquet, .jsonl or .json file; otherwise a hub id.
         split: the split to take, where the source has splits.
         where: keep the rows that have these values in these columns.
-        limit: only the first so many rows.
+        limit: only the first so many of these rows.
         identical: what to do with pairs whose responses are the same text.
 
     Raises:
@@ -128,14 +139,14 @@ def load_preferences(
             is not a finite number, or nothing is left.
     """
     name = name or Path(path).name
-    rows = load_rows(path, split=split, root=root, subset=subset, revision=revision, where=where)
-    if limit is not None:
-        rows = rows.select(range(min(limit, len(rows))))
+    rows, taken = load_rows(path, split=split, root=root, subset=subset, revision=revision, where=where)
+    index = matching(rows, where or {}, path)[:limit]
+    rows = rows.select(index)
     rows = rows.select_columns([column for column in (*COLUMNS, "margin") if column in rows.column_names])
-    pairs = (row_pair(path, index, row) for index, row in enumerate(_in_slices(rows)))
+    pairs = (row_pair(path, number, row) for number, row in zip(index.tolist(), _in_slices(rows), strict=True))
     try:
         kept, dropped = _usable(pairs, name, identical)
-        return PreferenceData(name, PairRows(rows, np.array(kept)), dropped)
+        return PreferenceData(name, PairRows(rows, np.array(kept), index), dropped, taken)
     except UnicodeDecodeError:  # Arrow looks at the bytes only when a row is read
         raise RmkitError(f"{path} holds text that is not UTF-8.", "Convert the file to UTF-8.") from None
 
@@ -147,29 +158,85 @@ def load_rows(
     root: Path | str | None = None,
     subset: str | None = None,
     revision: str | None = None,
-    where: Mapping[str, str] | None = None,
+    where: Where | None = None,
     columns: Sequence[str] = COLUMNS,
-) -> Any:
-    """The rows of a source as a `datasets.Dataset`; arguments as of `load_preferences`.
+) -> tuple[Any, str | None]:
+    """All rows of a source as a `datasets.Dataset`, and the split that they are, None if the source has no splits.
+
+    Arguments as of `load_preferences`; `where` leaves nothing out here (see `matching`), its columns are loaded too.
 
     Raises:
-        RmkitError: if the source, the split or one of `columns` is missing, or no row is as `where` asks.
+        RmkitError: if the source, the split or one of `columns` is missing.
     """
-    rows = _rows(path, split, Path(root) if root is not None else None, subset, revision)
-    for column in (*columns, *(where or {})):
-        if column not in rows.column_names:
+    needed = list(dict.fromkeys([*columns, *(where or {})]))
+    local = Path(root) if root is not None else None
+    rows, names, taken = _rows(path, split, local, subset, revision, [*needed, "margin"])
+    for column in needed:
+        if column not in names:
             raise RmkitError(
-                f"{path} has no column {column}; it has {', '.join(rows.column_names) or 'none'}.",
-                f"Give the columns {', '.join(columns)}.",
+                f"{path} has no column {column}; it has {', '.join(names) or 'none'}.",
+                f"Give the columns {', '.join(columns)}." if column in columns else "Name one of these in where.",
             )
-    for column, value in (where or {}).items():
-        values = rows[column]
-        keep = [number for number, each in enumerate(values) if each == value]
-        if not keep:
-            found = ", ".join(sorted({str(each) for each in values})[:12])
-            raise RmkitError(f"{path} has no row with {column} {value}; it has {found}.", "Name one of these.")
-        rows = rows.select(keep)
-    return rows
+    return rows, taken
+
+
+def matching(rows: Any, where: Where, path: str) -> NDArray[np.int64]:
+    """The numbers [rows] of the rows that have the values of `where`, ascending.
+
+    Text equals text, a number a number (1 is 1.0), true and false themselves, null what is missing; nothing else.
+
+    Raises:
+        RmkitError: naming what is there, if no row has a value, or the column holds values of another kind.
+    """
+    numbers = np.arange(len(rows))
+    for column, wanted in where.items():
+        found = rows.select(numbers)[column][:]
+        keep = np.zeros(len(numbers), dtype=bool)
+        values: Sequence[Any] = wanted if isinstance(wanted, list | tuple) else [wanted]
+        for value in values:
+            same = [_kind(each) == _kind(value) and each == value for each in found]
+            if not any(same):
+                raise _no_row(path, column, value, found)
+            keep |= same
+        numbers = numbers[keep]
+    return numbers
+
+
+def _kind(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "text"
+    return type(value).__name__
+
+
+def _no_row(path: str, column: str, value: Scalar, found: Sequence[Any]) -> RmkitError:
+    """What is wrong with a value of `where` that no row has."""
+    asked = f"{column} {_as_yaml(value)}"
+    present = [each for each in found if each is not None]
+    if value is not None and present and _kind(value) not in map(_kind, present):
+        kind, example = _kind(present[0]), _as_yaml(present[0])
+        return RmkitError(
+            f"{path}: where asks for {asked}, {_kind(value)}, but the column holds {kind}: {_cut(example)}, say.",
+            f"Write the value as {kind}, for example {column}: {example}."
+            if kind in ("text", "a number", "true or false")
+            else "Choose rows by a column of texts, numbers or true and false.",
+        )
+    there = ", ".join(map(_cut, list(dict.fromkeys(map(_as_yaml, found)))[:12]))
+    return RmkitError(f"{path} has no row with {asked}; it has {there}.", "Name one of these.")
+
+
+def _as_yaml(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)  # JSON is YAML
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def checked(pairs: Iterable[PreferencePair], name: str, identical: Literal["drop", "error"] = "drop") -> PreferenceData:
@@ -252,35 +319,41 @@ def _in_slices(rows: Any) -> Iterator[dict[str, Any]]:
             yield dict(zip(columns, values, strict=True))
 
 
-def _rows(path: str, split: str, root: Path | None, subset: str | None, revision: str | None) -> Any:
-    """The rows of a source as a `datasets.Dataset`."""
+def _rows(
+    path: str, split: str, root: Path | None, subset: str | None, revision: str | None, wanted: Sequence[str]
+) -> tuple[Any, list[str], str | None]:
+    """The rows of a source as a `datasets.Dataset`, the names of all its columns, and its split, if it has splits.
+
+    Args:
+        wanted: columns without which rows may come; JSON files may hold anything in the others.
+    """
     import datasets
 
-    local = (root or Path()) / path
-    if (
-        not local.exists()
-        and root is None
-        and _HUB_ID.match(path)
-        and not path.endswith((".parquet", ".jsonl", ".json"))
-    ):
-        return _from_hub(path, split, subset, revision)
-    if not local.exists() and not (root is not None and path.count("/") == 1 and _HUB_ID.match(path)):
-        raise RmkitError(f"{local} does not exist.", "Check data.root and the path, or give a hub id (owner/name).")
+    local = ((root or Path()) / path).absolute()
     if not local.exists():
-        return _from_hub(path, split, subset, revision)
+        is_file = local.suffix in (".parquet", ".jsonl", ".json")
+        if _HUB_ID.match(path) and not is_file and (root is None or path.count("/") == 1):
+            return _of_split(_from_hub(path, subset, revision), split, path)
+        raise RmkitError(f"{local} does not exist.", "Check data.root and the path, or give a hub id (owner/name).")
     shown, verbosity = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it would log is in the error that it raises
     try:
+        if local.suffix in (".jsonl", ".json") and local.is_file():
+            return *read_json([local], wanted), None
         if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
             loaded = datasets.load_from_disk(str(local))
         elif local.suffix == ".parquet":
             loaded = datasets.Dataset.from_parquet(str(local))
-        elif local.suffix in (".jsonl", ".json"):
-            loaded = datasets.Dataset.from_json(str(local))
         elif local.is_dir():
             files = _files_of_split(local, split) if subset is None else {}
-            loaded = datasets.load_dataset(**files) if files else datasets.load_dataset(str(local), name=subset)
+            builder = datasets.load_dataset_builder(**(files or {"path": str(local), "name": subset}))
+            if builder.name == "json":
+                files_of = {str(each): paths for each, paths in builder.config.data_files.items()}
+                _refuse_missing_split(files_of, split, str(local))
+                return *read_json([Path(file) for file in files_of[split]], wanted), split
+            builder.download_and_prepare()
+            loaded = builder.as_dataset()
         else:
             raise RmkitError(f"{local} is of no known kind.", "Give a save_to_disk folder, .parquet, .jsonl or .json.")
     except RmkitError:
@@ -296,7 +369,7 @@ def _rows(path: str, split: str, root: Path | None, subset: str | None, revision
         datasets.logging.set_verbosity(verbosity)
         if shown:
             datasets.enable_progress_bars()
-    return _split_of(loaded, split, str(local))
+    return _of_split(loaded, split, str(local))
 
 
 def _files_of_split(folder: Path, split: str) -> dict[str, Any]:
@@ -319,27 +392,31 @@ def _files_of_split(folder: Path, split: str) -> dict[str, Any]:
     return {}
 
 
-def _from_hub(path: str, split: str, subset: str | None, revision: str | None) -> Any:
+def _from_hub(path: str, subset: str | None, revision: str | None) -> Any:
     import datasets
 
     try:
-        return _split_of(datasets.load_dataset(path, name=subset, revision=revision), split, path)
-    except RmkitError:
-        raise
+        return datasets.load_dataset(path, name=subset, revision=revision)
     except Exception as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
-        raise RmkitError(
+        raise Unreachable(
             f"{path} is neither a local file nor a data set that the hub gives{offline}: {_first_line(error)}",
             "Check the spelling, the network and the access token, or give a local path.",
         ) from None
 
 
-def _split_of(loaded: Any, split: str, path: str) -> Any:
-    if not hasattr(loaded, "keys"):
-        return loaded
-    if split not in loaded:
-        raise RmkitError(f"{path} has no split {split}; it has {', '.join(loaded)}.", "Name one of these as the split.")
-    return loaded[split]
+def _of_split(loaded: Any, split: str, path: str) -> tuple[Any, list[str], str | None]:
+    """What `_rows` gives, of rows or of splits of them."""
+    taken = None
+    if hasattr(loaded, "keys"):
+        _refuse_missing_split(loaded, split, path)
+        loaded, taken = loaded[split], split
+    return loaded, list(loaded.column_names), taken
+
+
+def _refuse_missing_split(splits: Iterable[str], split: str, path: str) -> None:
+    if split not in splits:
+        raise RmkitError(f"{path} has no split {split}; it has {', '.join(splits)}.", "Name one of these as the split.")
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peft import LoraConfig, TaskType
 from transformers import AutoConfig, PretrainedConfig
 
 from rmkit.encoding import ChatEncoder
+from rmkit.overlap import training_overlap
 from rmkit.pairs import EncodedPairs, encode_pairs
-from rmkit.preferences import PreferenceData
+from rmkit.preferences import PreferenceData, PreferencePair
 from rmkit.recipe import Recipe
 from rmkit.reward_models import RewardModel
 from rmkit.reward_models.checkpoint import Origin
-from rmkit.sources.use import load_set
+from rmkit.sources.use import ignored_split, load_set
 from rmkit.vocabulary import load_tokenizer
 
 
@@ -22,6 +23,20 @@ def load_data(recipe: Recipe) -> dict[str, PreferenceData]:
     """The training set, which comes first, and the evaluation sets."""
     sets = (recipe.data.train, *recipe.data.evaluation)
     return {each.name: load_set(each, root=recipe.data.root, identical=recipe.data.identical) for each in sets}
+
+
+def warnings(
+    recipe: Recipe, data: Mapping[str, PreferenceData], used: Mapping[str, Sequence[PreferencePair]]
+) -> list[str]:
+    """Lines to be said of the sets: a split that a file does not have, what the sets share with the training set.
+
+    Args:
+        used: the pairs of each set that training and scoring use.
+    """
+    train, *evaluated = (recipe.data.train, *recipe.data.evaluation)
+    ignored = [ignored_split(each, data[each.name]) for each in (train, *evaluated)]
+    shared = [training_overlap(used[train.name], used[each.name]).warning(each.name) for each in evaluated]
+    return [line for line in (*ignored, *shared) if line is not None]
 
 
 def load_encoder(recipe: Recipe, base: Origin) -> tuple[ChatEncoder, list[str]]:

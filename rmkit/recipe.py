@@ -7,6 +7,7 @@ no torch; the fields under `training:` are checked against transformers by `trai
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -125,6 +126,16 @@ class Base(Section):
         return self
 
 
+def _can_be_compared(value: Any) -> Any:
+    """A value of `where`; see `rmkit.preferences.matching`."""
+    values = value if isinstance(value, list) else [value]
+    if not values or not all(each is None or isinstance(each, str | int | float) for each in values):
+        raise ValueError("it must be text, a number, true, false or null, or a list of these")
+    if any(isinstance(each, float) and not math.isfinite(each) for each in values):
+        raise ValueError("it must be finite")
+    return value
+
+
 class SourceSettings(BaseModel):
     """A set that `rmkit prepare` makes: its name and that source's own options, which the source checks.
 
@@ -151,7 +162,7 @@ class PreferenceSet(Section):
 
     `path` is below `data.root`, or a hub id. `source` says how the set is prepared where there is nothing at `path`;
     without a path it is kept under a name of its own. `subset` is a hub configuration; `where` keeps the rows with
-    these values in these columns.
+    these values in these columns, or with one of a list of values.
     """
 
     name: SetName
@@ -159,7 +170,7 @@ class PreferenceSet(Section):
     source: SourceSettings | None = None
     split: str = "test"
     subset: str | None = None
-    where: dict[str, str] = {}
+    where: dict[str, Annotated[Any, AfterValidator(_can_be_compared)]] = {}
     revision: str | None = None
     limit: PositiveInt | None = None
 
@@ -173,6 +184,12 @@ class PreferenceSet(Section):
 Category = Literal["in-distribution", "token-level shift", "domain shift", "control"]
 
 
+class TrainingSet(PreferenceSet):
+    """The set that is trained on: the split `train`, unless another is named."""
+
+    split: str = "train"
+
+
 class EvaluationSet(PreferenceSet):
     """A set that is scored; `category` is its relation to the training set (Section 5.2)."""
 
@@ -183,7 +200,7 @@ class Data(Section):
     """The training set, the evaluation sets, and what happens to pairs that cannot be used."""
 
     root: LocalPath | None = None
-    train: PreferenceSet
+    train: TrainingSet
     evaluation: list[EvaluationSet] = []
     max_length: PositiveInt | None = None
     over_length: Literal["drop", "error"] = "drop"

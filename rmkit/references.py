@@ -33,8 +33,12 @@ class References:
         self.seconds = 0.0
 
     def get(self, name: str) -> Tensor | None:
-        """Outputs [pairs, 2, outputs] of the reference on a set, if the reward model has a reference."""
-        return self.taken.get(name)
+        """Outputs [pairs, 2, outputs] of the reference on a set; None if the reward model has no reference.
+
+        Raises:
+            KeyError: if they have not been taken yet.
+        """
+        return None if self.kind.reference is None else self.taken[name]
 
     def take_from_policy(self, encoded: Mapping[str, EncodedPairs], trainer: Any, resumed: bool) -> None:
         """The base's outputs, from the policy where it has not been trained yet or has adapters to turn off."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from rmkit import distributed, environment
 from rmkit.evaluation.statistics import by_category, length_baselines
+from rmkit.overlap import training_overlap
 from rmkit.pairs import EncodedPairs
 from rmkit.preferences import PreferenceData
 from rmkit.recipe import Recipe
@@ -47,10 +48,12 @@ def run_record(
         "data": {
             name: {
                 "fingerprint": data[name].fingerprint,
+                "split": data[name].split,
                 "pairs": len(pairs),
                 "dropped": pairs.dropped,
                 "category": categories.get(name),
                 "training": name == training_set,
+                **(_shared(encoded[training_set], pairs) if name != training_set else {}),
                 **length_baselines(pairs.response_lengths),
             }
             for name, pairs in encoded.items()
@@ -72,3 +75,9 @@ def run_record(
         },
         "peak_memory_mib": environment.peak_memory_mib(),
     }
+
+
+def _shared(training: EncodedPairs, evaluation: EncodedPairs) -> dict[str, int]:
+    """How many pairs of a set have their prompt in the training set, and how many are training pairs."""
+    found = training_overlap(training.pairs, evaluation.pairs)
+    return {"shared_prompts": found.prompts, "shared_pairs": found.pairs}

@@ -39,7 +39,7 @@ from rmkit.errors import RmkitError, reported
 from rmkit.evaluation.tables import print_counts, print_metrics
 from rmkit.pairs import EncodedPairs
 from rmkit.preferences import PreferenceData
-from rmkit.preparation import encode, load_config, load_data, load_encoder, lora_config
+from rmkit.preparation import encode, load_config, load_data, load_encoder, lora_config, warnings
 from rmkit.push_callback import PushCallback
 from rmkit.recipe import Recipe, load_recipe, training_arguments
 from rmkit.references import References
@@ -221,6 +221,8 @@ def _encode(
     encoded = encode(recipe, data, kind)
     if state.is_main_process:
         print_counts(encoded, recipe.data.max_length, load_config(recipe, base).get_text_config())
+        for line in warnings(recipe, data, {name: each.pairs for name, each in encoded.items()}):
+            print(line)
         first = next(iter(encoded.values())).chosen[0]
         print(
             f"Last token of what is read: {kind.encoder.tokenizer.decode(first.ids[-1:])!r}, after "

@@ -62,7 +62,8 @@ def below(*folders):
     [
         ("errors", set()),
         ("losses", set()),
-        ("preferences", {"rmkit.errors"}),
+        ("json_rows", {"rmkit.errors"}),
+        ("preferences", {"rmkit.errors", "rmkit.json_rows"}),
         ("settings", {"rmkit.errors"}),
         ("training_options", {"rmkit.errors", "rmkit.settings"}),
         ("recipe", {"rmkit.errors", "rmkit.settings", "rmkit.training_options"}),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pandas as pd
 import pytest
 import typer
@@ -216,7 +217,8 @@ def invoke(*arguments):
 def test_the_command_can_only_prepare(tmp_path):
     done = invoke("--prepare-only", "--output", str(tmp_path))
     assert done.exit_code == 0
-    assert sorted(each.stem for each in (tmp_path / "data" / "quickstart").iterdir()) == sorted(SETS)
+    prepared = datasets.load_from_disk(str(tmp_path / "data" / "quickstart"))
+    assert sorted(prepared) == sorted(SETS)
     assert not (tmp_path / "runs").exists()
 
 

@@ -11,6 +11,7 @@ from functools import partial
 
 import datasets
 import pytest
+from released_clone import FOLDERS, rows, write_clone
 
 from rmkit.errors import RmkitError
 from rmkit.preferences import load_preferences
@@ -19,37 +20,10 @@ from rmkit.sources import released, use
 from rmkit.sources.base import prepare
 from rmkit.sources.released import ReleasedOptions, broken, prepare_all
 
-STAMP = "2025_04_19-17_01_44"
-ULTRAFEEDBACK = f"ultrafeedback_seed_982_ntrain_2000_ntest_200_no_translate_prompts_{STAMP}"
-FOLDERS = {
-    "ultrafeedback": ULTRAFEEDBACK,
-    "rewardmath": "rewardmath_seed_982_ntrain_2000_ntest_200_2025_04_13-18_27_54",
-    "rewardbench_math": "rewardbench_math_seed_982_ntrain_-1_ntest_200_2025_04_23-15_48_54",
-    "rewardbench_code": "rewardbench_code_seed_982_ntrain_-1_ntest_200_2025_04_23-15_49_17",
-    "ultrafeedback_paraphrased": f"rewritten/rewrite_gpt-4.1_{ULTRAFEEDBACK}_2025_04_19-19_21_58",
-    "ultrafeedback_french": f"rewritten/translate_french_gpt-4.1_{ULTRAFEEDBACK}_2025_04_19-19_37_54",
-    "ultrafeedback_spanish": f"rewritten/translate_spanish_gpt-4.1_{ULTRAFEEDBACK}_2025_04_19-19_38_08",
-}
-
-
-def rows(name, split, number):
-    pairs = {
-        "prompt": [f"{split} prompt {each}" for each in range(number)],
-        "chosen": [f"{name} good {each}" for each in range(number)],
-        "rejected": [f"{name} bad {each}" for each in range(number)],
-    }
-    if name.startswith("ultrafeedback_"):
-        pairs |= {"orig_index": list(range(number)), "orig_chosen": ["x"] * number, "orig_rejected": ["y"] * number}
-    return datasets.Dataset.from_dict(pairs)
-
 
 @pytest.fixture
 def clone(tmp_path):
-    for name, folder in FOLDERS.items():
-        made = datasets.DatasetDict({"train": rows(name, "train", 8), "test": rows(name, "test", 4)})
-        made.save_to_disk(str(tmp_path / "clone" / "data_files" / folder))
-        (tmp_path / "clone" / "data_files" / folder / "run_config.json").write_text("{}")
-    return tmp_path / "clone"
+    return write_clone(tmp_path / "clone")
 
 
 def shard(clone, name, split):
@@ -222,6 +196,16 @@ def test_offline_is_said(tmp_path, served, monkeypatch):
         prepare_all(ReleasedOptions(), tmp_path / "data")
     with pytest.raises(RmkitError, match="is no commit"):
         prepare_all(ReleasedOptions(revision="main"), tmp_path / "data")
+
+
+def test_a_clone_that_cannot_be_written_gives_sets_that_can(tmp_path, clone):
+    places = [clone, *clone.rglob("*")]
+    for each in places:
+        each.chmod(0o555 if each.is_dir() else 0o444)
+    prepare_all(ReleasedOptions(source=clone), tmp_path / "data")
+    assert all(each.stat().st_mode & 0o200 for each in (tmp_path / "data").rglob("*"))
+    for each in places:
+        each.chmod(0o755 if each.is_dir() else 0o644)
 
 
 def test_the_clone_is_left_as_it_was(tmp_path, clone):

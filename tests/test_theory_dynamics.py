@@ -169,9 +169,9 @@ def test_gammas_keep_their_bounds(folder: Path) -> None:
 def test_the_vocabulary_in_parts_gives_the_same(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = lab_for(llama, Implicit())
     frozen = peaked(lab, encoded(lab))
-    whole = predict(lab.kind, lab, frozen[0], frozen[1], frozen)
+    whole = predict(lab.kind, lab, frozen[0], frozen[1], frozen, own_reference(lab, frozen[:2]))
     monkeypatch.setattr(equations, "_ENTRIES_AT_ONCE", 1500)
-    in_parts = predict(lab.kind, lab, frozen[0], frozen[1], frozen)
+    in_parts = predict(lab.kind, lab, frozen[0], frozen[1], frozen, own_reference(lab, frozen[:2]))
     torch.testing.assert_close(in_parts.change, whole.change, rtol=1e-10, atol=0)
 
 
@@ -208,7 +208,7 @@ def test_all_parameters_against_the_inner_product_of_gradients(llama: Path) -> N
     def said(some: list[Any]) -> Tensor:
         return run(lab.model, lab.kind.outputs, pad(some, lab.kind.encoder.tokenizer.pad_token_id))
 
-    reward = gradients(lab.kind.rewards(said(target)).sum())
+    reward = gradients(lab.kind.rewards(said(target), said(target).detach()).sum())
     reference = said(pair).detach()[None]
     loss = gradients(lab.kind.loss(said(pair)[None], reference))
     expected = -rate * sum(float((one * other).sum()) for one, other in zip(reward, loss, strict=True))

@@ -44,6 +44,9 @@ def check(
         base = _base(loaded, training)
         if base is None:
             _print_sets(console, loaded, data, {})
+            _print_warnings(
+                console, preparation.warnings(loaded, data, {name: each.pairs for name, each in data.items()})
+            )
             console.print(
                 "The base is to be built (base.build) and is not in the cache: what models read, lengths, steps and "
                 "memory are known once `rmkit train` has built it.",
@@ -55,6 +58,9 @@ def check(
         encoded = preparation.encode(loaded, data, kind)
         pairs = encoded[loaded.data.train.name]
         _print_sets(console, loaded, data, encoded)
+        _print_warnings(
+            console, preparation.warnings(loaded, data, {name: each.pairs for name, each in encoded.items()})
+        )
         _print_examples(console, loaded, checking.examples(loaded, encoder, pairs.pairs[0]))
         config = preparation.load_config(loaded, base)
         bos, eos = checking.token_counts(encoder, pairs)
@@ -116,6 +122,11 @@ def _print_sets(
 
 def _warned(number: int) -> str:
     return f"[yellow]{number}[/]" if number else "0"
+
+
+def _print_warnings(console: Console, lines: list[str]) -> None:
+    for line in lines:
+        console.print(line, markup=False, highlight=False, style="yellow")
 
 
 def _print_examples(console: Console, recipe: Recipe, shown: list[Example]) -> None:

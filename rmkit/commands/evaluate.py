@@ -47,10 +47,14 @@ def evaluate(
         from rmkit.evaluation.suites import best_of_accuracy, load_set, load_suite, section_scores
         from rmkit.evaluation.tables import print_means, print_scores
         from rmkit.run_directory import check_place, write_json, write_table
+        from rmkit.sources.use import ignored_split
 
         check_place(output / "results.json")
         chosen_suite = load_suite(suite, root)
         data = {each.name: load_set(each, chosen_suite.root) for each in chosen_suite.sets}  # all, before the model
+        for line in (ignored_split(each, data[each.name]) for each in chosen_suite.sets):
+            if line is not None and is_main_process():
+                print(line)
         scorer = loaded(model, type, pooling, reference, beta, dtype, layout, date_string, trust_remote_code)
         results: dict[str, dict[str, Any]] = {}
         found = scored(scorer, data, batch_size, max_length, f"{len(data)} sets")

@@ -78,6 +78,7 @@ def _released(given: dict[str, Any], output: Path, overwrite: bool) -> None:
 
     from rmkit.sources.released import prepare_all, released_options
 
+    kept = [] if overwrite else [each.name for each in output.glob("*/") if any(each.iterdir())]
     results = prepare_all(released_options(given), output, overwrite)
     table = Table(title="The paper's own sets")
     for column in ("set", "train", "test", "test prompts in train"):
@@ -86,8 +87,9 @@ def _released(given: dict[str, Any], output: Path, overwrite: bool) -> None:
         if isinstance(result, str):
             table.add_row(name, "[yellow]left out[/]", "", "")
         else:
-            rows = [str(result["splits"][split]["rows"]) for split in ("train", "test")]
-            table.add_row(name, *rows, str(result["overlap"]["test"]["prompt"]))
+            rows = [str(result["splits"].get(split, {}).get("rows", "")) for split in ("train", "test")]
+            title = f"{name} (was there)" if name in kept else name
+            table.add_row(title, *rows, str(result["overlap"].get("test", {}).get("prompt", "")))
     console = Console()
     console.print(table)
     for name, result in results.items():

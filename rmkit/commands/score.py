@@ -29,7 +29,7 @@ Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let the model'
 def score(
     model: Model,
     data: Annotated[str, typer.Argument(help="A save_to_disk folder, .parquet, .jsonl, .json, or a hub id.")],
-    split: Annotated[str, typer.Option(help="The split to score.")] = "test",
+    split: Annotated[str | None, typer.Option(help="The split to score.", show_default="test")] = None,
     output: Annotated[Path, typer.Option(help="Where the rewards go.")] = Path("rewards.parquet"),
     type: Type = None,
     pooling: Pooling = None,
@@ -51,7 +51,9 @@ def score(
         from rmkit.run_directory import check_place, write_table
 
         check_place(output)
-        pairs = load_preferences(data, split=split, subset=subset, limit=limit)
+        pairs = load_preferences(data, split=split or "test", subset=subset, limit=limit)
+        if split is not None and pairs.split is None and is_main_process():
+            print(f"warning: {data} has no splits: --split {split} is ignored")
         scorer = loaded(model, type, pooling, reference, beta, dtype, layout, date_string, trust_remote_code)
         found = scored(scorer, {pairs.name: pairs}, batch_size, max_length, pairs.name)[pairs.name]
         summary = found.summary()  # refuses rewards that are not finite

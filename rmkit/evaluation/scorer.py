@@ -133,9 +133,16 @@ class _Gathering:
 
 
 class Scorer:
-    """A loaded reward model. `score` rewards responses; `score_pairs` rewards the two responses of preference pairs."""
+    """A loaded reward model. `score` rewards responses; `score_pairs` rewards the two responses of preference pairs.
+
+    Raises:
+        ValueError: if the reward model has a reference that was not loaded with it.
+    """
 
     def __init__(self, checkpoint: Checkpoint, device: str | torch.device | None = None):
+        loaded = checkpoint.reference is not None or checkpoint.reference_is_base
+        if checkpoint.reward_model.reference is not None and not loaded:
+            raise ValueError(f"the reference {checkpoint.reward_model.reference} was not loaded (policy_only)")
         self.checkpoint = checkpoint
         self.reward_model = checkpoint.reward_model
         self.device = torch.device(device) if device is not None else PartialState().device

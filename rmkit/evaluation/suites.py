@@ -11,6 +11,7 @@ Benchmarks that have their own sections give their sets a `section` and a `weigh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,7 @@ from numpy.typing import ArrayLike
 from pydantic import PositiveFloat, model_validator
 
 from rmkit.errors import RmkitError
-from rmkit.preferences import PreferenceData, PreferencePair, checked, load_rows, row_pair
+from rmkit.preferences import PreferenceData, PreferencePair, checked, load_rows, matching, row_pair
 from rmkit.recipe import EvaluationSet
 from rmkit.settings import Section, load_yaml, validated
 from rmkit.sources.use import load_set as load_pairs
@@ -88,11 +89,13 @@ def load_set(each: SuiteSet, root: Path | None, identical: Literal["drop", "erro
     if each.score == "accuracy":
         return load_pairs(each, root=root, identical=identical)
     path = locate(each, root)
-    rows = load_rows(path, split=each.split, root=root, subset=each.subset, revision=each.revision, where=each.where)
-    if each.limit is not None:
-        rows = rows.select(range(min(each.limit, len(rows))))
-    pairs = [pair for index, row in enumerate(rows) for pair in _best_of_pairs(path, index, row)]
-    return checked(pairs, each.name, identical)
+    rows, taken = load_rows(
+        path, split=each.split, root=root, subset=each.subset, revision=each.revision, where=each.where
+    )
+    index = matching(rows, each.where, path)[: each.limit]
+    numbered = zip(index.tolist(), rows.select(index), strict=True)
+    pairs = [pair for number, row in numbered for pair in _best_of_pairs(path, number, row)]
+    return replace(checked(pairs, each.name, identical), split=taken)
 
 
 def _best_of_pairs(path: str, index: int, row: Mapping[str, object]) -> list[PreferencePair]:

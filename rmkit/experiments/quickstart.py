@@ -24,16 +24,15 @@ from transformers.utils import logging as transformers_logging
 from rmkit import environment
 from rmkit.bases import ensure_base
 from rmkit.errors import RmkitError
-from rmkit.experiments.corpus import corpus_fingerprint, persona_pairs, quickstart_documents
+from rmkit.experiments.corpus import corpus_fingerprint, quickstart_documents
 from rmkit.experiments.quickstart_report import RESULT_COLUMNS, results, write_report
-from rmkit.recipe import Recipe, load_recipe
-from rmkit.run_directory import RunDirectory, write_text
+from rmkit.recipe import PreferenceSet, Recipe, SourceSettings, load_recipe
+from rmkit.run_directory import RunDirectory
+from rmkit.sources.use import locate
 from rmkit.train import train
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "quickstart"
 RECIPE_NAMES = ("exrm", "imrm", "exgrm")
-PAIRS_SEED = 0
-"""The pairs are the same in every run: seeds change the order of training and the explicit head, not the data."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +45,17 @@ class Quickstart:
 
 
 def prepare(output: Path) -> Path:
-    """Write the six sets of pairs to data/quickstart/ in `output`; returns data/, the recipes' data.root.
+    """Prepare the six sets of pairs in data/quickstart/ below `output`, unless they are there; returns data/.
 
     Raises:
         RmkitError: if that folder cannot be made.
     """
     root = output / "data"
     try:
-        (root / "quickstart").mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RmkitError(f"{output} cannot hold data, runs and a report: {error}.", "Give another --output.") from None
-    for name, pairs in persona_pairs(PAIRS_SEED).items():
-        lines = (json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
-        write_text(root / "quickstart" / f"{name}.jsonl", "".join(lines))
+    locate(PreferenceSet(name="quickstart", path="quickstart", source=SourceSettings(name="quickstart")), root)
     return root
 
 

@@ -67,7 +67,11 @@ class RewardModel(ABC, Generic[Settings]):
 
     @abstractmethod
     def rewards(self, outputs: Tensor, reference: Tensor | None = None) -> Tensor:
-        """Rewards [...] from outputs [..., outputs] of the model and, where it has one, of its reference."""
+        """Rewards [...] from outputs [..., outputs] of the model and, where it has one, of its reference.
+
+        Raises:
+            ValueError: if the type has a reference and its outputs are missing, or are not those of these sequences.
+        """
 
     def log_rewards(self, outputs: Tensor) -> Tensor | None:
         """The logarithms [...] of rewards that are probabilities, which rank where these saturate; else None."""

@@ -55,6 +55,17 @@ class ImplicitRewardModel(RewardModel[Implicit]):
         return response_token_log_probs(model, hidden, batch)[:, None]
 
     def rewards(self, outputs: Tensor, reference: Tensor | None = None) -> Tensor:
+        """Eq. 2 [...].
+
+        Raises:
+            ValueError: if the reference's outputs are missing, are there although there is no reference, or are of
+                another shape than `outputs`, which broadcasting could hide.
+        """
+        if (reference is None) != (self.reference is None):
+            found = "there are none" if reference is None else "there are some"
+            raise ValueError(f"the reference is {self.settings.reference}, but of its outputs {found}")
+        if reference is not None and reference.shape != outputs.shape:
+            raise ValueError(f"outputs are {list(outputs.shape)}, but those of the reference {list(reference.shape)}")
         return implicit_reward(outputs[..., 0], None if reference is None else reference[..., 0], self.settings.beta)
 
     def loss(self, outputs: Tensor, reference: Tensor | None = None, margin: Tensor | None = None) -> Tensor:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
 
-from rmkit.errors import RmkitError
+from rmkit.errors import RmkitError, Unreachable
 from rmkit.preferences import load_rows
 from rmkit.run_directory import replacing
 from rmkit.settings import Section, validated
@@ -67,11 +67,13 @@ class Source(ABC):
     Attributes:
         name: as in `rmkit prepare NAME` and in `source: NAME`.
         about: a line on what it is.
+        where: the address of its data.
         options: the schema of what it can be told.
     """
 
     name: str
     about: str
+    where: str
     options: type[Section]
 
     @abstractmethod
@@ -132,12 +134,12 @@ class Preparation:
                     f"The source {local} is one file, but the splits {' and '.join(sorted(self._read))} are needed.",
                     "Give the folder that holds a file for each.",
                 )
-            return load_rows(str(local.absolute()), split=split, columns=columns)
+            return load_rows(str(local.absolute()), split=split, columns=columns)[0]
         if self.revision is None:
             self.revision = self.options.revision or _newest(self.origin)
         if file is not None:
-            return load_rows(_hub_file(self.origin, file, self.revision), split=split, columns=columns)
-        return load_rows(self.origin, split=split, revision=self.revision, columns=columns)
+            return load_rows(_hub_file(self.origin, file, self.revision), split=split, columns=columns)[0]
+        return load_rows(self.origin, split=split, revision=self.revision, columns=columns)[0]
 
     def count(self, step: str, splits: Mapping[str, Sequence[Any]]) -> None:
         """Note what is left after a step."""
@@ -156,6 +158,10 @@ class PairSource(Source):
     origin: str
     options: type[Section]
     splits: Callable[[Preparation], Mapping[str, Iterable[Row]]]
+
+    @property
+    def where(self) -> str:  # type: ignore[override]
+        return f"https://huggingface.co/datasets/{self.origin}"
 
     def write(self, options: Any, folder: Path) -> Card:
         import datasets
@@ -240,7 +246,7 @@ def _hub_file(hub: str, file: str, revision: str | None) -> str:
         return str(hf_hub_download(hub, file, repo_type="dataset", revision=revision))
     except Exception as error:  # whatever the hub and the network raise
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RmkitError(
+        raise Unreachable(
             f"{file} of {hub} cannot be fetched: {cause}", "Check the network, or give a local copy (--source)."
         ) from None
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 import subprocess
 import tarfile
 from collections.abc import Sequence
@@ -19,16 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from rmkit.cache import rmkit_cache
-from rmkit.errors import RmkitError
+from rmkit.errors import RmkitError, Unreachable
 from rmkit.preferences import COLUMNS
 from rmkit.run_directory import replacing
 from rmkit.settings import Section
 from rmkit.sources.base import Source, refuse_to_replace
-from rmkit.sources.card import Card, describe, write_card
+from rmkit.sources.card import Card, describe, read_card, write_card
 
 REPOSITORY = "princeton-pli/exrm-vs-imrm"
 COMMIT = "58357b566814ea51d4e54bae8ace751889a22c14"
-URL = f"https://github.com/{REPOSITORY}/archive/{{commit}}.tar.gz"
+WHERE = f"https://github.com/{REPOSITORY}"
+URL = f"{WHERE}/archive/{{commit}}.tar.gz"
+PREFIX = "released/"
 DATA = "data_files"
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # with which an Arrow stream that was written whole ends
 _TIMEOUT = 60.0
@@ -63,22 +66,25 @@ class Released(Source):
 
     name: str
     about: str
+    where: str = WHERE
     options: type[Section] = ReleasedOptions
 
     def write(self, options: ReleasedOptions, folder: Path) -> Card:
         import datasets
 
         data = data_files(options)
-        short_name = self.name.removeprefix("released/")
+        short_name = self.name.removeprefix(PREFIX)
         found = find_folder(data, short_name)
         fault = broken(found)
         if fault is not None:
             raise RmkitError(f"{found.relative_to(data)} of the released sets cannot be used: {fault}.", _FETCH)
         shutil.copytree(found, folder)
+        for each in (folder, *folder.rglob("*")):  # a clone may be one that cannot be written
+            each.chmod(each.stat().st_mode | stat.S_IWUSR)
         splits = datasets.load_from_disk(str(folder))
         steps = [{"step": found.name, "rows": {split: len(rows) for split, rows in splits.items()}}]
         revision = options.revision if options.source is None else _head(options.source)
-        where = f"https://github.com/{REPOSITORY}" if options.source is None else str(options.source)
+        where = WHERE if options.source is None else str(options.source)
         return describe(splits, self.name, where, revision, options, steps)
 
 
@@ -88,15 +94,26 @@ _FETCH = "Clone the authors' repository whole (with Git LFS, if it uses it), or 
 def prepare_all(options: ReleasedOptions, output: Path, overwrite: bool = False) -> dict[str, Card | str]:
     """Every published set that is whole, each in a folder of its short name: its card, or why it was left out.
 
+    Sets that are there already, of the same commit or without a card, are kept unless `overwrite` is on.
+
     Raises:
-        RmkitError: if there is no repository, none of the sets is whole, or something is in the way.
+        RmkitError: if there is no repository, none of the sets is whole, or something else is in the way.
     """
-    data = data_files(options)
-    for name in PATTERNS:
-        refuse_to_replace(output / name, overwrite)
     results: dict[str, Card | str] = {}
     for source in SOURCES:
-        name = source.name.removeprefix("released/")
+        name = source.name.removeprefix(PREFIX)
+        card = None if overwrite else _card_of_kept(source.name, options, output / name)
+        if card is not None:
+            results[name] = card
+        else:
+            refuse_to_replace(output / name, overwrite)
+    if len(results) == len(SOURCES):
+        return results
+    data = data_files(options)
+    for source in SOURCES:
+        name = source.name.removeprefix(PREFIX)
+        if name in results:
+            continue
         try:
             with replacing(output / name) as folder:
                 card = source.write(options, folder)
@@ -104,9 +121,24 @@ def prepare_all(options: ReleasedOptions, output: Path, overwrite: bool = False)
             results[name] = card
         except RmkitError as error:
             results[name] = error.cause
+        except OSError as error:
+            raise RmkitError(f"{output} cannot be written: {error}.", "Give another --output, or make room.") from None
     if all(isinstance(each, str) for each in results.values()):
         raise RmkitError(f"None of the released sets is in {data}.", _FETCH)
     return results
+
+
+def _card_of_kept(name: str, options: ReleasedOptions, folder: Path) -> Card | None:
+    """The card of a set at `folder` that recipes take as it is (see `rmkit.sources.use`); None if there is none."""
+    import datasets
+
+    if not (folder / "dataset_dict.json").exists() or broken(folder) is not None:
+        return None
+    card = read_card(folder)
+    if card is None:
+        return describe(datasets.load_from_disk(str(folder)), name, str(folder), None, options, [])
+    same = card.get("name") == name and card.get("options", {}).get("revision") == options.revision
+    return card if same else None
 
 
 def find_folder(data: Path, name: str) -> Path:
@@ -180,9 +212,9 @@ def fetch(url: str, file: Path) -> None:
     import requests
     from tqdm.auto import tqdm
 
-    remedy = f"Clone https://github.com/{REPOSITORY} and run `rmkit prepare released --source CLONE --output ROOT`."
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
-        raise RmkitError(f"{url} is not fetched while HF_HUB_OFFLINE is set.", f"Unset it. {remedy}")
+    remedy = f"clone {WHERE} on a machine that has a network, and give the clone with --source CLONE."
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise Unreachable(f"{url} is not fetched while HF_HUB_OFFLINE is set.", f"Unset it, or {remedy}")
     try:
         with requests.get(url, stream=True, timeout=_TIMEOUT) as answer:
             answer.raise_for_status()
@@ -195,7 +227,9 @@ def fetch(url: str, file: Path) -> None:
                     stream.write(piece)
                     bar.update(len(piece))
     except requests.RequestException as error:
-        raise RmkitError(f"{url} cannot be fetched: {type(error).__name__}.", f"Check the network. {remedy}") from None
+        raise Unreachable(
+            f"{url} cannot be fetched: {type(error).__name__}.", f"Check the network, or {remedy}"
+        ) from None
 
 
 def _head(clone: Path) -> str | None:
@@ -231,7 +265,7 @@ def unpack(archive: Path, revision: str, folder: Path) -> None:
         raise RmkitError(f"The archive of {revision} has no {DATA}/.", "Give another --revision.")
 
 
-SOURCES: Sequence[Released] = [Released(f"released/{name}", f"the paper's own {name}") for name in PATTERNS]
+SOURCES: Sequence[Released] = [Released(f"{PREFIX}{name}", f"the paper's own {name}") for name in PATTERNS]
 
 
 def released_options(given: dict[str, Any]) -> ReleasedOptions:

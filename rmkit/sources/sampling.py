@@ -89,7 +89,7 @@ def length_tokenizer(name: str) -> Any:
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise RmkitError(
             f"The tokenizer {name} for the length filter could not be loaded: {cause}",
-            "Give --tokenizer a folder or hub id that this machine can reach, or none for no filter.",
+            "Give as tokenizer a folder or hub id that this machine can reach, or none for no length filter.",
         ) from None
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
 from rmkit.cache import rmkit_cache
-from rmkit.errors import RmkitError
+from rmkit.errors import RmkitError, Unreachable
 from rmkit.preferences import PreferenceData, load_preferences
 from rmkit.recipe import PreferenceSet
 from rmkit.settings import validated
 from rmkit.sources import find
 from rmkit.sources.base import prepare
 from rmkit.sources.card import read_card
+from rmkit.sources.released import PREFIX as RELEASED
 
 _VERSION = 1  # part of every name in the cache: raise it when a source would prepare other pairs with the same options
 
@@ -36,6 +38,13 @@ def load_set(each: PreferenceSet, *, root: Path | None, identical: Literal["drop
         limit=each.limit,
         identical=identical,
     )
+
+
+def ignored_split(each: PreferenceSet, data: PreferenceData) -> str | None:
+    """A line on a split that was asked for of a file that has none; None otherwise."""
+    if "split" not in each.model_fields_set or data.split is not None:
+        return None
+    return f"warning: {each.name}: {each.path} has no splits: `split: {each.split}` is ignored"
 
 
 def locate(each: PreferenceSet, root: Path | None) -> str:
@@ -66,12 +75,29 @@ def locate(each: PreferenceSet, root: Path | None) -> str:
             with FileLock(folder.parent / f".{folder.name}.lock"):  # other runs may want it at the same time
                 if not folder.exists():
                     prepare(name, given, folder, said_by=said_by)
+        except Unreachable as error:
+            raise RmkitError(
+                f"{each.name}: {folder} does not exist, and {error.cause}", _by_hand(name, given, folder, root)
+            ) from None
         except OSError as error:
             raise RmkitError(
                 f"{each.name} cannot be prepared in {folder.parent}: {error}.", "Give a data.root that can be written."
             ) from None
     _refuse_others(folder, name, options)
     return str(folder)
+
+
+def _by_hand(name: str, given: dict[str, Any], folder: Path, root: Path | None) -> str:
+    """The command that prepares a source from a copy of its data: one that brings all released sets, where it can."""
+    source = find(name)
+    short = name.removeprefix(RELEASED)
+    copy = "COPY" if short == name else "CLONE"
+    if short != name and not given and root is not None and folder == (root / short).absolute():
+        command = ["prepare", "released", "--source", copy, "--output", str(root)]
+    else:
+        options = [f"{key}={json.dumps(value)}" for key, value in given.items()]
+        command = ["prepare", name, *options, "--source", copy, "--output", str(folder)]
+    return f"Bring {source.where} to this machine, as {copy}, and run `rmkit {shlex.join(command)}`."
 
 
 def _refuse_others(folder: Path, name: str, options: dict[str, Any]) -> None:

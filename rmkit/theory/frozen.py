@@ -138,11 +138,11 @@ def measured_changes(
         pair = outputs(lab, [chosen, rejected]).unflatten(0, (1, 2))
         (gradient,) = torch.autograd.grad(lab.kind.loss(pair, reference), weight)
     with torch.no_grad():
-        before = lab.kind.rewards(outputs(lab, targets))
+        before = outputs(lab, targets)
         changes = []
         for learning_rate in learning_rates:
             weight.copy_(initial).sub_(gradient, alpha=learning_rate)
-            changes.append(lab.kind.rewards(outputs(lab, targets)) - before)
+            changes.append(reward_change(lab.kind, before, outputs(lab, targets)))
         weight.copy_(initial)
     return torch.stack(changes)
 
@@ -161,10 +161,10 @@ def trainable_changes(
     transformers computes norms and attention weights in float32 whatever the model's dtype, so this is less exact.
     """
 
-    def rewards() -> Tensor:
-        return lab.kind.rewards(sequence_outputs(lab.model, lab.kind, targets, batch_size=batch_size))
+    def said() -> Tensor:
+        return sequence_outputs(lab.model, lab.kind, targets, batch_size=batch_size)
 
-    before = rewards()
+    before = said()
     device = next(lab.model.parameters()).device
     batch = {name: each.to(device) for name, each in _padded(lab, [chosen, rejected]).items()}
     with torch.enable_grad():
@@ -173,11 +173,17 @@ def trainable_changes(
     with torch.no_grad():
         for parameter in trained:
             parameter.sub_(parameter.grad, alpha=learning_rate)
-        after = rewards()
+        after = said()
         for parameter in trained:
             parameter.add_(parameter.grad, alpha=learning_rate)
             parameter.grad = None
-    return after - before
+    return reward_change(lab.kind, before, after)
+
+
+def reward_change(kind: RewardModel[Any], before: Tensor, after: Tensor) -> Tensor:
+    """Changes of rewards [...] between outputs [..., outputs]: the reference cancels, so any outputs serve as its."""
+    reference = None if kind.reference is None else before
+    return kind.rewards(after, reference) - kind.rewards(before, reference)
 
 
 def _padded(lab: Lab, sequences: Sequence[TokenSequence]) -> Batch:
