@@ -111,27 +111,31 @@ def test_the_template_hash_tells_templates_and_dates_apart():
 
 
 def test_a_second_bos_from_the_template_is_refused():
-    assert "Two BOS tokens (<bos>)" in refused("gemma2", "{{ bos_token }}" + tiny.GEMMA).cause
+    assert "starts with two BOS tokens (<bos>)" in refused("gemma2", "{{ bos_token }}" + tiny.GEMMA).cause
+
+
+def test_a_bos_that_opens_every_turn_is_no_second_bos():
+    """As in SmolLM2."""
+    made = ChatEncoder(ready("qwen2", bos_token="<|im_start|>"))
+    (sequence,) = made.response_sequences(["How?"], ["Yes"])
+    assert sequence.ids.count(made.tokenizer.bos_token_id) == 2
+    assert sequence == ChatEncoder(ready("qwen2")).response_sequences(["How?"], ["Yes"])[0]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
-def test_texts_to_which_a_template_was_applied_are_refused(architecture):
+def test_texts_to_which_a_template_was_applied_are_text(architecture):
     made = encoder(architecture)
     templated = made.tokenizer.apply_chat_template(
         [{"role": "user", "content": "How?"}], tokenize=False, add_generation_prompt=True, date_string=DATE
-    )
-    with pytest.raises(RmkitError, match="Two BOS tokens"):
-        made.response_sequences([templated], ["Yes"])
-    with pytest.raises(RmkitError, match="Two BOS tokens"):
-        made.verification_sequences([templated], ["Yes"])
-    with pytest.raises(RmkitError, match="Two BOS tokens"):
-        made.response_sequences(["How?"], ["<bos>Yes"])
-
-
-def test_where_bos_and_eos_are_one_token_responses_may_hold_it():
-    made = encoder("gpt_neox")
-    assert made.tokenizer.bos_token == made.tokenizer.eos_token
-    assert made.response_sequences(["How?"], ["a<|endoftext|>b<|endoftext|>"])
+    ).strip()
+    bos = made.tokenizer.bos_token_id
+    (sequence,) = made.response_sequences([templated], ["Yes"])
+    assert sequence.ids.count(bos) == 1
+    assert (sequence.prompt_spells, sequence.response_spells) == (True, False)
+    assert templated in made.tokenizer.decode(sequence.ids)
+    assert made.verification_sequences([templated], ["Yes"])[0].ids.count(bos) == 1
+    assert made.is_templated(templated)
+    assert not made.is_templated("How?")
 
 
 @pytest.mark.parametrize("ending", ["", "\n", "</s>", " END"])
@@ -296,7 +300,7 @@ def test_an_unknown_word_is_refused(tmp_path):
     )
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}[EOS]{% endfor %}"
     made = ChatEncoder(tokenizer)
-    assert made.single_token("Yes") == 3
+    assert made.answer_token("Yes") == 3
     with pytest.raises(RmkitError, match="'No' is not one token"):
         reward_model(Generative(), made)
 
