@@ -2,8 +2,8 @@
 
 Control tokens are the tokenizer's special tokens, and added tokens that the chat template itself writes to structure
 turns. To tell the template's own from those that a text spells, the conversation is rendered with the text's characters
-replaced. The template's tokens are then renamed, in the rendered text and in a copy of the tokenizer, to names that occur
-nowhere in the text. The copy gives them their ids and tokenises everything else as text.
+replaced. The template's tokens are then renamed, in the rendered text and in a copy of the tokenizer, to names that
+occur nowhere in the text. The copy gives them their ids and tokenises everything else as text.
 """
 
 from __future__ import annotations
@@ -105,9 +105,9 @@ class ControlTokens:
         those alone that spell control tokens or stand at an end, where the template could complete one.
         """
         spelled = [{at for _, start, stop in self._found(each) for at in range(start, stop)} for each in contents]
-        refused = isinstance(rendered, RmkitError)
+        refused = rendered if isinstance(rendered, RmkitError) else None
         if refused and not any(spelled):
-            raise rendered
+            raise refused
         ends = [at | _ends(each) for at, each in zip(spelled, contents, strict=True)]
         everything = [set(range(len(each))) for each in contents]
         masked = None
@@ -119,7 +119,7 @@ class ControlTokens:
             if _restored(masked, masks) == rendered:
                 return masked
         if masked is None:
-            raise rendered if refused else self._unreadable()
+            raise refused or self._unreadable()
         return masked  # the template looks for control tokens in the contents: it is shown none
 
     def _found(self, text: str) -> list[tuple[int, int, int]]:

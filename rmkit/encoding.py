@@ -256,11 +256,12 @@ class ChatEncoder:
         encoded = iter(self._ids([text for text in texts if isinstance(text, str)]))
         found = []
         for each, text in zip(contents, texts, strict=True):
-            ids = next(encoded) if isinstance(text, str) else None
-            if ids is not None and self._control_tokens.written(text, ids) == controls:
-                found.append((ids, False))
-            else:
-                found.append(self._with_control_tokens(render, each, text, ids))
+            if isinstance(text, str):
+                ids = next(encoded)
+                if self._control_tokens.written(text, ids) == controls:
+                    found.append((ids, False))
+                    continue
+            found.append(self._with_control_tokens(render, each, text, ids if isinstance(text, str) else None))
         return found
 
     def _with_control_tokens(

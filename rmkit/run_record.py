@@ -49,6 +49,7 @@ def run_record(
                 "fingerprint": data[name].fingerprint,
                 "pairs": len(pairs),
                 "dropped": pairs.dropped,
+                "control_texts": pairs.control_texts,
                 "category": categories.get(name),
                 "training": name == training_set,
                 **length_baselines(pairs.response_lengths),

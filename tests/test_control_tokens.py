@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-import tiny
 import trl
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
