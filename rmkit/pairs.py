@@ -177,8 +177,8 @@ def remarks(
         )
     if templated > len(lengths) / 2:
         lines.append(
-            f"{name}: {templated} of {len(lengths)} prompts start with a control token: a chat template seems to have "
-            "been applied to them already; give plain texts"
+            f"{name}: {templated} of {len(lengths)} prompts start with a control token or as the chat template does: "
+            "a template seems to have been applied to them already; give plain texts"
         )
     return lines
 
@@ -229,15 +229,14 @@ def encoded(
                     )
             else:
                 lengths = tuple(len(plain[each]) - plain[each].response_start for each in (chosen, rejected))
-                spells = plain[chosen].prompt_spells
                 yield EncodedPair(
                     pair,
                     read[chosen],
                     read[rejected],
                     plain[chosen],
                     (lengths[0], lengths[1]),
-                    spells + plain[chosen].response_spells + plain[rejected].response_spells,
-                    spells and encoder.is_templated(pair.prompt),
+                    sum((plain[chosen].prompt_spells, plain[chosen].response_spells, plain[rejected].response_spells)),
+                    encoder.is_templated(pair.prompt),
                 )
                 left += 1
                 continue
