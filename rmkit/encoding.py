@@ -152,15 +152,15 @@ class ChatEncoder:
             RmkitError: if the word is several tokens there, or unknown, or if that depends on the pair.
         """
         found = [self._continuing(self._asked(_filled(verification_prompt, *probe)), word) for probe in _ANSWER_PROBES]
-        (token, *others) = found
-        if token is None or token == self.tokenizer.unk_token_id:
+        if set(found) <= {None, self.tokenizer.unk_token_id}:
             ids = self._ids([word])[0] if word else []
             pieces = ", ".join(repr(self.tokenizer.decode([each])) for each in ids)
             raise RmkitError(
                 f"{word!r} is not one token for {self.name}: it is {pieces or 'nothing'}.",
                 "Set reward_model.yes_token and reward_model.no_token to words that are one token each.",
             )
-        if any(other != token for other in others):
+        token = found[0]
+        if token is None or set(found) != {token}:
             raise RmkitError(
                 f"Which token {word!r} is after a verification prompt depends on the pair.",
                 "Let reward_model.verification_prompt, or the chat template, end the prompt in a fixed text.",
@@ -289,9 +289,9 @@ class ChatEncoder:
         prompt, both, alone = self._ids([before, before + word, word])
         if both[:-1] == prompt:
             return both[-1]
-        if len(alone) == 1 and self.tokenizer.decode(prompt + alone) == self.tokenizer.decode(prompt) + word:
-            return alone[0]
-        return None
+        text = self.tokenizer.decode(prompt) + word
+        candidates = [each for each in (*alone, self.tokenizer.convert_tokens_to_ids(word)) if each is not None]
+        return next((each for each in candidates if self.tokenizer.decode([*prompt, each]) == text), None)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []

@@ -305,6 +305,67 @@ def test_an_unknown_word_is_refused(tmp_path):
         reward_model(Generative(), made)
 
 
+def metaspace(template):
+    """A SentencePiece-like tokenizer: a word after a space is another token than one that continues a text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", "<pad>", "</s>", "▁", *"YesNo:]xyUA?.", "Ye", "Yes", "No", "▁Yes", "▁No", "\n"]
+    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(words))}
+    pairs = [("Y", "e"), ("Ye", "s"), ("N", "o"), ("▁", "Yes"), ("▁", "No")]
+    backend = Tokenizer(models.BPE(vocabulary, pairs, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    backend.decoder = decoders.Metaspace(prepend_scheme="first", split=False)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = template
+    return ChatEncoder(tokenizer)
+
+
+@pytest.mark.parametrize("ending", ["A:", "A: ", "A:\n", "A:</s>", "A:</s> "])
+def test_answers_are_the_tokens_that_follow_the_verification_prompt(ending):
+    """Alone, "Yes" is "▁Yes": a word at the start of a text, which no model emits after "A:"."""
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}U:{{ m['content'] }}ENDING{% else %}{{ m['content'] }}</s>"
+        "{% endif %}{% endfor %}".replace("ENDING", ending)
+    )
+    made = metaspace(template)
+    tokens = made.tokenizer.convert_ids_to_tokens
+    assert tokens(made.tokenizer("Yes", add_special_tokens=False)["input_ids"]) == ["▁Yes"]
+    kind = reward_model(Generative(), made)
+    assert tokens([kind.yes, kind.no]) == ["Yes", "No"]
+    # The prompt and the answer's id are the text of prompt and answer.
+    (asked,) = made.verification_sequences(["x"], ["y"])
+    assert made.tokenizer.decode([*asked.ids, kind.yes]) == made.tokenizer.decode(asked.ids) + "Yes"
+
+
+def test_an_answer_that_depends_on_the_pair_is_refused():
+    """White space alone separates these words, and a response may end in it or not."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["[UNK]", "[PAD]", "[EOS]", "Yes", "No", "x", "Verdict:"]
+    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "eos_token": "[EOS]"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% if m['role'] != 'user' %}[EOS]{% endif %}{% endfor %}"
+    )
+    made = ChatEncoder(tokenizer)
+    with pytest.raises(RmkitError) as error:
+        reward_model(Generative(verification_prompt="{prompt} {response}"), made)
+    assert "'Yes' is after a verification prompt depends on the pair" in error.value.cause
+    assert "end the prompt in a fixed text" in error.value.remedy
+    kind = reward_model(Generative(verification_prompt="{prompt} {response} Verdict: "), made)
+    assert (kind.yes, kind.no) == (3, 4)
+
+
 def test_equal_answers_are_refused():
     with pytest.raises(RmkitError, match="'Yes' and 'Yes' are the same token"):
         reward_model(Generative(no_token="Yes"), encoder())
