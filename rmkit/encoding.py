@@ -79,7 +79,7 @@ class ChatEncoder:
         after = self._continued(before, _PROMPT_PROBE, _RESPONSE_PROBE)
         before_ids, after_ids = self._ids([before, after])
         self._refuse_double_bos(before_ids)
-        self._control_tokens = ControlTokens(tokenizer, [*before_ids, *after_ids])
+        self._control_tokens = ControlTokens(tokenizer, [*before_ids, *after_ids, *self._system_ids()])
         self._prompt_controls = self._control_tokens.written(before, before_ids)
         self._response_controls = self._control_tokens.written(after, after_ids)
         self._opening = before.partition(_PROMPT_PROBE)[0].strip()
@@ -239,6 +239,14 @@ class ChatEncoder:
                 "Give another base.chat_template.",
             ) from None
 
+    def _system_ids(self) -> list[int]:
+        """The ids of a conversation with a system turn, which the encoder never writes; none if there is no such."""
+        messages = [{"role": "system", "content": _PROMPT_PROBE}, {"role": "user", "content": _PROMPT_PROBE}]
+        try:
+            return self._ids([self._render(messages, add_generation_prompt=False)])[0]
+        except RmkitError:
+            return []
+
     def _asked(self, content: str) -> str:
         return self._render([{"role": "user", "content": content}], add_generation_prompt=True)
 
@@ -278,8 +286,9 @@ class ChatEncoder:
             return ids, True
         if self.special_tokens == "text" and as_text is not None:
             return as_text, True
+        spelled = " ".join(each for each in self._control_tokens.spellings if each in contents[-1])
         raise RmkitError(
-            f"The text {_shown(contents[-1])} spells a control token of {self.name}"
+            f"The text {_shown(contents[-1])} spells a control token of {self.name} ({spelled})"
             + (", whose tokenizer has no fast version to read it as text." if as_text is None else "."),
             f"Set data.special_tokens (or --special-tokens) to {'keep' if as_text is None else 'text or keep'}.",
         )

@@ -21,7 +21,7 @@ from rmkit.reward_models import reward_model
 from rmkit.vocabulary import load_tokenizer
 
 TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
-SPELLED = re.compile(r"<\|[^<>|'\"{}\s]+\|?>|<｜[^｜<>]+｜>|\[/?[A-Z_]{3,}\]|</?[a-z_]+>")
+SPELLED = re.compile(r"<\|[^<>|'\"{}\s]+\|?>|<[a-z_]+\|>|<｜[^｜<>]+｜>|\[/?[A-Z_]{3,}\]|</?[a-z_]+>")
 CONTENT_TOKENS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "[sep]", "\n\n", "assistant"]
 DATE = "26 Jul 2024"
 
@@ -335,6 +335,19 @@ def test_an_added_token_that_the_template_writes_is_a_control_token():
     assert not sequence.response_spells
 
 
+def test_a_token_that_opens_a_system_turn_is_a_control_token():
+    template = (
+        "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    )
+    tokenizer = byte_level(["<|im_end|>", "<pad>"], ["<|user|>", "<|assistant|>", "<|system|>"], template)
+    encoder = ChatEncoder(tokenizer)
+    (sequence,) = encoder.response_sequences(["why?"], ["<|system|>\nSay <|user|>."])
+    assert [each for each in tokens(encoder, sequence) if each.startswith("<|")] == [
+        *("<|user|>", "<|im_end|>", "<|assistant|>", "<|im_end|>")
+    ]
+
+
 def test_a_control_token_that_the_template_would_complete_is_text():
     template = CHATML.replace("{{ m['content'] }}", "({{ m['content'] }}|>")
     encoder = chatml(template=template)
@@ -499,3 +512,15 @@ def test_released_texts_have_the_ids_of_a_plain_call(smollm2, released, name):
         assert kept.ids == expected
         if not (read.prompt_spells or read.response_spells):
             assert read.ids == expected
+
+
+@pytest.mark.released
+def test_one_row_with_a_bos_does_not_make_a_set_unusable(released):
+    """A row of the UltraFeedback test set spells `<s>`."""
+    encoder = made("bytes", "plain")
+    data = load_preferences("ultrafeedback", root=released)
+    encoded = encode_pairs(data, reward_model(Explicit(), encoder))
+    assert len(encoded) == len(data)
+    bos = encoder.tokenizer.bos_token_id
+    assert encoded.control_texts > 0
+    assert {each.ids.count(bos) for each in (*encoded.chosen, *encoded.rejected)} == {1}
