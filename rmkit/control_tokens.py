@@ -27,6 +27,8 @@ _MARKUP = re.compile(r"[^\w\s](?=.*\w).*[^\w\s]")
 # Letters that normalisers and templates leave alone: Yi, Hangul, then private use.
 _SPARE = (range(0xA000, 0xA48D), range(0xAC00, 0xD7A4), range(0xF0000, 0x10FFFE))
 
+_MOST_COPIES = 4  # one serves all texts without Yi letters
+
 
 class ControlTokens:
     """The control tokens of a tokenizer and its chat template.
@@ -135,6 +137,8 @@ class ControlTokens:
     def _copy(self, opening: str) -> Tokenizer:
         """The tokenizer with its control tokens renamed; the names begin and end with a character of no text."""
         if opening not in self._copies:
+            if len(self._copies) == _MOST_COPIES:
+                self._copies.clear()
             content = json.loads(self._tokenizer.backend_tokenizer.to_str())
             tokens = zip(sorted(self.ids), self.spellings, strict=True)
             self._copies[opening] = _renamed(content, {each: _named(text, opening, each) for each, text in tokens})
