@@ -2,31 +2,40 @@
 
 A conversation is rendered to text by the chat template; the response is the text that follows the prompt's text, its
 end-of-turn token and the template's fixed suffix included. The two are tokenised apart, without adding special tokens,
-as in the paper's released code, so the prompt's ids never depend on the response.
+as in the paper's released code, so the prompt's ids never depend on the response. Texts that spell control tokens are
+treated as `special_tokens` says; see `rmkit.control_tokens`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 
 from transformers import PreTrainedTokenizerBase
 
+from rmkit.control_tokens import ControlTokens, Render
 from rmkit.errors import RmkitError
-from rmkit.recipe import VERIFICATION_PROMPT
+from rmkit.recipe import VERIFICATION_PROMPT, SpecialTokens
 
 _DATE_PROBES = ("11 11 1111", "22 22 2222")
 _PROMPT_PROBE, _RESPONSE_PROBE = "rmkit-probe-prompt", "rmkit-probe-response"
+_ANSWER_PROBES = [("x", "y"), ("Is 2 + 2 = 4?", "4."), ("a\n", " b "), ("x", ":")]
 
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """The ids of one text that a reward model reads. Its response is `ids[response_start:]`, which may be empty."""
+    """The ids of one text that a reward model reads. Its response is `ids[response_start:]`, which may be empty.
+
+    `prompt_spells` and `response_spells`: whether the prompt and the text after it spell control tokens.
+    """
 
     ids: list[int]
     response_start: int
+    prompt_spells: bool = field(default=False, compare=False)
+    response_spells: bool = field(default=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -46,6 +55,8 @@ class ChatEncoder:
     Attributes:
         tokenizer: made ready by `rmkit.vocabulary.load_tokenizer`.
         date_string: what templates that print a date are told it is.
+        special_tokens: what becomes of control tokens that a text spells: `text` reads them as text, `keep` as the
+            tokens (as the paper's code does), `error` refuses the text.
         suffix_ids: the ids with which every response ends: its end-of-turn token and what the template adds after it.
 
     Raises:
@@ -53,13 +64,26 @@ class ChatEncoder:
             the texts, or ends a response without an end-of-turn token; or if the pad token would end a response.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, date_string: str | None = None):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        date_string: str | None = None,
+        special_tokens: SpecialTokens = "text",
+    ):
         self.tokenizer = tokenizer
         self.date_string = date_string
+        self.special_tokens = special_tokens
         self.name = tokenizer.name_or_path or "this model"
         self._refuse_todays_date()
-        probe = self._continued(self._opened(_PROMPT_PROBE), _PROMPT_PROBE, _RESPONSE_PROBE)
-        suffix = probe.rpartition(_RESPONSE_PROBE)[2]
+        before = self._opened(_PROMPT_PROBE)
+        after = self._continued(before, _PROMPT_PROBE, _RESPONSE_PROBE)
+        before_ids, after_ids = self._ids([before, after])
+        self._refuse_double_bos(before_ids)
+        self._control_tokens = ControlTokens(tokenizer, [*before_ids, *after_ids, *self._system_ids()])
+        self._prompt_controls = self._control_tokens.written(before, before_ids)
+        self._response_controls = self._control_tokens.written(after, after_ids)
+        self._opening = before.partition(_PROMPT_PROBE)[0].strip()
+        suffix = after.rpartition(_RESPONSE_PROBE)[2]
         ids = self._ids([suffix])[0] if suffix else []
         special = [number for number, token in enumerate(ids) if token in self._special_ids]
         if not special:
@@ -85,54 +109,68 @@ class ChatEncoder:
         """Each prompt followed by its response, end-of-turn token and suffix included.
 
         Raises:
-            RmkitError: for a text with a second BOS token or a response without its end-of-turn token.
+            RmkitError: for a response without its end-of-turn token, or a text that spells a control token where
+                `special_tokens` is `error`.
         """
-        opened = {prompt: self._opened(prompt) for prompt in dict.fromkeys(prompts)}  # prompts have several responses
-        texts = [self._continued(opened[prompt], prompt, each) for prompt, each in zip(prompts, responses, strict=True)]
-        prompt_ids = dict(zip(opened, self._ids(list(opened.values())), strict=True))
-        response_ids = self._ids(texts)
+        opened = cache(self._opened)  # prompts have several responses
+
+        def continued(prompt: str, response: str) -> str:
+            return self._continued(opened(prompt), prompt, response)
+
+        distinct = list(dict.fromkeys(prompts))
+        before = dict(zip(distinct, self._encoded(opened, zip(distinct), self._prompt_controls), strict=True))
+        both = zip(prompts, responses, strict=True)
         sequences = []
-        for number, after in enumerate(response_ids):
-            before = prompt_ids[prompts[number]]
-            self._refuse_double_bos(before + after, prompts[number])
+        for number, (after, response_spells) in enumerate(self._encoded(continued, both, self._response_controls)):
+            ids, prompt_spells = before[prompts[number]]
             if after[-len(self.suffix_ids) :] != self.suffix_ids:
                 raise RmkitError(
                     f"The response {_shown(responses[number])} lacks the end-of-turn token of the template.",
                     "The template treats some responses differently: give another base.chat_template.",
                 )
-            sequences.append(TokenSequence(before + after, len(before)))
+            sequences.append(TokenSequence(ids + after, len(ids), prompt_spells, response_spells))
         return sequences
 
     def verification_sequences(
         self, prompts: Sequence[str], responses: Sequence[str], verification_prompt: str = VERIFICATION_PROMPT
     ) -> list[TokenSequence]:
         """I[x, y] of Appendix A: a user turn that asks for a verdict on a response, up to where the answer starts."""
-        texts = []
-        for prompt, response in zip(prompts, responses, strict=True):
-            # Not str.format: prompts and responses hold braces of their own.
-            fields = {"{prompt}": prompt, "{response}": response}
-            filled = re.sub(r"\{prompt\}|\{response\}", lambda match: fields[match[0]], verification_prompt)  # noqa: B023
-            texts.append(self._render([{"role": "user", "content": filled}], add_generation_prompt=True))
-        sequences = []
-        for number, ids in enumerate(self._ids(texts)):
-            self._refuse_double_bos(ids, prompts[number])
-            sequences.append(TokenSequence(ids, len(ids)))
-        return sequences
+        contents = [
+            (_filled(verification_prompt, prompt, response),)
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+        encoded = self._encoded(self._asked, contents, self._prompt_controls)
+        return [TokenSequence(ids, len(ids), response_spells=spells) for ids, spells in encoded]
 
-    def single_token(self, word: str) -> int:
-        """The id of a word that is one token.
+    def answer_token(self, word: str, verification_prompt: str = VERIFICATION_PROMPT) -> int:
+        """The token with which a model answers a verification prompt by a word: the one that follows the prompt's.
+
+        Prompt and word are tokenised together, as a model has read them. Where that joins the prompt's last token
+        with the word, it is the token that continues the prompt's ids to the same text.
 
         Raises:
-            RmkitError: if it is several tokens, or unknown.
+            RmkitError: if the word is several tokens there, or unknown, or if that depends on the pair.
         """
-        (ids,) = self._ids([word])
-        if len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id:
+        found = [self._continuing(self._asked(_filled(verification_prompt, *probe)), word) for probe in _ANSWER_PROBES]
+        if set(found) <= {None, self.tokenizer.unk_token_id}:
+            ids = self._ids([word])[0] if word else []
             pieces = ", ".join(repr(self.tokenizer.decode([each])) for each in ids)
             raise RmkitError(
                 f"{word!r} is not one token for {self.name}: it is {pieces or 'nothing'}.",
                 "Set reward_model.yes_token and reward_model.no_token to words that are one token each.",
             )
-        return ids[0]
+        token = found[0]
+        if token is None or set(found) != {token}:
+            raise RmkitError(
+                f"Which token {word!r} is after a verification prompt depends on the pair.",
+                "Let reward_model.verification_prompt, or the chat template, end the prompt in a fixed text.",
+            )
+        return token
+
+    def is_templated(self, prompt: str) -> bool:
+        """Whether a prompt starts with a control token, or as this chat template opens a prompt."""
+        starts = self._control_tokens.spellings + ((self._opening,) if self._opening else ())
+        return prompt.lstrip().startswith(starts)
 
     @property
     def end_id(self) -> int:
@@ -201,6 +239,69 @@ class ChatEncoder:
                 "Give another base.chat_template.",
             ) from None
 
+    def _system_ids(self) -> list[int]:
+        """The ids of a conversation with a system turn, which the encoder never writes; none if there is no such."""
+        messages = [{"role": "system", "content": _PROMPT_PROBE}, {"role": "user", "content": _PROMPT_PROBE}]
+        try:
+            return self._ids([self._render(messages, add_generation_prompt=False)])[0]
+        except RmkitError:
+            return []
+
+    def _asked(self, content: str) -> str:
+        return self._render([{"role": "user", "content": content}], add_generation_prompt=True)
+
+    def _encoded(
+        self, render: Render, contents: Iterable[tuple[str, ...]], controls: list[int]
+    ) -> list[tuple[list[int], bool]]:
+        """The ids of each rendered text, and whether its contents spell control tokens.
+
+        Args:
+            render: the contents of messages -> text.
+            controls: the control tokens that the template writes around plain contents.
+        """
+        contents = list(contents)
+        texts = [_result(render, each) for each in contents]
+        encoded = iter(self._ids([text for text in texts if isinstance(text, str)]))
+        found = []
+        for each, text in zip(contents, texts, strict=True):
+            if isinstance(text, str):
+                ids = next(encoded)
+                if self._control_tokens.written(text, ids) == controls:
+                    found.append((ids, False))
+                    continue
+            found.append(self._with_control_tokens(render, each, text, ids if isinstance(text, str) else None))
+        return found
+
+    def _with_control_tokens(
+        self, render: Render, contents: tuple[str, ...], text: str | RmkitError, ids: list[int] | None
+    ) -> tuple[list[int], bool]:
+        """Ids by the rule of `special_tokens`, and whether the contents spell a control token after all."""
+        if isinstance(text, RmkitError) and self.special_tokens != "text":
+            raise text
+        as_text = self._control_tokens.encode_as_text(render, contents, text) if self.tokenizer.is_fast else None
+        if as_text is not None and as_text == ids:
+            return ids, False
+        if self.special_tokens == "keep":
+            assert ids is not None
+            return ids, True
+        if self.special_tokens == "text" and as_text is not None:
+            return as_text, True
+        spelled = " ".join(each for each in self._control_tokens.spellings if each in contents[-1])
+        raise RmkitError(
+            f"The text {_shown(contents[-1])} spells a control token of {self.name} ({spelled})"
+            + (", whose tokenizer has no fast version to read it as text." if as_text is None else "."),
+            f"Set data.special_tokens (or --special-tokens) to {'keep' if as_text is None else 'text or keep'}.",
+        )
+
+    def _continuing(self, before: str, word: str) -> int | None:
+        """The one token that continues a text by a word; None if it takes several."""
+        prompt, both, alone = self._ids([before, before + word, word])
+        if both[:-1] == prompt:
+            return both[-1]
+        text = self.tokenizer.decode(prompt) + word
+        candidates = [each for each in (*alone, self.tokenizer.convert_tokens_to_ids(word)) if each is not None]
+        return next((each for each in candidates if self.tokenizer.decode([*prompt, each]) == text), None)
+
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
@@ -222,16 +323,26 @@ class ChatEncoder:
                 else "It ignores date_string: give another base.chat_template.",
             )
 
-    def _refuse_double_bos(self, ids: list[int], prompt: str) -> None:
+    def _refuse_double_bos(self, ids: list[int]) -> None:
         bos = self.tokenizer.bos_token_id
-        if bos is None:
-            return
-        also_ends = bos in self.suffix_ids or bos == self.tokenizer.eos_token_id
-        if ids[:2] == [bos, bos] or (not also_ends and ids.count(bos) > 1):
+        if bos is not None and ids[:2] == [bos, bos]:
             raise RmkitError(
-                f"Two BOS tokens ({self.tokenizer.bos_token}) in the text of the prompt {_shown(prompt)}.",
-                "Give plain texts, not ones that a chat template has been applied to, and a template with one BOS.",
+                f"The chat template of {self.name} starts with two BOS tokens ({self.tokenizer.bos_token}).",
+                "Give a base.chat_template with one BOS.",
             )
+
+
+def _filled(verification_prompt: str, prompt: str, response: str) -> str:
+    # Not str.format: prompts and responses hold braces of their own.
+    fields = {"{prompt}": prompt, "{response}": response}
+    return re.sub(r"\{prompt\}|\{response\}", lambda match: fields[match[0]], verification_prompt)
+
+
+def _result(render: Render, contents: tuple[str, ...]) -> str | RmkitError:
+    try:
+        return render(*contents)
+    except RmkitError as error:
+        return error
 
 
 def _letters(text: str) -> str:

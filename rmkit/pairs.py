@@ -12,6 +12,7 @@ from rmkit.batching import common_prefix
 from rmkit.encoding import TokenSequence
 from rmkit.errors import RmkitError
 from rmkit.preferences import PreferenceData, PreferencePair
+from rmkit.recipe import SpecialTokens
 from rmkit.reward_models.base import RewardModel
 
 _AT_ONCE = 1000
@@ -28,6 +29,8 @@ class EncodedPairs:
         response_lengths: [pairs] tokens of the chosen and of the rejected response with template suffix, whatever the
             type reads, so that lengths compare across types.
         dropped: reason -> number of pairs left out.
+        control_texts: how many prompts and responses spell control tokens.
+        templated: how many prompts look as if a chat template had been applied to them.
     """
 
     name: str
@@ -37,6 +40,8 @@ class EncodedPairs:
     chosen_responses: Sequence[TokenSequence]
     response_lengths: Sequence[tuple[int, int]]
     dropped: dict[str, int] = field(default_factory=dict)
+    control_texts: int = 0
+    templated: int = 0
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -44,7 +49,12 @@ class EncodedPairs:
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence that is read."""
-        return max(map(len, [*self.chosen, *self.rejected]))
+        return max(self.lengths)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of the longer sequence of each pair [pairs]."""
+        return [max(len(one), len(other)) for one, other in zip(self.chosen, self.rejected, strict=True)]
 
     @property
     def tokens(self) -> list[int]:
@@ -88,6 +98,13 @@ class EncodedPair:
     rejected: TokenSequence
     chosen_response: TokenSequence
     response_lengths: tuple[int, int]
+    control_texts: int = 0
+    templated: bool = False
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer sequence that is read."""
+        return max(len(self.chosen), len(self.rejected))
 
 
 def encode_pairs(
@@ -121,7 +138,49 @@ def gathered(name: str, pairs: Sequence[EncodedPair], dropped: dict[str, int]) -
         tuple(each.chosen_response for each in pairs),
         tuple(each.response_lengths for each in pairs),
         dropped,
+        sum(each.control_texts for each in pairs),
+        sum(each.templated for each in pairs),
     )
+
+
+def remarks(
+    name: str,
+    lengths: Sequence[int],
+    control_texts: int,
+    templated: int,
+    *,
+    known: int | None,
+    special_tokens: SpecialTokens,
+    unit: str = "pairs",
+) -> list[str]:
+    """What users should know of a set's texts, a line each.
+
+    Args:
+        lengths: [units] tokens of the longest sequence of each.
+        control_texts, templated: as of `EncodedPairs`.
+        known: the tokens that the model was made for, if that is known.
+        special_tokens: as of `ChatEncoder`.
+        unit: what is counted, pairs or responses.
+    """
+    lines = []
+    longer = sum(length > known for length in lengths) if known is not None else 0
+    if longer:
+        lines.append(
+            f"{name}: {longer} of {len(lengths)} {unit} are longer than the {known} tokens that the model was made for "
+            f"(up to {max(lengths)} tokens; data.max_length or --max-length leaves them out)"
+        )
+    if control_texts:
+        treated = "read as text" if special_tokens == "text" else "kept as such"
+        lines.append(
+            f"{name}: texts that spell control tokens: {control_texts}, which are {treated} "
+            f"(special_tokens: {special_tokens})"
+        )
+    if templated > len(lengths) / 2:
+        lines.append(
+            f"{name}: {templated} of {len(lengths)} prompts start with a control token or as the chat template does: "
+            "a template seems to have been applied to them already; give plain texts"
+        )
+    return lines
 
 
 def encoded(
@@ -170,7 +229,15 @@ def encoded(
                     )
             else:
                 lengths = tuple(len(plain[each]) - plain[each].response_start for each in (chosen, rejected))
-                yield EncodedPair(pair, read[chosen], read[rejected], plain[chosen], (lengths[0], lengths[1]))
+                yield EncodedPair(
+                    pair,
+                    read[chosen],
+                    read[rejected],
+                    plain[chosen],
+                    (lengths[0], lengths[1]),
+                    sum((plain[chosen].prompt_spells, plain[chosen].response_spells, plain[rejected].response_spells)),
+                    encoder.is_templated(pair.prompt),
+                )
                 left += 1
                 continue
             dropped[reason] = dropped.get(reason, 0) + 1

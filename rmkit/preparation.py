@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from peft import LoraConfig, TaskType
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from rmkit.encoding import ChatEncoder
 from rmkit.overlap import training_overlap
 from rmkit.pairs import EncodedPairs, encode_pairs
+from rmkit.positions import last_position, made_for, refuse_longer
 from rmkit.preferences import PreferenceData, PreferencePair
 from rmkit.recipe import Recipe
 from rmkit.reward_models import RewardModel
@@ -48,7 +50,7 @@ def load_encoder(recipe: Recipe, base: Origin) -> tuple[ChatEncoder, list[str]]:
         added_tokens=recipe.base.added_tokens,
         trust_remote_code=recipe.base.trust_remote_code,
     )
-    return ChatEncoder(tokenizer, recipe.base.date_string), notes
+    return ChatEncoder(tokenizer, recipe.base.date_string, recipe.data.special_tokens), notes
 
 
 def load_config(recipe: Recipe, base: Origin) -> PretrainedConfig:
@@ -70,6 +72,21 @@ def encode(recipe: Recipe, data: Mapping[str, PreferenceData], kind: RewardModel
         )
         for name, each in data.items()
     }
+
+
+def refuse_beyond_positions(recipe: Recipe, encoded: Mapping[str, EncodedPairs], config: PretrainedConfig) -> None:
+    """Refuse sets with texts that end after a base's last position.
+
+    Raises:
+        RmkitError: naming the set and the length that fits.
+    """
+    known = made_for(config)
+    if known is None or max(pairs.longest for pairs in encoded.values()) <= known:
+        return
+    with torch.device("meta"):
+        limit = last_position(AutoModel.from_config(config, trust_remote_code=recipe.base.trust_remote_code))
+    for name, pairs in encoded.items():
+        refuse_longer(name, pairs.longest, limit)
 
 
 def lora_config(recipe: Recipe, kind: RewardModel[Any]) -> LoraConfig | None:

@@ -34,6 +34,7 @@ VERIFICATION_PROMPT = "Question: {prompt}\nAnswer: {response}\nVerification: Is 
 
 _HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9_]([\w.-]*/[A-Za-z0-9_])?[\w.-]*", re.ASCII)
 
+SpecialTokens = Literal["text", "keep", "error"]
 DTypeName = Literal["float32", "bfloat16"]
 SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """Names of sets become file names, so they hold no separators."""
@@ -197,7 +198,11 @@ class EvaluationSet(PreferenceSet):
 
 
 class Data(Section):
-    """The training set, the evaluation sets, and what happens to pairs that cannot be used."""
+    """The training set, the evaluation sets, and what happens to pairs that cannot be used.
+
+    `special_tokens` says what becomes of control tokens that a prompt or response spells: they stay text, are kept as
+    tokens (as in the paper's code), or are an error.
+    """
 
     root: LocalPath | None = None
     train: TrainingSet
@@ -205,6 +210,7 @@ class Data(Section):
     max_length: PositiveInt | None = None
     over_length: Literal["drop", "error"] = "drop"
     identical: Literal["drop", "error"] = "drop"
+    special_tokens: SpecialTokens = "text"
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Data:

@@ -15,6 +15,7 @@ from rmkit import distributed
 from rmkit.errors import RmkitError
 from rmkit.evaluation.scoring import WINDOW, pair_outputs
 from rmkit.pairs import EncodedPairs
+from rmkit.positions import last_position, refuse_longer
 from rmkit.reference_store import ReferenceStore, weights_identity
 from rmkit.reward_models import RewardModel
 from rmkit.reward_models.checkpoint import Origin, Record, load_reference
@@ -63,6 +64,9 @@ class References:
                     attention=self.record.attention,
                     layout=self.record.layout,
                 )
+            limit = last_position(model)
+            for name, pairs in encoded.items():
+                refuse_longer(f"reference: {name}", pairs.longest, limit)
             return model.to(self.state.device)
 
         self._take(encoded, functools.cache(loaded))

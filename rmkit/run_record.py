@@ -51,6 +51,7 @@ def run_record(
                 "split": data[name].split,
                 "pairs": len(pairs),
                 "dropped": pairs.dropped,
+                "control_texts": pairs.control_texts,
                 "category": categories.get(name),
                 "training": name == training_set,
                 **(_shared(encoded[training_set], pairs) if name != training_set else {}),

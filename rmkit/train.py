@@ -39,7 +39,15 @@ from rmkit.errors import RmkitError, reported
 from rmkit.evaluation.tables import print_counts, print_metrics
 from rmkit.pairs import EncodedPairs
 from rmkit.preferences import PreferenceData
-from rmkit.preparation import encode, load_config, load_data, load_encoder, lora_config, warnings
+from rmkit.preparation import (
+    encode,
+    load_config,
+    load_data,
+    load_encoder,
+    lora_config,
+    refuse_beyond_positions,
+    warnings,
+)
 from rmkit.push_callback import PushCallback
 from rmkit.recipe import Recipe, load_recipe, training_arguments
 from rmkit.references import References
@@ -210,6 +218,7 @@ def _reward_model(recipe: Recipe, base: Origin, arguments: Any, state: PartialSt
         layout=layout,
         date_string=recipe.base.date_string,
         template_hash=kind.encoder.template_hash,
+        special_tokens=recipe.data.special_tokens,
     )
     return kind, record
 
@@ -219,8 +228,9 @@ def _encode(
 ) -> dict[str, EncodedPairs]:
     """Every set encoded once, what was left out said, and the token at which the model is read shown."""
     encoded = encode(recipe, data, kind)
+    config = load_config(recipe, base)
     if state.is_main_process:
-        print_counts(encoded, recipe.data.max_length, load_config(recipe, base).get_text_config())
+        print_counts(encoded, recipe.data, config)
         for line in warnings(recipe, data, {name: each.pairs for name, each in encoded.items()}):
             print(line)
         first = next(iter(encoded.values())).chosen[0]
@@ -228,6 +238,7 @@ def _encode(
             f"Last token of what is read: {kind.encoder.tokenizer.decode(first.ids[-1:])!r}, after "
             f"{kind.encoder.tokenizer.decode(first.ids[-6:-1])!r}."
         )
+    refuse_beyond_positions(recipe, encoded, config)
     return encoded
 
 

@@ -14,6 +14,7 @@ import tiny
 from tiny import TYPES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+SMOLLM2 = Path(os.environ.get("RMKIT_SMOLLM2", REPOSITORY.parent / "smollm2"))  # a real model, where it is
 RELEASED = Path(os.environ.get("RMKIT_DATA", REPOSITORY.parent / "shared" / "data"))
 
 

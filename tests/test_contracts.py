@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from types import SimpleNamespace
 
@@ -11,6 +12,8 @@ import tiny
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers import models as token_models
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -41,6 +44,21 @@ COLUMNS = {
     "rejected_ids": [[1, 2], [4, 6, 7, 8]],
     "rejected_start": [1, 1],
 }
+
+
+def test_a_tokenizer_is_written_as_json_and_read_again():
+    """`rmkit.control_tokens` renames tokens in it: added tokens by id, a vocabulary, merges as pairs."""
+    backend = tiny.tokenizer("qwen2").backend_tokenizer
+    content = json.loads(backend.to_str())
+    assert {"added_tokens", "model", "truncation", "padding", "post_processor"} <= content.keys()
+    assert {"id", "content", "normalized"} <= content["added_tokens"][0].keys()
+    assert isinstance(content["model"]["vocab"], dict)
+    left, right = content["model"]["merges"][0]
+    assert left + right in content["model"]["vocab"]
+    unigram = json.loads(Tokenizer(token_models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0)).to_str())
+    assert unigram["model"]["vocab"] == [["<unk>", 0.0], ["a", -1.0]]
+    again = Tokenizer.from_str(json.dumps(content))
+    assert again.encode("<|im_end|>Yes").ids == backend.encode("<|im_end|>Yes").ids
 
 
 @pytest.fixture(scope="module")

@@ -111,27 +111,31 @@ def test_the_template_hash_tells_templates_and_dates_apart():
 
 
 def test_a_second_bos_from_the_template_is_refused():
-    assert "Two BOS tokens (<bos>)" in refused("gemma2", "{{ bos_token }}" + tiny.GEMMA).cause
+    assert "starts with two BOS tokens (<bos>)" in refused("gemma2", "{{ bos_token }}" + tiny.GEMMA).cause
+
+
+def test_a_bos_that_opens_every_turn_is_no_second_bos():
+    """As in SmolLM2."""
+    made = ChatEncoder(ready("qwen2", bos_token="<|im_start|>"))
+    (sequence,) = made.response_sequences(["How?"], ["Yes"])
+    assert sequence.ids.count(made.tokenizer.bos_token_id) == 2
+    assert sequence == ChatEncoder(ready("qwen2")).response_sequences(["How?"], ["Yes"])[0]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
-def test_texts_to_which_a_template_was_applied_are_refused(architecture):
+def test_texts_to_which_a_template_was_applied_are_text(architecture):
     made = encoder(architecture)
     templated = made.tokenizer.apply_chat_template(
         [{"role": "user", "content": "How?"}], tokenize=False, add_generation_prompt=True, date_string=DATE
-    )
-    with pytest.raises(RmkitError, match="Two BOS tokens"):
-        made.response_sequences([templated], ["Yes"])
-    with pytest.raises(RmkitError, match="Two BOS tokens"):
-        made.verification_sequences([templated], ["Yes"])
-    with pytest.raises(RmkitError, match="Two BOS tokens"):
-        made.response_sequences(["How?"], ["<bos>Yes"])
-
-
-def test_where_bos_and_eos_are_one_token_responses_may_hold_it():
-    made = encoder("gpt_neox")
-    assert made.tokenizer.bos_token == made.tokenizer.eos_token
-    assert made.response_sequences(["How?"], ["a<|endoftext|>b<|endoftext|>"])
+    ).strip()
+    bos = made.tokenizer.bos_token_id
+    (sequence,) = made.response_sequences([templated], ["Yes"])
+    assert sequence.ids.count(bos) == 1
+    assert (sequence.prompt_spells, sequence.response_spells) == (True, False)
+    assert templated in made.tokenizer.decode(sequence.ids)
+    assert made.verification_sequences([templated], ["Yes"])[0].ids.count(bos) == 1
+    assert made.is_templated(templated)
+    assert not made.is_templated("How?")
 
 
 @pytest.mark.parametrize("ending", ["", "\n", "</s>", " END"])
@@ -296,9 +300,70 @@ def test_an_unknown_word_is_refused(tmp_path):
     )
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}[EOS]{% endfor %}"
     made = ChatEncoder(tokenizer)
-    assert made.single_token("Yes") == 3
+    assert made.answer_token("Yes") == 3
     with pytest.raises(RmkitError, match="'No' is not one token"):
         reward_model(Generative(), made)
+
+
+def metaspace(template):
+    """A SentencePiece-like tokenizer: a word after a space is another token than one that continues a text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", "<pad>", "</s>", "▁", *"YesNo:]xyUA?.", "Ye", "Yes", "No", "▁Yes", "▁No", "\n"]
+    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(words))}
+    pairs = [("Y", "e"), ("Ye", "s"), ("N", "o"), ("▁", "Yes"), ("▁", "No")]
+    backend = Tokenizer(models.BPE(vocabulary, pairs, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    backend.decoder = decoders.Metaspace(prepend_scheme="first", split=False)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = template
+    return ChatEncoder(tokenizer)
+
+
+@pytest.mark.parametrize("ending", ["A:", "A: ", "A:\n", "A:</s>", "A:</s> "])
+def test_answers_are_the_tokens_that_follow_the_verification_prompt(ending):
+    """Alone, "Yes" is "▁Yes": a word at the start of a text, which no model emits after "A:"."""
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}U:{{ m['content'] }}ENDING{% else %}{{ m['content'] }}</s>"
+        "{% endif %}{% endfor %}".replace("ENDING", ending)
+    )
+    made = metaspace(template)
+    tokens = made.tokenizer.convert_ids_to_tokens
+    assert tokens(made.tokenizer("Yes", add_special_tokens=False)["input_ids"]) == ["▁Yes"]
+    kind = reward_model(Generative(), made)
+    assert tokens([kind.yes, kind.no]) == ["Yes", "No"]
+    # The prompt and the answer's id are the text of prompt and answer.
+    (asked,) = made.verification_sequences(["x"], ["y"])
+    assert made.tokenizer.decode([*asked.ids, kind.yes]) == made.tokenizer.decode(asked.ids) + "Yes"
+
+
+def test_an_answer_that_depends_on_the_pair_is_refused():
+    """White space alone separates these words, and a response may end in it or not."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["[UNK]", "[PAD]", "[EOS]", "Yes", "No", "x", "Verdict:"]
+    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "eos_token": "[EOS]"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% if m['role'] != 'user' %}[EOS]{% endif %}{% endfor %}"
+    )
+    made = ChatEncoder(tokenizer)
+    with pytest.raises(RmkitError) as error:
+        reward_model(Generative(verification_prompt="{prompt} {response}"), made)
+    assert "'Yes' is after a verification prompt depends on the pair" in error.value.cause
+    assert "end the prompt in a fixed text" in error.value.remedy
+    kind = reward_model(Generative(verification_prompt="{prompt} {response} Verdict: "), made)
+    assert (kind.yes, kind.no) == (3, 4)
 
 
 def test_equal_answers_are_refused():

@@ -160,7 +160,7 @@ def test_saturated_verdicts_still_rank():
 def test_a_pad_token_inside_a_text_does_not_move_the_score(trained):
     """Stock models read the score at the rightmost token that is not the pad token; the position is explicit here."""
     folder = trained["qwen2"]["explicit"]
-    scorer = load_reward_model(str(folder))
+    scorer = load_reward_model(str(folder), special_tokens="keep")
     ends_in_pad = "Yes <|endoftext|><|endoftext|>"
     pairs = [("why?", ends_in_pad), *PAIRS]
     agree(scorer.score(*zip(*pairs, strict=True), 16), independent.explicit(folder, pairs))

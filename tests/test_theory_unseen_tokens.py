@@ -110,7 +110,7 @@ def test_what_the_theorem_does_not_allow(task: tuple[TokenPairs, TokenPairs, np.
 def test_single_tokens_end_the_sequence(architecture: str, tmp_path: Path) -> None:
     tiny.tokenizer(architecture).save_pretrained(tmp_path)
     encoder = ChatEncoder(load_tokenizer(tmp_path)[0], "26 Jul 2024")
-    yes = encoder.single_token("Yes")
+    yes = encoder.answer_token("Yes")
     (sequence,) = single_token_sequences(encoder, ["x"], ["Yes"])
     assert sequence.ids[sequence.response_start :] == [yes]
     with pytest.raises(RmkitError, match=r"'Yes No' is \d tokens .*, not one"):

@@ -33,6 +33,7 @@ def check(
 
         from rmkit import checking, distributed, preparation
         from rmkit.attention import possible_layout
+        from rmkit.evaluation.tables import set_remarks
         from rmkit.recipe import load_recipe
         from rmkit.reward_models import reward_model
 
@@ -68,7 +69,9 @@ def check(
         for note in [*notes, *fallback]:
             console.print(note, markup=False, highlight=False)
         console.print(f"In each training sequence: BOS {bos}, EOS {eos}.", highlight=False)
-        _print_lengths(console, encoded, getattr(config.get_text_config(), "max_position_embeddings", None))
+        for line in set_remarks(encoded, loaded.data, config):
+            console.print(f"warning: {line}", markup=False, highlight=False, style="yellow")
+        preparation.refuse_beyond_positions(loaded, encoded, config)
         _print_work(console, checking.work(loaded, pairs, plan, layout))
         _print_memory(console, checking.memory(loaded, kind, config, plan))
 
@@ -148,16 +151,6 @@ def _print_examples(console: Console, recipe: Recipe, shown: list[Example]) -> N
 def _shortened(text: str) -> str:
     shown = text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]} ... {text[-_SHOWN:]}"
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in shown)
-
-
-def _print_lengths(console: Console, encoded: Mapping[str, EncodedPairs], known: int | None) -> None:
-    for name, pairs in encoded.items():
-        if known is not None and pairs.longest > known:
-            console.print(
-                f"warning: {name}: up to {pairs.longest} tokens; the model was made for {known} (data.max_length)",
-                markup=False,
-                style="yellow",
-            )
 
 
 def _print_work(console: Console, work: Work) -> None:

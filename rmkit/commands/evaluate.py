@@ -16,6 +16,7 @@ from rmkit.commands.score import (
     Model,
     Pooling,
     Reference,
+    SpecialTokens,
     Trust,
     Type,
     is_main_process,
@@ -39,6 +40,7 @@ def evaluate(
     dtype: DType = None,
     layout: Layout = None,
     date_string: DateString = None,
+    special_tokens: SpecialTokens = None,
     trust_remote_code: Trust = False,
 ) -> None:
     """Score every set of a suite; print accuracy, margin and ties by set, category and section."""
@@ -55,7 +57,9 @@ def evaluate(
         for line in (ignored_split(each, data[each.name]) for each in chosen_suite.sets):
             if line is not None and is_main_process():
                 print(line)
-        scorer = loaded(model, type, pooling, reference, beta, dtype, layout, date_string, trust_remote_code)
+        scorer = loaded(
+            model, type, pooling, reference, beta, dtype, layout, date_string, trust_remote_code, special_tokens
+        )
         results: dict[str, dict[str, Any]] = {}
         found = scored(scorer, data, batch_size, max_length, f"{len(data)} sets")
         summaries = {name: one.summary() for name, one in found.items()}  # refuses rewards that are not finite

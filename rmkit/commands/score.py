@@ -23,6 +23,10 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many p
 DType = Annotated[str | None, typer.Option(help="float32 or bfloat16; as recorded, else float32.")]
 Layout = Annotated[str | None, typer.Option(help="shared or padded; as recorded, else shared.")]
 DateString = Annotated[str | None, typer.Option(help="The date for templates that print one.")]
+SpecialTokens = Annotated[
+    str | None,
+    typer.Option(help="Control tokens that texts spell: text, keep (as tokens) or error; as recorded, else text."),
+]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let the model's own code run.")]
 
 
@@ -42,6 +46,7 @@ def score(
     dtype: DType = None,
     layout: Layout = None,
     date_string: DateString = None,
+    special_tokens: SpecialTokens = None,
     trust_remote_code: Trust = False,
 ) -> None:
     """Reward both responses of every pair of a set; print accuracy, margin and ties."""
@@ -54,7 +59,9 @@ def score(
         pairs = load_preferences(data, split=split or "test", subset=subset, limit=limit)
         if split is not None and pairs.split is None and is_main_process():
             print(f"warning: {data} has no splits: --split {split} is ignored")
-        scorer = loaded(model, type, pooling, reference, beta, dtype, layout, date_string, trust_remote_code)
+        scorer = loaded(
+            model, type, pooling, reference, beta, dtype, layout, date_string, trust_remote_code, special_tokens
+        )
         found = scored(scorer, {pairs.name: pairs}, batch_size, max_length, pairs.name)[pairs.name]
         summary = found.summary()  # refuses rewards that are not finite
         if is_main_process():
@@ -72,6 +79,7 @@ def loaded(
     layout: str | None,
     date_string: str | None,
     trust_remote_code: bool,
+    special_tokens: str | None = None,
 ) -> Scorer:
     """The reward model that the options of a command ask for."""
     if dtype not in (None, "float32", "bfloat16"):
@@ -89,6 +97,7 @@ def loaded(
         dtype=dtype,  # type: ignore[arg-type]
         layout=layout,  # type: ignore[arg-type]
         date_string=date_string,
+        special_tokens=special_tokens,  # type: ignore[arg-type]
         trust_remote_code=trust_remote_code,
     )
     for note in scorer.checkpoint.notes if is_main_process() else []:
@@ -99,12 +108,14 @@ def loaded(
 def scored(
     scorer: Scorer, sets: dict[str, PreferenceData], batch_size: int, max_length: int | None, description: str
 ) -> dict[str, ScoredSet]:
-    """Sets rewarded in one pass; what is left out is said."""
+    """Sets rewarded in one pass; what is left out is said, and what their texts are like."""
     found = scorer.score_sets(sets, batch_size, max_length, description)
     for name, each in found.items() if is_main_process() else []:
         if each.dropped:
             left_out = ", ".join(f"{count} {reason}" for reason, count in each.dropped.items())
             print(f"warning: {name}: left out {left_out}")
+        for line in each.remarks:
+            print(f"warning: {line}")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -26,9 +27,10 @@ from rmkit.evaluation.scoring import (
 )
 from rmkit.evaluation.statistics import length_baselines
 from rmkit.language_model import run
-from rmkit.pairs import EncodedPair, encoded
+from rmkit.pairs import EncodedPair, encoded, remarks
+from rmkit.positions import last_position, made_for, refuse_longer
 from rmkit.preferences import PreferenceData, PreferencePair
-from rmkit.recipe import DTypeName
+from rmkit.recipe import DTypeName, SpecialTokens
 from rmkit.reward_models.checkpoint import Checkpoint, load
 
 Pair = PreferencePair | Mapping[str, str] | Sequence[str]
@@ -46,6 +48,7 @@ def load_reward_model(
     attention: str | None = None,
     layout: Layout | None = None,
     date_string: str | None = None,
+    special_tokens: SpecialTokens | None = None,
     trust_remote_code: bool = False,
     device: str | torch.device | None = None,
 ) -> Scorer:
@@ -58,6 +61,8 @@ def load_reward_model(
         reference: implicit models: the model that training started from, or "none".
         beta: implicit models: the factor of Eq. 2.
         layout: shared (what sequences start with alike is computed once) or padded; as recorded, else shared.
+        special_tokens: what becomes of control tokens that texts spell: text (they are read as text), keep (they are
+            tokens) or error; as recorded, else text.
         device: where to compute; the first accelerator, else the CPU.
 
     Raises:
@@ -72,6 +77,7 @@ def load_reward_model(
         attention=attention,
         layout=layout,
         date_string=date_string,
+        special_tokens=special_tokens,
         trust_remote_code=trust_remote_code,
     )
     return Scorer(checkpoint, device)
@@ -86,12 +92,14 @@ class ScoredSet:
         rewards: of the chosen and the rejected responses.
         response_lengths: [pairs, 2] tokens of both responses.
         dropped: reason -> number of pairs left out.
+        remarks: what users should know of the texts, a line each (see `rmkit.pairs.remarks`).
     """
 
     index: NDArray[np.int64]
     rewards: PairRewards
     response_lengths: NDArray[np.int64]
     dropped: dict[str, int]
+    remarks: list[str] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
         """Metrics of the rewards, and accuracies of preferring by length.
@@ -112,14 +120,20 @@ class _Gathering:
 
     parts: list[ScoredSet] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
+    lengths: list[int] = field(default_factory=list)
+    control_texts: int = 0
+    templated: int = 0
 
     def add(self, pairs: Sequence[EncodedPair], rewards: PairRewards) -> None:
         if not pairs:
             return
         index = np.array([each.pair.index for each in pairs])
         self.parts.append(ScoredSet(index, rewards, np.array([each.response_lengths for each in pairs]), {}))
+        self.lengths += [each.longest for each in pairs]
+        self.control_texts += sum(each.control_texts for each in pairs)
+        self.templated += sum(each.templated for each in pairs)
 
-    def whole(self) -> ScoredSet:
+    def whole(self, remarks: list[str]) -> ScoredSet:
         rewards = [part.rewards for part in self.parts]
         log_rewards = [each.log_rewards for each in rewards if each.log_rewards is not None]
         return ScoredSet(
@@ -129,6 +143,7 @@ class _Gathering:
             ),
             np.concatenate([part.response_lengths for part in self.parts]),
             self.dropped,
+            remarks,
         )
 
 
@@ -149,12 +164,17 @@ class Scorer:
         checkpoint.model.to(self.device)
         if checkpoint.reference is not None:
             checkpoint.reference.to(self.device)
+        ends = [last_position(each) for each in (checkpoint.model, checkpoint.reference) if each is not None]
+        self.last_position = min((end for end in ends if end is not None), default=None)
 
     def score(self, prompts: Sequence[str], responses: Sequence[str], batch_size: int = 8) -> NDArray[np.float64]:
         """Rewards [responses] of each response to its prompt; `batch_size` is in responses a forward pass.
 
+        Warns of texts that are longer than the model was made for, or that spell control tokens.
+
         Raises:
-            RmkitError: if a text is empty, or there are not as many prompts as responses.
+            RmkitError: if a text is empty or longer than the model's position embeddings, or there are not as many
+                prompts as responses.
         """
         if len(prompts) != len(responses):
             raise RmkitError(
@@ -167,11 +187,16 @@ class Scorer:
                 raise RmkitError(f"The {kind} number {empty[0]} is empty or no text.", "Give non-empty texts.")
         if not prompts:
             return np.zeros(0)
-        rewards = []
+        rewards, lengths, spelling, templated = [], [], 0, 0
         for start in range(0, len(prompts), 2 * WINDOW):
             some = slice(start, start + 2 * WINDOW)
             sequences = self.reward_model.encode(prompts[some], responses[some])
+            lengths += list(map(len, sequences))
+            spelling += sum(each.prompt_spells or each.response_spells for each in sequences)
+            templated += sum(map(self.reward_model.encoder.is_templated, prompts[some]))
             rewards.append(self.reward_model.rewards(*self.outputs(sequences, batch_size)).numpy())
+        for line in self._remarks("score", lengths, spelling, templated, "responses"):
+            warnings.warn(line, stacklevel=2)
         return np.concatenate(rewards)
 
     def score_pairs(self, pairs: Iterable[Pair], batch_size: int = 8) -> NDArray[np.float64]:
@@ -213,22 +238,33 @@ class Scorer:
                 each = max(1, WINDOW // len(streams))
                 taken = {name: list(islice(stream, each)) for name, stream in streams.items()}
                 streams = {name: stream for name, stream in streams.items() if len(taken[name]) == each}
+                for name, some in taken.items():
+                    refuse_longer(name, max((pair.longest for pair in some), default=0), self.last_position)
                 pairs = [pair for some in taken.values() for pair in some]
                 rewards = self._pair_rewards(pairs, batch_size, progress)
                 start = 0
                 for name, some in taken.items():
                     scored[name].add(some, rewards[start : start + len(some)])
                     start += len(some)
-        return {name: found.whole() for name, found in scored.items()}
+        return {
+            name: found.whole(self._remarks(name, found.lengths, found.control_texts, found.templated))
+            for name, found in scored.items()
+        }
+
+    def _remarks(
+        self, name: str, lengths: Sequence[int], control_texts: int, templated: int, unit: str = "pairs"
+    ) -> list[str]:
+        known, special_tokens = made_for(self.checkpoint.model.config), self.reward_model.encoder.special_tokens
+        options: dict[str, Any] = {"known": known, "special_tokens": special_tokens, "unit": unit}
+        return remarks(name, lengths, control_texts, templated, **options)
 
     def token_terms(self, prompt: str, response: str) -> NDArray[np.float64] | None:
         """What each token of a response adds to its reward [tokens], or None if rewards are no sums over tokens."""
         if not self.reward_model.additive:
             return None
-        batch = {
-            name: tensor.to(self.device)
-            for name, tensor in pad(self.reward_model.encode([prompt], [response]), 0).items()
-        }
+        sequences = self.reward_model.encode([prompt], [response])
+        refuse_longer("the response", len(sequences[0]), self.last_position)
+        batch = {name: tensor.to(self.device) for name, tensor in pad(sequences, 0).items()}
 
         @torch.no_grad()
         def compute(model: nn.Module) -> Tensor:
@@ -247,7 +283,12 @@ class Scorer:
         batch_size: int = DEFAULT_BATCH_SIZE,
         progress: Progress | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Outputs [sequences, outputs] of the model and of its reference, in the same batches."""
+        """Outputs [sequences, outputs] of the model and of its reference, in the same batches.
+
+        Raises:
+            RmkitError: if a sequence is longer than the model's position embeddings.
+        """
+        refuse_longer("the responses", max(map(len, sequences), default=0), self.last_position)
 
         def compute(model: nn.Module) -> Tensor:
             return sequence_outputs(model, self.reward_model, sequences, batch_size=batch_size, progress=progress)

@@ -10,24 +10,34 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rmkit.pairs import EncodedPairs
+from rmkit.pairs import EncodedPairs, remarks
+from rmkit.positions import made_for
+from rmkit.recipe import Data
 
 
-def print_counts(encoded: Mapping[str, EncodedPairs], max_length: int | None, config: Any) -> None:
-    """How many pairs of each set are used, what was left out and why, and what is longer than the model knows."""
-    limit = f"at most {max_length} tokens" if max_length else "no length limit"
+def print_counts(encoded: Mapping[str, EncodedPairs], data: Data, config: Any) -> None:
+    """How many pairs of each set are used, what was left out and why, and what their texts are like."""
+    limit = f"at most {data.max_length} tokens" if data.max_length else "no length limit"
     table = Table("set", title=f"Preference pairs ({limit})")
     table.add_column("pairs", justify="right")
     table.add_column("longest", justify="right")
     table.add_column("left out")
-    known = getattr(config, "max_position_embeddings", None)
     for name, pairs in encoded.items():
         left_out = ", ".join(f"{count} {reason}" for reason, count in pairs.dropped.items())
         table.add_row(name, str(len(pairs)), str(pairs.longest), f"[yellow]{escape(left_out)}[/]" if left_out else "-")
     Console().print(table)
-    for name, pairs in encoded.items():
-        if known is not None and pairs.longest > known:
-            print(f"warning: {name}: up to {pairs.longest} tokens; the model was made for {known} (data.max_length)")
+    for line in set_remarks(encoded, data, config):
+        print(f"warning: {line}")
+
+
+def set_remarks(encoded: Mapping[str, EncodedPairs], data: Data, config: Any) -> list[str]:
+    """What users should know of the texts of a run's sets; see `rmkit.pairs.remarks`."""
+    options: dict[str, Any] = {"known": made_for(config), "special_tokens": data.special_tokens}
+    return [
+        line
+        for name, pairs in encoded.items()
+        for line in remarks(name, pairs.lengths, pairs.control_texts, pairs.templated, **options)
+    ]
 
 
 def print_metrics(record: Mapping[str, Any]) -> None:

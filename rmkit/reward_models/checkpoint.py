@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from peft import PeftModel
@@ -25,7 +25,7 @@ from rmkit.batching import Layout
 from rmkit.encoding import ChatEncoder
 from rmkit.errors import RmkitError
 from rmkit.publication import BASE, RECORD, REFERENCE
-from rmkit.recipe import DTypeName, RewardModelSettings
+from rmkit.recipe import DTypeName, RewardModelSettings, SpecialTokens
 from rmkit.reward_models import RewardModel, reward_model
 from rmkit.run_directory import replacing, write_json
 from rmkit.settings import Section, validated
@@ -55,6 +55,7 @@ class Record(Section):
     layout: Layout = "shared"
     date_string: str | None = None
     template_hash: str | None = None
+    special_tokens: SpecialTokens = "text"
 
     def precision(self, device: torch.device) -> torch.autocast:
         """The precision in which the model was trained, beyond the dtype of its weights: a context to compute in."""
@@ -169,6 +170,7 @@ def load(
     attention: str | None = None,
     layout: Layout | None = None,
     date_string: str | None = None,
+    special_tokens: SpecialTokens | None = None,
     trust_remote_code: bool = False,
     policy_only: bool = False,
 ) -> Checkpoint:
@@ -178,12 +180,15 @@ def load(
         name: a folder or a hub id, of a repository that `rmkit push` has made or any other.
         options: settings that go before those of reward_model.json: type, pooling, reference, beta.
         dtype, attention, layout: as recorded, else float32, the architecture's default and shared.
+        special_tokens: what becomes of control tokens that texts spell; as recorded, else text (see `ChatEncoder`).
         policy_only: leave the reference out, for callers that have its outputs.
 
     Raises:
         RmkitError: if nothing usable is there, the type cannot be told, the head is missing, or the reference is
             missing or is the model itself.
     """
+    if special_tokens not in (None, *get_args(SpecialTokens)):
+        raise RmkitError(f"special_tokens {special_tokens!r} is not known.", "Give text, keep or error.")
     options = {key: value for key, value in (options or {}).items() if value is not None}
     named = Origin(name=name, revision=revision)
     if not Path(name).exists() and (published := hub.fetch(name, revision)) is not None:
@@ -196,7 +201,7 @@ def load(
         merged = (settings.model_dump(exclude_unset=True) if same_type else {}) | {"type": settings.type} | options
         settings = validated(_Settings, {"reward_model": merged}, name).reward_model
     tokenizer, notes = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
-    encoder = ChatEncoder(tokenizer, date_string or record.date_string)
+    encoder = ChatEncoder(tokenizer, date_string or record.date_string, special_tokens or record.special_tokens)
     if record.template_hash not in (None, encoder.template_hash):
         raise RmkitError(
             f"The chat template in {name} is not the one that the model was trained with.",

@@ -47,7 +47,9 @@ class GenerativeRewardModel(RewardModel[Generative]):
     def __init__(self, settings: Generative, encoder: ChatEncoder):
         super().__init__(settings, encoder)
         self.generation = settings.generation_weight > 0
-        self.yes, self.no = encoder.single_token(settings.yes_token), encoder.single_token(settings.no_token)
+        self.yes, self.no = (
+            encoder.answer_token(word, settings.verification_prompt) for word in (settings.yes_token, settings.no_token)
+        )
         if self.yes == self.no:
             raise RmkitError(
                 f"{settings.yes_token!r} and {settings.no_token!r} are the same token.",
