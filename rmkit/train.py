@@ -63,6 +63,8 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
     state = PartialState()
     if threads := distributed.threads(state.num_processes):
         torch.set_num_threads(threads)
+    if state.num_processes == 1 and distributed.visible_gpus() > 1:
+        print(f"One process trains on one of {distributed.visible_gpus()} GPUs; `rmkit train RECIPE` uses all of them.")
     run = RunDirectory(recipe.output_dir)
     resume = recipe.resume == "auto"
     if state.is_main_process:
@@ -144,6 +146,7 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
 
 def _training_arguments(recipe: Recipe) -> tuple[Any, distributed.Plan | None]:
     """TrainingArguments of the type's class, processes and sharding checked."""
+    distributed.check_launcher()
     options = training_arguments(recipe)
     batch_size = options.pop("batch_size")
     plan = distributed.plan(recipe)
@@ -164,6 +167,8 @@ def _training_arguments(recipe: Recipe) -> tuple[Any, distributed.Plan | None]:
     options["gradient_accumulation_steps"] = distributed.accumulation_steps(batch_size, micro_batch_size, processes)
     with _refusals("TrainingArguments"):
         arguments = trainer.config_class(**options)
+    # With several GPUs in sight of one process, transformers would take all of them through DataParallel.
+    arguments._n_gpu = min(1, arguments.n_gpu)
     distributed.check_sharding(plan, arguments)
     return arguments, plan
 
