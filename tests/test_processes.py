@@ -156,7 +156,9 @@ LACKS = "raise RmkitError('This disk lacks the set.', 'Bring it.')"
 )
 def test_rmkit_train_says_a_fault_once(recipe, tmp_path, overrides, rank, where, body, code, expected):
     env = environment(tmp_path, rank, PATCH.format(where=where, body=body))
-    ran = launch(env, *RMKIT, "train", str(recipe), *overrides, f"output_dir={tmp_path / 'run'}", "--num-processes", "2")
+    ran = launch(
+        env, *RMKIT, "train", str(recipe), *overrides, f"output_dir={tmp_path / 'run'}", "--num-processes", "2"
+    )
     lines = said(ran)
     assert ran.returncode == code, ran.stderr
     if code == 1:
@@ -213,7 +215,17 @@ def test_signals_reach_the_processes_once(recipe, tmp_path, number, code, proces
         [*ACCELERATE, "--config_file", CPU, "--num_processes", "2", SCRIPT],
         [*ACCELERATE, "--num-processes=2", *PLAIN, SCRIPT],
         [sys.executable, SCRIPT, "distributed=cpu_zero3"],
-        [*ACCELERATE, "--multi_gpu", "--num_processes", "2", *PLAIN, "--main_process_port", "0", SCRIPT, "distributed=cpu"],
+        [
+            *ACCELERATE,
+            "--multi_gpu",
+            "--num_processes",
+            "2",
+            *PLAIN,
+            "--main_process_port",
+            "0",
+            SCRIPT,
+            "distributed=cpu",
+        ],
     ],
     ids=["a config of one process", "no config", "plain python", "too many"],
 )
