@@ -106,7 +106,8 @@ def _exit(store: Any, message: str, code: int, error: BaseException) -> NoReturn
         print(message, file=sys.stderr, flush=True)
         raise SystemExit(code) from None
     if _speaks(store, error):
-        print(message, file=sys.stderr, flush=True)
+        start = "\r\033[K" if sys.stderr.isatty() else "\r"  # another process may have left a bar in this line
+        print(f"{start}{message}", file=sys.stderr, flush=True)
     else:
         code = int(store.get(_EXIT))
     with contextlib.suppress(RuntimeError):

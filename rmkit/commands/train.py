@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -95,6 +96,7 @@ def _exit_code(codes: Collection[int]) -> int:
     if max(codes) > 0:
         return max(codes)
     killed = signal.Signals(-next((code for code in codes if code != -signal.SIGTERM), min(codes)))
+    print(file=sys.stderr)  # the processes may have left a bar in this line
     raise RmkitError(
         f"{killed.name} ended a process of the run.",
         "If the machine ran out of memory (dmesg tells), lower training.per_device_train_batch_size; start it again "
