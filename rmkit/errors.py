@@ -103,17 +103,23 @@ def _ending_with_the_others(store: Any) -> Iterator[None]:
 
 def _exit(store: Any, message: str, code: int, error: BaseException) -> NoReturn:
     if store is None:
-        print(message, file=sys.stderr, flush=True)
+        _print(message)
         raise SystemExit(code) from None
     if _speaks(store, error):
-        start = "\r\033[K" if sys.stderr.isatty() else "\r"  # another process may have left a bar in this line
-        print(f"{start}{message}", file=sys.stderr, flush=True)
+        _print(("\r\033[K" if sys.stderr.isatty() else "\r") + message)  # another process may have left a bar here
     else:
         code = int(store.get(_EXIT))
     with contextlib.suppress(RuntimeError):
         store.set(_EXIT, str(code))
     sys.stdout.flush()
     os._exit(code)  # at a normal exit process groups wait for processes that are gone, or abort
+
+
+def _print(message: str) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(message, file=sys.stderr)  # bars of this process make room
+    sys.stderr.flush()
 
 
 def _speaks(store: Any, error: BaseException) -> bool:
