@@ -21,8 +21,8 @@ INTERRUPTED_EXIT_CODE = 130
 
 _REPORTERS, _EXIT = "rmkit/reporters", "rmkit/exit_code"  # keys of the store
 _POLL_SECONDS = 1.0
-_PATIENCE = timedelta(seconds=10)  # for the process that speaks to finish
-_LONG_PATIENCE = timedelta(seconds=60)  # for the launcher to end this process after another one has died
+_PATIENCE = timedelta(seconds=10)  # for the reporter to finish
+_LONG_PATIENCE = timedelta(seconds=30)  # for the launcher to end this process after another one has died
 
 
 class RmkitError(Exception):
@@ -73,9 +73,13 @@ def _launcher_store() -> Any:
     """The store that the processes of this launch share; None for a process alone and for launchers without one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
+    return _connect(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+
+
+def _connect(host: str, port: int) -> Any:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    return TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False)
+    return TCPStore(host, port, is_master=False, timeout=_LONG_PATIENCE, wait_for_workers=False)
 
 
 @contextlib.contextmanager
@@ -85,14 +89,7 @@ def _ending_with_the_others(store: Any) -> Iterator[None]:
         yield
         return
     done = threading.Event()
-
-    def watch() -> None:
-        with contextlib.suppress(RuntimeError):  # the store is gone: so is the launcher, with nobody left to wait for
-            while not done.wait(_POLL_SECONDS):
-                if store.check([_EXIT]):
-                    os._exit(int(store.get(_EXIT)))
-
-    watcher = threading.Thread(target=watch, daemon=True)
+    watcher = threading.Thread(target=_watch, args=(store, done), daemon=True)
     watcher.start()
     try:
         yield
@@ -101,18 +98,29 @@ def _ending_with_the_others(store: Any) -> Iterator[None]:
         watcher.join()
 
 
+def _watch(store: Any, done: threading.Event) -> None:
+    while not done.wait(_POLL_SECONDS):
+        try:
+            if store.check([_EXIT]):
+                os._exit(int(store.get(_EXIT)))
+        except RuntimeError:  # the connection broke
+            try:
+                store = _connect(store.host, store.port)
+            except RuntimeError:  # the launcher that held the store, perhaps on another machine, has ended
+                os._exit(1)
+
+
 def _exit(store: Any, message: str, code: int, error: BaseException) -> NoReturn:
     if store is None:
         _print(message)
         raise SystemExit(code) from None
-    if _speaks(store, error):
+    reported = _code_of_the_reporter(store, error)
+    if reported is None:
         _print(("\r\033[K" if sys.stderr.isatty() else "\r") + message)  # another process may have left a bar here
-    else:
-        code = int(store.get(_EXIT))
-    with contextlib.suppress(RuntimeError):
-        store.set(_EXIT, str(code))
+        with contextlib.suppress(RuntimeError):
+            store.set(_EXIT, str(code))
     sys.stdout.flush()
-    os._exit(code)  # at a normal exit process groups wait for processes that are gone, or abort
+    os._exit(code if reported is None else reported)  # a normal exit waits for process groups that are gone, or aborts
 
 
 def _print(message: str) -> None:
@@ -122,21 +130,20 @@ def _print(message: str) -> None:
     sys.stderr.flush()
 
 
-def _speaks(store: Any, error: BaseException) -> bool:
-    """Whether this process is the one to report; otherwise returns once the one that does has done so."""
+def _code_of_the_reporter(store: Any, error: BaseException) -> int | None:
+    """The exit code of the process that has reported an error; None if this process is the one to report."""
+    from torch.distributed import DistStoreError
+
+    # A collective that ends because another process did: that one has the cause to tell, or its launcher.
+    lost = any(words in str(error) for words in ("closed by peer", "reset by peer", "remote process exited"))
     try:
-        if _lost_another(error):
-            with contextlib.suppress(RuntimeError):
+        if lost:
+            with contextlib.suppress(DistStoreError):  # nobody has reported in time
                 store.wait([_EXIT], _LONG_PATIENCE)
-                return False
+                return int(store.get(_EXIT))
         if store.add(_REPORTERS, 1) == 1:
-            return True
+            return None
         store.wait([_EXIT], _PATIENCE)
-    except RuntimeError:  # the store or the one that was to speak is gone: rather twice than never
-        return True
-    return False
-
-
-def _lost_another(error: BaseException) -> bool:
-    """Whether a collective ended because another process did: that one has the cause to tell, or its launcher."""
-    return any(words in str(error) for words in ("closed by peer", "reset by peer", "remote process exited"))
+        return int(store.get(_EXIT))
+    except RuntimeError:  # the reporter or the store is gone
+        return 1 if lost else None
