@@ -228,7 +228,7 @@ def test_signals_reach_the_processes_once(recipe, tmp_path, number, code, proces
         ([*ACCELERATE, "--config_file", CPU, "--num_processes", "2"], None),
         ([*ACCELERATE, "--num-processes=2", *PLAIN], None),
         ([sys.executable], "cpu_zero3"),
-        ([*ACCELERATE, "--multi_gpu", "--num_processes", "2", *PLAIN, "--main_process_port", "0"], "cpu"),
+        ([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"], "cpu"),
     ],
     ids=["a config of one process", "no config", "plain python", "too many"],
 )
