@@ -78,6 +78,7 @@ def test_a_process_alone_raises_bugs_as_they_are():
 def test_the_exit_code_is_the_one_that_processes_chose():
     assert _exit_code([2, 2]) == 2
     assert _exit_code([-signal.SIGTERM, 75]) == 75
+    assert _exit_code([-signal.SIGINT, -signal.SIGTERM]) == 130
     with pytest.raises(RmkitError, match="SIGKILL ended a process"):
         _exit_code([-signal.SIGTERM, -signal.SIGKILL])
     with pytest.raises(RmkitError, match="SIGTERM ended a process"):

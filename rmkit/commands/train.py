@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import psutil
 import typer
 
-from rmkit.errors import RmkitError, reported
+from rmkit.errors import INTERRUPTED_EXIT_CODE, RmkitError, reported
 
 
 def train(
@@ -96,6 +96,8 @@ def _exit_code(codes: Collection[int]) -> int:
     if max(codes) > 0:
         return max(codes)
     killed = signal.Signals(-next((code for code in codes if code != -signal.SIGTERM), min(codes)))
+    if killed == signal.SIGINT:  # before the processes could handle it
+        return INTERRUPTED_EXIT_CODE
     print(file=sys.stderr)  # the processes may have left a bar in this line
     raise RmkitError(
         f"{killed.name} ended a process of the run.",
