@@ -202,7 +202,7 @@ def _memory(recipe: Recipe, kind: RewardModel[Any], config: PretrainedConfig, pl
 
             _, needed = estimate_zero2_model_states_mem_needs(trainable, processes, cpu_offload=offload)
             needed, estimator = needed + frozen_bytes, "DeepSpeed's estimator of ZeRO-2"
-        case "zero3" | "fsdp":
+        case "zero3":
             from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 
             largest = max(number for number, _, _ in sizes)

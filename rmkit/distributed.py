@@ -8,41 +8,75 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
-from accelerate import PartialState
+from accelerate import DistributedType, PartialState
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import ComputeEnvironment
 from transformers.integrations import deepspeed
 
 from rmkit.errors import RmkitError
 from rmkit.recipe import Recipe
 from rmkit.settings import load_yaml
 
-_THREADS = "--num_cpu_threads_per_process"
+_THREADS = "num_cpu_threads_per_process"
 _CONFIG_FILE, _PROCESSES = "RMKIT_CONFIG_FILE", "RMKIT_NUM_PROCESSES"
 CONFIGS = Path(__file__).resolve().parent.parent / "accelerate_configs"
+
+# YAML takes a bare NO for false.
+_TYPES = (False, DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.DEEPSPEED)
+_REFUSED_VARIABLES = (
+    "ACCELERATE_USE_FSDP",
+    "ACCELERATE_USE_MEGATRON_LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG",
+    "ACCELERATE_USE_SAGEMAKER",
+)
+_INSTEAD = "Use DeepSpeed's ZeRO-3 instead: `rmkit train RECIPE --config-file zero3`."
+_BY_HAND = "Run `accelerate launch` on each machine, with the line at the head of zero3_multinode.yaml."
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was asked for: a name to say, the number of processes (None: any), none | zero1..3 | fsdp, and the file."""
+    """What was asked for: a name to say, processes and sharding (none | zero0..3; None: any), and the file."""
 
     name: str
     processes: int | None
-    sharding: str
+    sharding: str | None
     config: dict[str, Any]
 
 
-def launch_options(name: str | None, processes: int | None) -> list[str]:
-    """The options of `accelerate launch` for a configuration by name or path, and a number of processes."""
-    count = ["--num_processes", str(processes or 1)] if processes or name is None else []
-    if name is not None:
-        return ["--config_file", str(config_file(name)), *count]
-    several = ["--multi_gpu"] if (processes or 1) > 1 else []
-    return [*several, *count, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+def launch_options(name: str | None, processes: int) -> list[str]:
+    """The options of `accelerate launch` for a configuration by name or path, and a number of processes.
+
+    Raises:
+        RmkitError: if the configuration cannot be launched from here, or there are fewer GPUs than processes.
+    """
+    config = {} if name is None else read_config(name)
+    if config.get("num_machines", 1) > 1:
+        raise RmkitError(f"{name} starts processes on several machines, rmkit train only on this one.", _BY_HAND)
+    _check_gpus(processes)
+    # Other types of configuration than DeepSpeed's start one process, whatever their number, unless they are told so.
+    several = ["--multi_gpu"] if processes > 1 and _sharding_of(config) == "none" else []
+    port = [] if config.get("main_process_port") else ["--main_process_port", "0"]  # any free one
+    where = (
+        ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        if name is None
+        else ["--config_file", str(config_file(name))]
+    )
+    return [*several, *where, *port, "--num_processes", str(processes)]
+
+
+def process_count(name: str | None) -> int:
+    """How many processes `rmkit train` starts unless it is told: one for each visible GPU.
+
+    On a machine without GPUs it is what the configuration says; one that says 1 means it everywhere.
+    """
+    named = None if name is None else read_config(name).get("num_processes")
+    return 1 if named == 1 else visible_gpus() or named or 1
 
 
 def threads(processes: int) -> int | None:
@@ -65,9 +99,9 @@ def threads(processes: int) -> int | None:
     return max(1, min(cores, mine) // int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
 
 
-def said_by_launcher(config: str | None, processes: int | None) -> dict[str, str]:
-    """What `rmkit train` was told, for the processes that it starts."""
-    said = {_CONFIG_FILE: config, _PROCESSES: str(processes) if processes else None}
+def said_by_launcher(config: str | None, processes: int) -> dict[str, str]:
+    """The environment of the processes that `rmkit train` starts: what it was told."""
+    said = {_PROCESSES: str(processes), _CONFIG_FILE: config, "DS_ACCELERATOR": None if visible_gpus() else "cpu"}
     return {variable: value for variable, value in said.items() if value}
 
 
@@ -84,28 +118,66 @@ def config_file(name: str) -> Path:
     raise RmkitError(f"distributed: {name} is neither a file nor one of {known}.", "Name one of these.")
 
 
+def read_config(name: str) -> dict[str, Any]:
+    """The content of an accelerate configuration, by name or path.
+
+    Raises:
+        RmkitError: if there is none, accelerate does not take it, or it asks for what rmkit does not do.
+    """
+    path = config_file(name)
+    config = load_yaml(path)
+    try:
+        parsed = load_config_from_file(str(path))
+    except (ValueError, TypeError) as error:
+        raise RmkitError(f"{path}: {error}.", f"Compare it with {CONFIGS / 'ddp.yaml'}.") from None
+    if parsed.compute_environment != ComputeEnvironment.LOCAL_MACHINE or parsed.distributed_type not in _TYPES:
+        kind = getattr(parsed.distributed_type, "value", parsed.distributed_type)
+        where = getattr(parsed.compute_environment, "value", parsed.compute_environment)
+        raise RmkitError(f"{path}: distributed_type {kind} on {where} is not supported by rmkit.", _INSTEAD)
+    if parsed.parallelism_config:
+        raise RmkitError(f"{path}: parallelism_config is not supported by rmkit.", _INSTEAD)
+    stages = (0, 1, 2, 3)
+    if parsed.distributed_type == DistributedType.DEEPSPEED and parsed.deepspeed_config.get("zero_stage") not in stages:
+        raise RmkitError(
+            f"{path}: deepspeed_config.zero_stage must be 0, 1, 2 or 3; rmkit takes no file of DeepSpeed's own.",
+            f"Compare it with {CONFIGS / 'zero3.yaml'}.",
+        )
+    return config
+
+
 def plan(recipe: Recipe) -> Plan | None:
-    """What the launcher was told with --config_file, else what the recipe names; None if neither says anything."""
+    """What the launcher was told with options, else what the recipe names; None if neither says anything."""
     command = launcher_command()
-    processes = os.environ.get(_PROCESSES) or _option(command, "--num_processes")
-    explicit = os.environ.get(_CONFIG_FILE) or _option(command, "--config_file")
-    if explicit is None and recipe.distributed is None:
-        return None
-    name = explicit or str(recipe.distributed)
-    config = load_yaml(config_file(name))
+    processes = os.environ.get(_PROCESSES) or _option(command, "num_processes")
+    explicit = os.environ.get(_CONFIG_FILE) or _option(command, "config_file")
+    name = explicit or recipe.distributed
+    if name is None:
+        return None if processes is None else Plan("--num_processes", int(processes), None, {})
+    config = read_config(name)
     if processes is not None:
         wanted: int | None = int(processes)
-    elif explicit is None and visible_gpus():
-        wanted = visible_gpus()  # a recipe trains on all of them
+    elif explicit is None:
+        wanted = process_count(name)
     else:
         wanted = config.get("num_processes")
     return Plan(name, wanted, _sharding_of(config), config)
 
 
+def check_launcher() -> None:
+    """Stop before anything is set up if the launcher asks accelerate for what rmkit does not do.
+
+    Raises:
+        RmkitError: naming the variable, which `accelerate launch` sets for its options and configurations.
+    """
+    for variable in _REFUSED_VARIABLES:
+        if os.environ.get(variable, "false").lower() in ("true", "1"):
+            raise RmkitError(f"{variable} is set: rmkit does not support it.", f"Unset it. {_INSTEAD}")
+
+
 def training_options(plan: Plan | None) -> dict[str, Any]:
     """What TrainingArguments must be told: DeepSpeed unless the launcher has set it up, and whether there is no GPU."""
     options: dict[str, Any] = {"use_cpu": visible_gpus() == 0}
-    if plan is not None and plan.sharding.startswith("zero"):
+    if plan is not None and (plan.sharding or "none").startswith("zero"):
         if options["use_cpu"]:
             _skip_shared_memory_build()
         if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") != "true":
@@ -123,13 +195,16 @@ def training_options(plan: Plan | None) -> dict[str, Any]:
 
 
 def check_processes(plan: Plan | None, running: int) -> None:
-    """Stop before weights load if another number of processes runs than was asked for.
+    """Stop before weights load if another number of processes runs than was asked for, or than there are GPUs.
 
     Raises:
         RmkitError: naming both; some launchers fall back to one process without a word.
     """
     if plan is not None and plan.processes is not None and running != plan.processes:
-        raise RmkitError(f"{plan.name} asks for {plan.processes} processes, but {running} run.", _remedy(plan))
+        asked = "1 process" if plan.processes == 1 else f"{plan.processes} processes"
+        runs = "1 runs" if running == 1 else f"{running} run"
+        raise RmkitError(f"{plan.name} asks for {asked}, but {runs}.", _remedy(plan))
+    _check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def check_sharding(plan: Plan | None, arguments: Any) -> None:
@@ -139,12 +214,21 @@ def check_sharding(plan: Plan | None, arguments: Any) -> None:
         RmkitError: naming both.
     """
     sharding = running_sharding(arguments)
-    if plan is not None and sharding != plan.sharding:
+    if plan is not None and plan.sharding not in (None, sharding):
         raise RmkitError(f"{plan.name} asks for sharding {plan.sharding}, but the run has {sharding}.", _remedy(plan))
 
 
 def _remedy(plan: Plan) -> str:
-    return f"Launch with `accelerate launch --config_file {config_file(plan.name)}` or `rmkit train`."
+    if plan.config.get("num_machines", 1) > 1:
+        return _BY_HAND
+    config = f" --config-file {plan.name}" if plan.config else ""
+    return f"Use `rmkit train RECIPE{config} --num-processes {plan.processes or process_count(plan.name)}`."
+
+
+def _check_gpus(processes: int) -> None:
+    gpus = visible_gpus()
+    if gpus and processes > gpus:
+        raise RmkitError(f"There are {processes} processes for {gpus} visible GPUs.", f"Give --num-processes {gpus}.")
 
 
 def running_processes() -> int:
@@ -178,11 +262,9 @@ def alone() -> Iterator[None]:
 
 
 def running_sharding(arguments: Any) -> str:
-    """none | zero1..3 | fsdp, as TrainingArguments have set it up."""
+    """none | zero0..3, as TrainingArguments have set it up."""
     plugin = getattr(arguments, "deepspeed_plugin", None)
-    if plugin is not None:
-        return f"zero{plugin.zero_stage}"
-    return "fsdp" if os.environ.get("ACCELERATE_USE_FSDP", "false") == "true" else "none"
+    return "none" if plugin is None else f"zero{plugin.zero_stage}"
 
 
 def accumulation_steps(batch_size: int, micro_batch_size: int, processes: int) -> int:
@@ -243,17 +325,16 @@ def _launches(command: Sequence[str]) -> bool:
 
 def _option(command: Sequence[str], name: str) -> str | None:
     for number, part in enumerate(command):
-        if part == name and number + 1 < len(command):
-            return command[number + 1]
-        if part.startswith(f"{name}="):
-            return part.partition("=")[2]
+        option, given, value = part.partition("=")
+        if option.startswith("--") and option[2:].replace("-", "_") == name:  # accelerate takes both spellings
+            return value if given else next(iter(command[number + 1 :]), None)
     return None
 
 
-def _sharding_of(config: dict[str, Any]) -> str:
-    if "deepspeed_config" in config:
+def _sharding_of(config: Mapping[str, Any]) -> str:
+    if config.get("distributed_type") == "DEEPSPEED":
         return f"zero{config['deepspeed_config']['zero_stage']}"
-    return "fsdp" if "fsdp_config" in config else "none"
+    return "none"
 
 
 def _skip_shared_memory_build() -> None:

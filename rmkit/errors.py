@@ -1,12 +1,28 @@
-"""What rmkit says when its input is wrong: one line of cause, one of remedy, exit code 2."""
+"""What rmkit says when its input is wrong: one line of cause, one of remedy, exit code 2.
+
+Of several processes only one speaks. They agree through the key-value store that the launcher holds (torchrun's agent,
+which `accelerate launch` uses too), so this needs no process group and works while others hang in a collective.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import sys
+import threading
+import traceback
 from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, NoReturn
 
 EXIT_CODE = 2
+INTERRUPTED_EXIT_CODE = 130
+
+_REPORTERS, _EXIT = "rmkit/reporters", "rmkit/exit_code"  # keys of the store
+_POLL_SECONDS = 1.0
+_PATIENCE = timedelta(seconds=10)  # for the reporter to finish
+_LONG_PATIENCE = timedelta(seconds=30)  # for the launcher to end this process after another one has died
 
 
 class RmkitError(Exception):
@@ -25,6 +41,11 @@ class RmkitError(Exception):
     def __reduce__(self) -> tuple[type[RmkitError], tuple[str, str]]:
         return type(self), (self.cause, self.remedy)
 
+    @property
+    def message(self) -> str:
+        """The two lines that are printed."""
+        return f"error: {self.cause}\n  fix: {self.remedy}"
+
 
 class Unreachable(RmkitError):
     """What is somewhere on the network cannot be had from here."""
@@ -32,12 +53,101 @@ class Unreachable(RmkitError):
 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
-    """Turn an `RmkitError` (or Ctrl-C) into its message on stderr and an exit code; leave other errors alone."""
+    """Turn an `RmkitError` (or Ctrl-C) into its message on stderr and an exit code; leave other errors alone.
+
+    Under a launcher of several processes the first one that fails prints its message (of a bug: the traceback); all
+    others, wherever they are, end without a word and with the same exit code.
+    """
+    store = _launcher_store()
+    try:
+        with _ending_with_the_others(store):
+            yield
+    except RmkitError as error:
+        _exit(store, error.message, EXIT_CODE, error)
+    except KeyboardInterrupt as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal and a launcher may both send it
+        _exit(store, "interrupted: nothing half-written was left behind", INTERRUPTED_EXIT_CODE, error)
+    except Exception as error:
+        if store is None:
+            raise
+        _exit(store, traceback.format_exc().rstrip(), 1, error)
+
+
+def _launcher_store() -> Any:
+    """The store that the processes of this launch share; None for a process alone and for launchers without one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    return _connect(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+
+
+def _connect(host: str, port: int) -> Any:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    return TCPStore(host, port, is_master=False, timeout=_LONG_PATIENCE, wait_for_workers=False)
+
+
+@contextlib.contextmanager
+def _ending_with_the_others(store: Any) -> Iterator[None]:
+    """End this process once another one has reported an error, even while it hangs in a collective."""
+    if store is None:
+        yield
+        return
+    done = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(store, done), daemon=True)
+    watcher.start()
     try:
         yield
-    except RmkitError as error:
-        print(f"error: {error.cause}\n  fix: {error.remedy}", file=sys.stderr, flush=True)
-        raise SystemExit(EXIT_CODE) from None
-    except KeyboardInterrupt:
-        print("interrupted: nothing half-written was left behind", file=sys.stderr, flush=True)
-        raise SystemExit(130) from None
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _watch(store: Any, done: threading.Event) -> None:
+    while not done.wait(_POLL_SECONDS):
+        try:
+            if store.check([_EXIT]):
+                os._exit(int(store.get(_EXIT)))
+        except RuntimeError:  # the connection broke
+            try:
+                store = _connect(store.host, store.port)
+            except RuntimeError:  # the launcher that held the store, perhaps on another machine, has ended
+                os._exit(1)
+
+
+def _exit(store: Any, message: str, code: int, error: BaseException) -> NoReturn:
+    if store is None:
+        _print(message)
+        raise SystemExit(code) from None
+    reported = _code_of_the_reporter(store, error)
+    if reported is None:
+        _print(("\r\033[K" if sys.stderr.isatty() else "\r") + message)  # another process may have left a bar here
+        with contextlib.suppress(RuntimeError):
+            store.set(_EXIT, str(code))
+    sys.stdout.flush()
+    os._exit(code if reported is None else reported)  # a normal exit waits for process groups that are gone, or aborts
+
+
+def _print(message: str) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(message, file=sys.stderr)  # bars of this process make room
+    sys.stderr.flush()
+
+
+def _code_of_the_reporter(store: Any, error: BaseException) -> int | None:
+    """The exit code of the process that has reported an error; None if this process is the one to report."""
+    from torch.distributed import DistStoreError
+
+    # A collective that ends because another process did: that one has the cause to tell, or its launcher.
+    lost = any(words in str(error) for words in ("closed by peer", "reset by peer", "remote process exited"))
+    try:
+        if lost:
+            with contextlib.suppress(DistStoreError):  # nobody has reported in time
+                store.wait([_EXIT], _LONG_PATIENCE)
+                return int(store.get(_EXIT))
+        if store.add(_REPORTERS, 1) == 1:
+            return None
+        store.wait([_EXIT], _PATIENCE)
+        return int(store.get(_EXIT))
+    except RuntimeError:  # the reporter or the store is gone
+        return 1 if lost else None

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":  # the folder of this file must not stand in front of libraries of the same names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while libraries load: no traceback of theirs
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -70,6 +73,8 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
     state = PartialState()
     if threads := distributed.threads(state.num_processes):
         torch.set_num_threads(threads)
+    if state.num_processes == 1 and distributed.visible_gpus() > 1:
+        print(f"One process trains on one of {distributed.visible_gpus()} GPUs; `rmkit train RECIPE` uses all of them.")
     run = RunDirectory(recipe.output_dir)
     resume = recipe.resume == "auto"
     if state.is_main_process:
@@ -151,6 +156,7 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
 
 def _training_arguments(recipe: Recipe) -> tuple[Any, distributed.Plan | None]:
     """TrainingArguments of the type's class, processes and sharding checked."""
+    distributed.check_launcher()
     options = training_arguments(recipe)
     batch_size = options.pop("batch_size")
     plan = distributed.plan(recipe)
@@ -173,6 +179,8 @@ def _training_arguments(recipe: Recipe) -> tuple[Any, distributed.Plan | None]:
     options["gradient_accumulation_steps"] = distributed.accumulation_steps(batch_size, micro_batch_size, processes)
     with _refusals("TrainingArguments"):
         arguments = trainer.config_class(**options)
+    # With several GPUs in sight of one process, transformers would take all of them through DataParallel.
+    arguments._n_gpu = min(1, arguments.n_gpu)
     distributed.check_sharding(plan, arguments)
     return arguments, plan
 
@@ -321,4 +329,6 @@ def main(
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     typer.run(main)

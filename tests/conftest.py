@@ -10,17 +10,24 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import pytest
-import tiny
-from tiny import TYPES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMOLLM2 = Path(os.environ.get("RMKIT_SMOLLM2", REPOSITORY.parent / "smollm2"))  # a real model, where it is
 RELEASED = Path(os.environ.get("RMKIT_DATA", REPOSITORY.parent / "shared" / "data"))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs from all tests but those of the gpu tier, and from what they start. torch is imported later."""
+    wanted = config.getoption("markexpr")
+    if "gpu" not in wanted or "not gpu" in wanted:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny language model of every architecture."""
+    import tiny
+
     folder = tmp_path_factory.mktemp("models")
     return {name: tiny.save_language_model(folder / name, name) for name in tiny.ARCHITECTURES}
 
@@ -48,6 +55,8 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     """24 training and 10 test pairs of texts of different lengths."""
+    import tiny
+
     return tiny.write_pairs(tmp_path_factory.mktemp("pairs"), train=24, test=10, prompt=9, response=12)
 
 
@@ -56,6 +65,8 @@ def run(models, pairs, tmp_path):
     """Train a tiny model and return its run directory; keywords change the recipe."""
 
     def start(kind="explicit", name="run", architecture="qwen2", training=None, **sections):
+        from tiny import TYPES
+
         recipe = {
             "base": {"name": str(models[architecture])} | sections.pop("base", {}),
             "reward_model": TYPES[kind],

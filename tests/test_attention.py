@@ -36,13 +36,13 @@ def sequences(seed: int = 0) -> list[TokenSequence]:
     return [made[number] for number in draw.permutation(len(made))]
 
 
-def language_model(architecture: str, **options):
+def language_model(architecture: str, heads: int = 4, **options):
     common = {
         "vocab_size": 100,
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 3,
-        "num_attention_heads": 4,
+        "num_attention_heads": heads,
         "max_position_embeddings": 256,
         "pad_token_id": 0,
         "bos_token_id": 1,
@@ -51,9 +51,9 @@ def language_model(architecture: str, **options):
     if architecture == "gpt2":
         common |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
     elif architecture != "gpt_neox":
-        common["num_key_value_heads"] = 2
+        common["num_key_value_heads"] = heads // 2
     if architecture.startswith("gemma"):
-        common["head_dim"] = 8
+        common["head_dim"] = 32 // heads
     if architecture in SLIDING:
         common["sliding_window"] = WINDOW
     if architecture == "qwen2":

@@ -170,7 +170,7 @@ def test_what_train_py_decides_cannot_be_set_in_a_recipe(monkeypatch, tmp_path):
 
     def config(**options):
         seen.update(options)
-        return SimpleNamespace(deepspeed_plugin=None)
+        return SimpleNamespace(deepspeed_plugin=None, n_gpu=0)
 
     content = {
         "base": {"name": "x"},
@@ -224,6 +224,39 @@ def test_the_launcher_can_be_called():
     assert parsed.training_script_args == ["r.yaml", "a=1", "--overwrite"]
     assert callable(launch_command)
     assert "failures" in inspect.signature(ChildFailedError).parameters
+
+
+def test_the_launcher_leaves_the_signals_that_rmkit_handles(monkeypatch):
+    """An attribute that accelerate has no option for goes through to torchrun, whose agent would take SIGTERM too."""
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing import api
+
+    given = {}
+    monkeypatch.setattr(run, "run", lambda arguments: given.update(vars(arguments)))
+    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    parsed = launch_command_parser().parse_args([*options, "--main_process_port", "0", "train.py"])
+    parsed.signals_to_handle = "SIGQUIT"
+    launch_command(parsed)
+    assert given["signals_to_handle"] == "SIGQUIT"
+    config, *_ = run.config_from_args(run.get_args_parser().parse_args(["--signals-to-handle", "SIGQUIT", "train.py"]))
+    assert config.signals_to_handle == "SIGQUIT"
+    assert api.logger.name == "torch.distributed.elastic.multiprocessing.api"
+
+
+def test_processes_know_that_the_launcher_holds_their_store():
+    from torch.distributed.elastic.agent.server import local_elastic_agent
+
+    assert '"TORCHELASTIC_USE_AGENT_STORE": str(use_agent_store)' in inspect.getsource(local_elastic_agent)
+
+
+def test_transformers_counts_gpus_under_this_name(monkeypatch, tmp_path):
+    """What one process sees; more than one means DataParallel and a batch that is larger by as many times."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    arguments = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=2, bf16=False)
+    assert (arguments.n_gpu, arguments.train_batch_size) == (4, 8)
+    arguments._n_gpu = 1
+    assert (arguments.n_gpu, arguments.train_batch_size) == (1, 2)
 
 
 def test_transformers_holds_deepspeeds_configuration_under_this_name():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -15,8 +16,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
+import torch
 import yaml
 from conftest import REPOSITORY
+from transformers import Trainer, TrainerCallback
 
 from rmkit import RmkitError, distributed, load_reward_model
 from rmkit.preferences import load_preferences
@@ -68,7 +71,7 @@ def test_each_configuration_launches_what_it_says(path, monkeypatch):
     options = (
         ["--config_file", str(path), "--main_process_ip", "host"]
         if "multinode" in path.stem
-        else distributed.launch_options(str(path), None)
+        else distributed.launch_options(str(path), yaml.safe_load(path.read_text())["num_processes"])
     )
     launch.launch_command(launch.launch_command_parser().parse_args([*options, "rmkit/train.py", "recipe.yaml"]))
     assert started["num_processes"] == config["num_processes"]
@@ -77,10 +80,6 @@ def test_each_configuration_launches_what_it_says(path, monkeypatch):
         assert started["launcher"] == "deepspeed_launcher"
         assert started["zero_stage"] == config["deepspeed_config"]["zero_stage"]
         assert started["offload_param_device"] == config["deepspeed_config"]["offload_param_device"]
-    elif "fsdp_config" in config:
-        assert started["use_fsdp"]
-        assert str(started["fsdp_version"]) == "2"
-        assert started["launcher"] == "multi_gpu_launcher"
     else:
         assert started["launcher"] == ("multi_gpu_launcher" if config["num_processes"] > 1 else "simple_launcher")
 
@@ -89,7 +88,8 @@ def test_a_recipe_alone_wants_all_visible_gpus(monkeypatch):
     monkeypatch.setattr(distributed, "visible_gpus", lambda: 8)
     plan = distributed.plan(recipe(distributed="zero3"))
     assert (plan.processes, plan.sharding) == (8, "zero3")
-    with pytest.raises(RmkitError, match="asks for 8 processes, but 1 run"):
+    assert distributed.plan(recipe(distributed="single_gpu")).processes == 1
+    with pytest.raises(RmkitError, match="asks for 8 processes, but 1 runs"):
         distributed.check_processes(plan, 1)
     distributed.check_processes(plan, 8)
     assert distributed.plan(recipe()) is None
@@ -101,6 +101,124 @@ def test_a_config_file_of_the_launcher_goes_before_the_recipe(monkeypatch):
     monkeypatch.setattr(distributed, "launcher_command", lambda: command)
     plan = distributed.plan(recipe(distributed="zero3"))
     assert (plan.name, plan.processes, plan.sharding) == (path, 3, "zero2")
+
+
+@pytest.mark.parametrize("spelling", [["--num_processes", "3"], ["--num-processes", "3"], ["--num-processes=3"]])
+def test_processes_without_a_configuration_are_counted_too(monkeypatch, spelling):
+    monkeypatch.setattr(distributed, "launcher_command", lambda: ["accelerate", "launch", *spelling, "rmkit/train.py"])
+    plan = distributed.plan(recipe())
+    assert (plan.processes, plan.sharding) == (3, None)
+    with pytest.raises(RmkitError, match=r"asks for 3 processes, but 1 runs.*rmkit train RECIPE --num-processes 3"):
+        distributed.check_processes(plan, 1)
+
+
+@pytest.mark.parametrize("name", [None, "single_gpu", "zero3"])
+@pytest.mark.parametrize("gpus", [0, 1, 8])
+def test_rmkit_train_and_its_processes_count_alike(monkeypatch, name, gpus):
+    """One process a visible GPU; one for a configuration of one; without GPUs what the configuration says."""
+    monkeypatch.setattr(distributed, "visible_gpus", lambda: gpus)
+    count = distributed.process_count(name)
+    assert count == {None: gpus or 1, "single_gpu": 1, "zero3": gpus or 4}[name]
+    options = distributed.launch_options(name, count)
+    assert options[options.index("--num_processes") + 1] == str(count)
+    assert ("--multi_gpu" in options) == (name is None and count > 1)
+    monkeypatch.setattr(distributed.os, "environ", distributed.said_by_launcher(name, count))
+    distributed.check_processes(distributed.plan(recipe()), count)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(distributed, "visible_gpus", lambda: 2)
+    with pytest.raises(RmkitError, match=r"4 processes for 2 visible GPUs. Give --num-processes 2"):
+        distributed.launch_options(None, 4)
+    assert distributed.launch_options(None, 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(RmkitError, match="4 processes for 2 visible GPUs"):
+        distributed.check_processes(None, 4)
+
+
+def test_several_machines_are_launched_by_hand(monkeypatch):
+    with pytest.raises(RmkitError, match=r"on several machines.*zero3_multinode.yaml"):
+        distributed.launch_options("zero3_multinode", 16)
+    with pytest.raises(RmkitError, match=r"but 1 runs. Run `accelerate launch` on each machine"):
+        distributed.check_processes(distributed.plan(recipe(distributed="zero3_multinode")), 1)
+
+
+UNSUPPORTED = {
+    "FSDP": {"fsdp_config": {"fsdp_version": 2}},
+    "MEGATRON_LM": {"megatron_lm_config": {"megatron_lm_tp_degree": 2}},
+    "XLA": {"downcast_bf16": False},
+    "MULTI_XPU": {},
+    "SageMaker": {"compute_environment": "AMAZON_SAGEMAKER", "distributed_type": "DATA_PARALLEL"},
+    "tensor parallel": {"distributed_type": "MULTI_GPU", "parallelism_config": {"parallelism_config_tp_size": 2}},
+    "a file of DeepSpeed's": {"distributed_type": "DEEPSPEED", "deepspeed_config": {"deepspeed_config_file": "d.json"}},
+    "an unknown key": {"distributed_type": "MULTI_GPU", "gpus": 4},
+    "an unknown type": {"distributed_type": "GPUS"},
+}
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_what_rmkit_does_not_do_is_refused_before_anything_starts(monkeypatch, tmp_path, name, suffix):
+    """By `rmkit train`, by `accelerate launch` and in a recipe; what the remedy names is taken."""
+    content = {"distributed_type": name, "num_processes": 2} | UNSUPPORTED[name]
+    if name == "SageMaker":
+        content |= {"ec2_instance_type": "x", "iam_role_name": "y", "mixed_precision": "no", "use_cpu": False}
+        content |= {"debug": False}
+        del content["num_processes"]
+    path = tmp_path / f"own.{suffix}"
+    path.write_text(json.dumps(content) if suffix == "json" else yaml.safe_dump(content))
+    with pytest.raises(RmkitError, match=r"own\.") as refused:
+        distributed.launch_options(str(path), 2)
+    with pytest.raises(RmkitError, match=r"own\."):
+        distributed.plan(recipe(distributed=str(path)))
+    named = re.search(r"--config-file (\S+)`|(\S+\.yaml)\.$", refused.value.remedy)
+    assert named is not None
+    assert distributed.launch_options(named[1] or named[2], 2)
+    monkeypatch.setattr(distributed, "launcher_command", lambda: ["accelerate", "launch", "--config-file", str(path)])
+    with pytest.raises(RmkitError, match=r"own\."):
+        distributed.plan(recipe())
+
+
+@pytest.mark.parametrize(
+    "content", ["distributed_type: NO", "distributed_type: 'NO'\nfsdp_config: {}\ndeepspeed_config: {}"]
+)
+def test_what_accelerate_config_writes_for_one_process_is_taken(tmp_path, content):
+    (tmp_path / "own.yaml").write_text(content)
+    plan = distributed.plan(recipe(distributed=str(tmp_path / "own.yaml")))
+    assert (plan.processes, plan.sharding) == (1, "none")
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM"])
+def test_variables_of_what_rmkit_does_not_do_are_refused(monkeypatch, run, variable):
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(RmkitError, match=f"{variable} is set.*Unset it.*--config-file zero3"):
+        run()
+    monkeypatch.delenv(variable)
+    distributed.check_launcher()
+    assert distributed.launch_options("zero3", 2)
+
+
+def test_tests_see_no_gpu_and_conftest_loads_no_torch_before_it_hides_them():
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    command = [sys.executable, "-c", "import conftest, sys; sys.exit('torch' in sys.modules)"]
+    assert subprocess.run(command, cwd=REPOSITORY / "tests", check=False).returncode == 0
+
+
+def test_one_process_never_spreads_over_several_gpus(monkeypatch, run, capsys):
+    """transformers would wrap the model in DataParallel, and multiply the batch by the GPUs. Said once."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    seen = []
+
+    class Seen(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **_):
+            seen.append((args.n_gpu, args.train_batch_size, type(model).__name__, state.max_steps))
+
+    add = Trainer.add_callback
+    monkeypatch.setattr(Trainer, "add_callback", lambda self, each: [add(self, each), add(self, Seen())])
+    run("generative", training={"per_device_train_batch_size": 2})  # 24 pairs in steps of 8
+    assert set(seen) == {(1, 2, "Qwen2ForCausalLM", 3)}
+    assert capsys.readouterr().out.count("trains on one of 4 GPUs") == 1
 
 
 ACCELERATE = ["python", "/usr/bin/accelerate", "launch", "rmkit/train.py", "a.yaml"]
@@ -380,7 +498,7 @@ def test_scoring_on_two_processes_writes_the_file_that_one_writes(tiny_recipe, t
     command = ["score", str(one.model), f"{data}/test.jsonl", "--batch-size", "2", "--output"]
     launchers = {
         "one": [sys.executable],
-        "two": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"],
+        "two": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"],
     }
     for name, launcher in launchers.items():
         ran = subprocess.run(

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
 import torch
 from test_attention import distance, language_model, read_with_gradient, sequences
 
@@ -18,7 +19,16 @@ from rmkit.attention import take_shared_rows
 from rmkit.batching import pad, share
 from rmkit.preferences import load_preferences
 
+HEADS = 2
+"""Of size 16: FlexAttention takes no smaller ones on a GPU."""
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """As in conftest.py, with larger heads."""
+    folder = tmp_path_factory.mktemp("models")
+    return {name: tiny.save_language_model(folder / name, name, heads=HEADS) for name in tiny.ARCHITECTURES}
 
 
 @pytest.mark.parametrize("attention", [None, "eager"])
@@ -27,7 +37,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 def test_shared_rows_say_the_same_as_padded_ones(architecture, dtype, attention):
     """FlexAttention, which a GPU takes by default, and attention sequence by sequence."""
     options = {"attn_implementation": attention} if attention else {}
-    model = language_model(architecture, **options).to("cuda", dtype)
+    model = language_model(architecture, HEADS, **options).to("cuda", dtype)
     padded, shared = (
         {name: each.cuda() for name, each in batch.items()} for batch in (pad(sequences(), 0), share(sequences()))
     )

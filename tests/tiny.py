@@ -83,31 +83,34 @@ def tokenizer(architecture: str = "llama", **options: Any) -> PreTrainedTokenize
     return made
 
 
-def config(architecture: str, vocabulary: int) -> Any:
-    """A configuration of a few thousand parameters."""
+def config(architecture: str, vocabulary: int, heads: int = 4) -> Any:
+    """A configuration of a few thousand parameters; two heads are of the size that FlexAttention needs on a GPU, 16."""
     common = {
         "vocab_size": vocabulary,
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 2,
-        "num_attention_heads": 4,
+        "num_attention_heads": heads,
         "max_position_embeddings": 1024,
         "pad_token_id": None,
     }
     if architecture == "llama":
-        return LlamaConfig(**common, num_key_value_heads=2, tie_word_embeddings=False)
+        return LlamaConfig(**common, num_key_value_heads=heads // 2, tie_word_embeddings=False)
     if architecture == "qwen2":
-        return Qwen2Config(**common, num_key_value_heads=2, tie_word_embeddings=True)
+        return Qwen2Config(**common, num_key_value_heads=heads // 2, tie_word_embeddings=True)
     if architecture == "gemma2":
-        return Gemma2Config(**common, num_key_value_heads=2, head_dim=8, sliding_window=16, final_logit_softcapping=3.0)
+        sizes = {"num_key_value_heads": heads // 2, "head_dim": 32 // heads}
+        return Gemma2Config(**common, **sizes, sliding_window=16, final_logit_softcapping=3.0)
     return GPTNeoXConfig(**common)
 
 
-def save_language_model(folder: Path, architecture: str = "llama", seed: int = 0, scale: float = 5.0) -> Path:
+def save_language_model(
+    folder: Path, architecture: str = "llama", seed: int = 0, scale: float = 5.0, heads: int = 4
+) -> Path:
     """A causal language model with its tokenizer; weights are scaled up so that predictions are far from uniform."""
     made = tokenizer(architecture)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config(architecture, len(made)))
+    model = AutoModelForCausalLM.from_config(config(architecture, len(made), heads))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

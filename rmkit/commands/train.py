@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import signal
 import subprocess
+import sys
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import psutil
 import typer
 
-from rmkit.errors import reported
+from rmkit.errors import INTERRUPTED_EXIT_CODE, RmkitError, reported
 
 
 def train(
@@ -18,7 +24,9 @@ def train(
     config_file: Annotated[
         str | None, typer.Option(help="An accelerate configuration that goes before the recipe's `distributed:`.")
     ] = None,
-    num_processes: Annotated[int | None, typer.Option(help="Processes to start; all visible GPUs by default.")] = None,
+    num_processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes to start; all visible GPUs by default.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in output_dir.")] = False,
 ) -> None:
     """Train a reward model from a recipe, through accelerate."""
@@ -26,25 +34,73 @@ def train(
         from rmkit import distributed
         from rmkit.recipe import read_recipe
 
+        distributed.check_launcher()
         name = config_file or read_recipe(recipe, overrides or []).distributed
-        count = num_processes or distributed.visible_gpus() or None
+        count = num_processes or distributed.process_count(name)
         options = distributed.launch_options(name, count)
-        os.environ |= distributed.said_by_launcher(config_file, num_processes)
-    script = Path(__file__).parents[1] / "train.py"
-    raise SystemExit(
-        _launch([*options, str(script), str(recipe), *(overrides or []), *(["--overwrite"] if overwrite else [])])
-    )
+        os.environ |= distributed.said_by_launcher(config_file, count)
+        script = Path(__file__).parents[1] / "train.py"
+        arguments = [str(recipe), *(overrides or []), *(["--overwrite"] if overwrite else [])]
+        code = _launch([*options, str(script), *arguments])
+    raise SystemExit(code)
 
 
 def _launch(command: list[str]) -> int:
-    """Run `accelerate launch` in this process; the exit code of the first process that failed, or 0."""
+    """Run `accelerate launch` in this process; the exit code of the run's processes.
+
+    Raises:
+        RmkitError: if they could say nothing themselves, since a signal ended them.
+    """
     from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing import api
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    api.logger.setLevel(logging.CRITICAL)  # the processes have said what is wrong
+    logging.getLogger("torch.distributed.run").setLevel(logging.ERROR)  # that each process computes with one thread
+    arguments = launch_command_parser().parse_args(command)
+    # The agent of several processes would give them 30 seconds to save, where it gets a signal to handle.
+    arguments.signals_to_handle = "SIGQUIT"
     try:
-        launch_command(launch_command_parser().parse_args(command))
+        with _forwarding(signal.SIGINT, signal.SIGTERM):
+            launch_command(arguments)
     except subprocess.CalledProcessError as error:
-        return int(error.returncode)
+        return _exit_code([error.returncode])
     except ChildFailedError as error:
-        return min((failure.exitcode for failure in error.failures.values()), key=lambda code: code != 2)
+        return _exit_code([failure.exitcode for failure in error.failures.values()])
     return 0
+
+
+@contextlib.contextmanager
+def _forwarding(*signals: signal.Signals) -> Iterator[None]:
+    """Send signals on to the processes that are started, and wait for them: they may save a checkpoint first."""
+
+    def forward(number: int, _: Any) -> None:
+        for process in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _exit_code(codes: Collection[int]) -> int:
+    """The code that processes ended with of themselves; it is negative where a signal ended them.
+
+    Raises:
+        RmkitError: if signals ended all of them.
+    """
+    if max(codes) > 0:
+        return max(codes)
+    killed = signal.Signals(-next((code for code in codes if code != -signal.SIGTERM), min(codes)))
+    if killed == signal.SIGINT:  # before the processes could handle it
+        return INTERRUPTED_EXIT_CODE
+    print(file=sys.stderr)  # the processes may have left a bar in this line
+    raise RmkitError(
+        f"{killed.name} ended a process of the run.",
+        "If the machine ran out of memory (dmesg tells), lower training.per_device_train_batch_size; start it again "
+        "with resume=auto to go on from the last checkpoint.",
+    )
