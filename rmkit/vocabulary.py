@@ -12,6 +12,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rmkit.errors import RmkitError
+from rmkit.weights import check_config
 
 PAPER_SPECIAL_TOKENS = ["[USER]", "[ASSISTANT]", "[EOS]"]
 PAPER_CHAT_TEMPLATE = (
@@ -45,6 +46,7 @@ def load_tokenizer(
     Raises:
         RmkitError: if there is no tokenizer at `name` or the template file cannot be read.
     """
+    check_config(str(name), revision)  # transformers reads it to find the tokenizer's class
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(name), revision=revision, trust_remote_code=trust_remote_code, use_fast=True

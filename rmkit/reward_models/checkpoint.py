@@ -13,10 +13,8 @@ from typing import Any
 import torch
 from peft import PeftModel
 from pydantic import ValidationError
-from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
-from transformers.utils import cached_file
 
 import rmkit
 from rmkit import hub, language_model
@@ -30,6 +28,7 @@ from rmkit.reward_models import RewardModel, reward_model
 from rmkit.run_directory import replacing, write_json
 from rmkit.settings import Section, validated
 from rmkit.vocabulary import add_rows, load_tokenizer
+from rmkit.weights import HEAD, folder_notes, weight_files
 
 FORMAT = 1
 
@@ -222,6 +221,7 @@ def load(
             )
         if kind.head:
             _restore_head(model, origin)
+    notes += folder_notes(name)
     notes += possible_layout(loading["layout"], model.config, loading["attention"])[1]
     record = record.model_copy(update={"reward_model": settings, "dtype": loading["dtype"]})
     checkpoint = Checkpoint(kind, model.eval(), None, record, notes)
@@ -330,8 +330,6 @@ def _with_adapter(base: PreTrainedModel, name: str) -> PeftModel:
 
 def _restore_head(model: PreTrainedModel, origin: Origin) -> None:
     """The head as saved, in float32: transformers has cast it to the dtype of the rest."""
-    config = Path(str(cached_file(origin.name, "config.json", revision=origin.revision)))
-    for file in sorted(config.parent.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            if "score.weight" in tensors.keys():  # noqa: SIM118 (not a mapping)
-                model.score.weight.data.copy_(tensors.get_tensor("score.weight"))
+    files = weight_files(origin.name, origin.revision)
+    if HEAD in files.place:
+        model.score.weight.data.copy_(files.read(HEAD))
