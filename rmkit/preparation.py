@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from peft import LoraConfig, TaskType
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from rmkit.encoding import ChatEncoder
 from rmkit.pairs import EncodedPairs, encode_pairs
 from rmkit.preferences import PreferenceData
 from rmkit.recipe import Recipe
-from rmkit.reward_models import RewardModel
+from rmkit.reward_models import RewardModel, checkpoint
 from rmkit.reward_models.checkpoint import Origin
 from rmkit.sources.use import load_set
 from rmkit.vocabulary import load_tokenizer
+from rmkit.weights import folder_notes
 
 
 def load_data(recipe: Recipe) -> dict[str, PreferenceData]:
@@ -33,14 +34,12 @@ def load_encoder(recipe: Recipe, base: Origin) -> tuple[ChatEncoder, list[str]]:
         added_tokens=recipe.base.added_tokens,
         trust_remote_code=recipe.base.trust_remote_code,
     )
-    return ChatEncoder(tokenizer, recipe.base.date_string), notes
+    return ChatEncoder(tokenizer, recipe.base.date_string), notes + folder_notes(base.name, base.revision)
 
 
 def load_config(recipe: Recipe, base: Origin) -> PretrainedConfig:
     """The configuration of a base."""
-    return AutoConfig.from_pretrained(
-        base.name, revision=base.revision, trust_remote_code=recipe.base.trust_remote_code
-    )
+    return checkpoint.load_config(base.name, base.revision, recipe.base.trust_remote_code)
 
 
 def encode(recipe: Recipe, data: Mapping[str, PreferenceData], kind: RewardModel[Any]) -> dict[str, EncodedPairs]:

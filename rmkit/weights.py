@@ -72,11 +72,11 @@ def weight_files(name: str, revision: str | None = None) -> WeightFiles:
     """
     if os.path.isdir(name) and any(map(_SHARDS_OF_A_MESH.match, os.listdir(name))):
         raise RmkitError(f"{name} holds the shards of a device mesh.", "Gather them into model.safetensors first.")
-    single = _file(name, SAFETENSORS, revision)
+    single = model_file(name, SAFETENSORS, revision)
     if single is not None:
         headers = {single: _header(single)}
     else:
-        index = _file(name, INDEX, revision)
+        index = model_file(name, INDEX, revision)
         if index is None:
             raise RmkitError(
                 f"No model could be loaded from {name}: it has no {SAFETENSORS} and no {INDEX}.",
@@ -107,7 +107,7 @@ def check_config(name: str, revision: str | None = None) -> None:
     Raises:
         RmkitError: naming the entry.
     """
-    file = _file(name, "config.json", revision)
+    file = model_file(name, "config.json", revision)
     if file is None:
         return  # transformers says so
     config = read_json(file, _FETCH)
@@ -128,9 +128,14 @@ def check_weights(auto_class: Any, config: PretrainedConfig, files: WeightFiles,
     Raises:
         RmkitError: see `check_report`; or if one weight contradicts another that config.json ties it to.
     """
-    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-    if isinstance(layers, int) and layers > len(files.shapes):
-        raise RmkitError(f"{files.name} has {len(files.shapes)} weights for num_hidden_layers: {layers}.", _FETCH)
+    text_config, most = (
+        config.get_text_config(),
+        max((max(shape, default=1) for shape in files.shapes.values()), default=0),
+    )
+    for key, limit in (("num_hidden_layers", len(files.shapes)), ("hidden_size", most), ("head_dim", most)):
+        size = getattr(text_config, key, None)
+        if isinstance(size, int) and size > limit:
+            raise RmkitError(f"{files.name}: {key} is {size} in config.json, which its weights do not have.", _FETCH)
     with library_errors(f"No model could be loaded from {files.name}", _FETCH), unsharded(), _no_progress_bar():
         with torch.device("meta"):
             architecture = type(auto_class.from_config(config, trust_remote_code=trust_remote_code))
@@ -245,7 +250,7 @@ def _without_unembedding(weights: Iterable[str], config: PretrainedConfig) -> se
     }
 
 
-def _file(name: str, filename: str, revision: str | None) -> Path | None:
+def model_file(name: str, filename: str, revision: str | None) -> Path | None:
     """A file of a folder or of a hub repository, fetched if need be; None if there is none."""
     try:
         found = cached_file(name, filename, revision=revision)
@@ -269,7 +274,7 @@ def _headers_of_index(name: str, index: Path, revision: str | None) -> dict[Path
             raise RmkitError(f"{index} names {filename!r}, which is no safetensors file of this model.", _FETCH)
     headers: dict[Path, dict[str, list[int]]] = {}
     for filename in sorted(set(weight_map.values())):
-        file = _file(name, filename, revision)
+        file = model_file(name, filename, revision)
         if file is None:
             raise RmkitError(f"{name} lacks {filename}, which its index names.", _FETCH)
         header = headers[file] = _header(file)

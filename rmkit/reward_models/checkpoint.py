@@ -14,21 +14,23 @@ import torch
 from peft import PeftModel
 from pydantic import ValidationError
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 import rmkit
 from rmkit import hub, language_model
+from rmkit.adapters import Adapter, attach, chain, check_tokens, find_adapter, merge
 from rmkit.attention import possible_layout
 from rmkit.batching import Layout
 from rmkit.encoding import ChatEncoder
 from rmkit.errors import RmkitError
+from rmkit.library_errors import library_errors
 from rmkit.publication import BASE, RECORD, REFERENCE
 from rmkit.recipe import DTypeName, RewardModelSettings
 from rmkit.reward_models import RewardModel, reward_model
 from rmkit.run_directory import replacing, write_json
 from rmkit.settings import Section, validated
 from rmkit.vocabulary import add_rows, load_tokenizer
-from rmkit.weights import HEAD, folder_notes, weight_files
+from rmkit.weights import HEAD, check_config, folder_notes, weight_files
 
 FORMAT = 1
 
@@ -81,8 +83,14 @@ def load_model(
     layout: Layout = "shared",
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """The weights at `origin` as a model of this type, with rows for all tokens and the pad token set."""
+    """The weights at `origin` as a model of this type, with rows for all tokens and the pad token set.
+
+    An adapter is merged into its base.
+    """
     tokenizer = kind.encoder.tokenizer
+    adapters = chain(origin.name, origin.revision)
+    if adapters:
+        origin = Origin(name=adapters[-1].base, revision=adapters[-1].base_revision)
     model = language_model.load(
         kind.auto_class,
         origin.name,
@@ -93,6 +101,11 @@ def load_model(
         trust_remote_code=trust_remote_code,
         **kind.config,
     )
+    kind.prepare(model)
+    if kind.head and not model.missing_head and dtype != "float32":
+        _restore_head(model, origin)
+    for adapter in reversed(adapters):
+        model = merge(model, adapter)
     add_rows(model, tokenizer)
     for config in (model.config.get_text_config(), getattr(model, "generation_config", None)):
         if config is not None:
@@ -184,7 +197,17 @@ def load(
     if not Path(name).exists() and (published := hub.fetch(name, revision)) is not None:
         name, revision = str(published), None
     found = read_record(name)
-    record = found or Record(reward_model=_guessed(name, revision, options, trust_remote_code))
+    adapter = find_adapter(name, revision, None if found is None else _place(found.base))
+    if found is None:
+        settings = _guessed(name, revision, options, trust_remote_code, adapter)
+        base = None if adapter is None else Origin(name=adapter.base, revision=adapter.base_revision)
+        found = Record(reward_model=settings, base=base, adapter=adapter is not None)
+        if adapter is not None:
+            check_tokens(adapter, load_config(adapter.base, adapter.base_revision).get_text_config().vocab_size)
+    record = found
+    if record.adapter != (adapter is not None):
+        is_, is_not = ("an adapter", "none") if record.adapter else ("a whole model", "an adapter")
+        raise RmkitError(f"{name} is {is_} by its {RECORD}, and it holds {is_not}.", "Save the model again.")
     settings = record.reward_model
     if options:
         same_type = options.get("type", settings.type) == settings.type
@@ -210,18 +233,25 @@ def load(
         reference = _reference_origin(kind, record, name)
         _refuse_identical(named, reference)  # what can be known before weights load
         _refuse_another_tokenizer(kind, reference)
-    if record.adapter:
-        model: Any = _with_adapter(load_model(kind, _base(record, name), **loading), name)
+    if adapter is not None:
+        base_model = load_model(kind, _base(record, name), **loading)
+        missing_head = base_model.missing_head and not adapter.saves_head
+        model, changed = attach(base_model, adapter)
+        if changed and kind.reference == "base":
+            raise RmkitError(
+                f"The adapter {name} changes weights of its base ({changed[0]}), which is not its reference any more.",
+                f"Give --reference {_base(record, name).name}.",
+            )
     else:
         model = load_model(kind, origin, **loading)
-        if kind.head and model.missing_head:
-            raise RmkitError(
-                f"{name} has no reward head: it is a language model, not an explicit reward model.",
-                "Train it first, or score it with --type implicit or --type generative.",
-            )
-        if kind.head:
-            _restore_head(model, origin)
-    notes += folder_notes(name)
+        missing_head = model.missing_head
+    if kind.head and missing_head:
+        raise RmkitError(
+            f"{name} has no reward head: it is a language model, not an explicit reward model.",
+            "Train it first, or score it with --type implicit or --type generative.",
+        )
+    if adapter is None:
+        notes += folder_notes(name)
     notes += possible_layout(loading["layout"], model.config, loading["attention"])[1]
     record = record.model_copy(update={"reward_model": settings, "dtype": loading["dtype"]})
     checkpoint = Checkpoint(kind, model.eval(), None, record, notes)
@@ -246,7 +276,7 @@ def _refuse_another_tokenizer(kind: RewardModel[Any], origin: Origin) -> None:
     try:
         theirs = load_tokenizer(origin.name, revision=origin.revision)[0].get_vocab()
     except RmkitError:
-        _config(origin.name, origin.revision)
+        load_config(origin.name, origin.revision)
         return  # a reference may come without tokenizer files; its embeddings are checked by their use
     ours = kind.encoder.tokenizer.get_vocab()
     shared = [token for token in theirs if token in ours]
@@ -261,17 +291,28 @@ class _Settings(Section):
     reward_model: RewardModelSettings
 
 
-def _guessed(name: str, revision: str | None, options: dict[str, Any], trust_remote_code: bool) -> RewardModelSettings:
-    """Settings for a model that rmkit did not save: the type as asked, else as its architecture tells."""
+def _guessed(
+    name: str, revision: str | None, options: dict[str, Any], trust_remote_code: bool, adapter: Adapter | None
+) -> RewardModelSettings:
+    """Settings for a model that rmkit did not save: the type as asked, else as its architecture tells.
+
+    The reference of an adapter is its base.
+    """
     if "type" not in options:
-        config = _config(name, revision, trust_remote_code)
-        if not any(each.endswith("ForSequenceClassification") for each in config.architectures or ["none"]):
+        if adapter is None:
+            architectures = load_config(name, revision, trust_remote_code).architectures or []
+            is_classifier = any(str(each).endswith("ForSequenceClassification") for each in architectures)
+        else:
+            is_classifier = adapter.saves_head
+        if not is_classifier:
             raise RmkitError(
                 f"{name} is a language model and has no {RECORD}: how it rewards is not known.",
                 "Say --type implicit (with --reference and --beta) or --type generative.",
             )
         options = options | {"type": "explicit"}
-    if options["type"] == "implicit" and "reference" not in options:
+    if adapter is not None and adapter.saves_head and options["type"] != "explicit":
+        raise RmkitError(f"The adapter {name} is a classifier's.", "Score it with --type explicit.")
+    if options["type"] == "implicit" and "reference" not in options and adapter is None:
         raise RmkitError(
             f"{name} does not say what its reference is.",
             "Give --reference MODEL (the model that training started from) or --reference none.",
@@ -279,14 +320,24 @@ def _guessed(name: str, revision: str | None, options: dict[str, Any], trust_rem
     return validated(_Settings, {"reward_model": options}, name).reward_model
 
 
-def _config(name: str, revision: str | None, trust_remote_code: bool = False) -> Any:
-    try:
+def load_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a model; of an adapter, its base's.
+
+    Raises:
+        RmkitError: if there is none.
+    """
+    for adapter in chain(name, revision):
+        name, revision = adapter.base, adapter.base_revision
+    check_config(name, revision)
+    with library_errors(
+        f"{name} is no model that can be loaded",
+        "Give a run's model/ folder, a folder that holds config.json, or a hub id.",
+    ):
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise RmkitError(
-            f"{name} is no model that can be loaded: {str(error).splitlines()[0]}",
-            "Give a run's model/ folder, a folder that holds config.json, or a hub id.",
-        ) from None
+
+
+def _place(origin: Origin | None) -> tuple[str, str | None] | None:
+    return None if origin is None else (origin.name, origin.revision)
 
 
 def _base(record: Record, name: str) -> Origin:
@@ -319,13 +370,6 @@ def _identical(name: str, reference: str) -> RmkitError:
         f"The reference {reference} is identical to the model {name}: every reward would be 0.",
         "Give the model that training started from, or --reference none.",
     )
-
-
-def _with_adapter(base: PreTrainedModel, name: str) -> PeftModel:
-    try:
-        return PeftModel.from_pretrained(base, name)
-    except (OSError, ValueError) as error:
-        raise RmkitError(f"{name} holds no adapter: {str(error).splitlines()[0]}", "Save the model again.") from None
 
 
 def _restore_head(model: PreTrainedModel, origin: Origin) -> None:
