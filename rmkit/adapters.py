@@ -137,18 +137,21 @@ def chain(name: str, revision: str | None = None) -> list[Adapter]:
     return found
 
 
-def attach(model: PreTrainedModel, adapter: Adapter) -> tuple[PeftModel, list[str]]:
+def attach(model: PreTrainedModel, adapter: Adapter, rows: int) -> tuple[PeftModel, list[str]]:
     """The model with the adapter on top, and the names of its own weights that the adapter changes for good.
 
     Without such changes, the adapter turned off is the base. Embeddings that are saved with the adapter (for added
     tokens) are a change if rows that the base has are others in them.
 
+    Args:
+        rows: how many rows of embeddings the base has of its own, before rows for added tokens.
+
     Raises:
         RmkitError: if the adapter and the model do not fit: weights without a place, missing or of another shape.
     """
     weights = adapter.weights()
+    embeddings = _saved_embeddings(model, weights, rows)
     _grow_embeddings(model, adapter, weights)
-    embeddings = _saved_embeddings(model, weights)
     before = {name: (tensor, tensor._version, tensor.data_ptr()) for name, tensor in model.named_parameters()}
     cause = f"The adapter {adapter.name} cannot be put on its base {adapter.base}"
     fitting = TaskType.SEQ_CLS if hasattr(model, "score") else TaskType.CAUSAL_LM
@@ -192,9 +195,16 @@ def merge(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
     """
     if is_deepspeed_zero3_enabled():
         raise RmkitError(f"The adapter {adapter.name} cannot be merged into a model that ZeRO-3 partitions.", _MERGE)
-    check_tokens(adapter, model.get_input_embeddings().weight.shape[0])
+    rows = model.get_input_embeddings().weight.shape[0]
+    check_tokens(adapter, rows)
     frozen = {id(parameter) for parameter in model.parameters() if not parameter.requires_grad}
-    peft_model, _ = attach(model, adapter)
+    peft_model, _ = attach(model, adapter, rows)
+    embeddings = model.get_input_embeddings()
+    if getattr(model.config.get_text_config(), "tie_word_embeddings", False) and hasattr(embeddings, "base_layer"):
+        raise RmkitError(
+            f"The adapter {adapter.name} changes the input embeddings alone, which its base ties to the unembedding.",
+            "It can be scored and not merged: give the base itself, or train the adapter without embed_tokens.",
+        )
     with (
         library_errors(f"The adapter {adapter.name} cannot be merged into its base", _MERGE),
         catch_warnings(action="ignore"),
@@ -236,14 +246,12 @@ def _check_method(name: str, config: PeftConfig) -> None:
 
 def _grow_embeddings(model: PreTrainedModel, adapter: Adapter, weights: dict[str, Tensor]) -> None:
     """Give the base the rows of embeddings that are saved with the adapter."""
-    rows = {len(weights[_PREFIX + name]) for name in _embedding_names(model) if _PREFIX + name in weights}
-    old = model.get_input_embeddings().weight.shape[0]
+    names = _embedding_names(model)
+    found = [saved for name in names if (saved := _saved(name, weights)) is not None]
+    rows, old = {len(each) for each in found}, model.get_input_embeddings().weight.shape[0]
     if not rows or rows == {old}:
         return
-    output = model.get_output_embeddings()
-    tied = output is None or output.weight is model.get_input_embeddings().weight
-    both = tied or all(_PREFIX + name in weights for name in _embedding_names(model))
-    if len(rows) > 1 or min(rows) < old or not both:
+    if len(rows) > 1 or min(rows) < old or len(found) < len(names):
         raise RmkitError(
             f"The adapter {adapter.name} has embeddings of {sorted(rows)} rows for a base of {old}.",
             "Save it again with all of its embeddings (save_embedding_layers=True).",
@@ -259,13 +267,19 @@ def _embedding_names(model: PreTrainedModel) -> list[str]:
     return [name for name, tensor in model.named_parameters() if any(tensor is weight for weight in weights)]
 
 
-def _saved_embeddings(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those of the base that the adapter saves too, as they are before it is loaded, in the adapter's dtype."""
-    return {
-        name: dict(model.named_parameters())[name].detach().to(weights[_PREFIX + name].dtype, copy=True)
-        for name in _embedding_names(model)
-        if _PREFIX + name in weights
-    }
+def _saved(name: str, weights: dict[str, Tensor]) -> Tensor | None:
+    """A weight of the base that is saved with an adapter, whether or not the adapter is on it."""
+    return weights.get(_PREFIX + name, weights.get(f"{_PREFIX}{name.removesuffix('weight')}base_layer.weight"))
+
+
+def _saved_embeddings(model: PreTrainedModel, weights: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
+    """The first rows of the base's embeddings that the adapter saves too, as they are now, in the adapter's dtype."""
+    found = {}
+    for name, tensor in model.named_parameters():
+        saved = _saved(name, weights) if name in _embedding_names(model) else None
+        if saved is not None:
+            found[name] = tensor.detach()[:rows].to(saved.dtype, copy=True)
+    return found
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -90,7 +90,7 @@ def weight_files(name: str, revision: str | None = None) -> WeightFiles:
 
 def folder_notes(name: str, revision: str | None = None) -> list[str]:
     """What a user may not expect of a local folder: weight files that are not loaded, files that lie elsewhere."""
-    if not os.path.isdir(name):
+    if not os.path.isdir(name) or not ((Path(name) / SAFETENSORS).exists() or (Path(name) / INDEX).exists()):
         return []
     folder, used = Path(name), {file.name for file in weight_files(name, revision).files}
     stray = sorted(file.name for file in folder.glob("*.safetensors") if file.name not in used)

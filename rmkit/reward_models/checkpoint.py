@@ -6,6 +6,8 @@ revision, the reference, the chat template's hash and the pinned date, the dtype
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -200,10 +202,8 @@ def load(
     adapter = find_adapter(name, revision, None if found is None else _place(found.base))
     if found is None:
         settings = _guessed(name, revision, options, trust_remote_code, adapter)
-        base = None if adapter is None else Origin(name=adapter.base, revision=adapter.base_revision)
-        found = Record(reward_model=settings, base=base, adapter=adapter is not None)
-        if adapter is not None:
-            check_tokens(adapter, load_config(adapter.base, adapter.base_revision).get_text_config().vocab_size)
+        theirs = None if adapter is None else Origin(name=adapter.base, revision=adapter.base_revision)
+        found = Record(reward_model=settings, base=theirs, adapter=adapter is not None)
     record = found
     if record.adapter != (adapter is not None):
         is_, is_not = ("an adapter", "none") if record.adapter else ("a whole model", "an adapter")
@@ -232,15 +232,20 @@ def load(
     if kind.reference is not None and not (record.adapter and kind.reference == "base") and not policy_only:
         reference = _reference_origin(kind, record, name)
         _refuse_identical(named, reference)  # what can be known before weights load
-        _refuse_another_tokenizer(kind, reference)
+        with _said_of(f"The reference of {name}"):
+            _refuse_another_tokenizer(kind, reference)
     if adapter is not None:
-        base_model = load_model(kind, _base(record, name), **loading)
+        with _said_of(f"The base of {name}"):
+            base = _base(record, name)
+            rows = load_config(base.name, base.revision, trust_remote_code).get_text_config().vocab_size
+            base_model = load_model(kind, base, **loading)
+        check_tokens(adapter, rows)
         missing_head = base_model.missing_head and not adapter.saves_head
-        model, changed = attach(base_model, adapter)
+        model, changed = attach(base_model, adapter, rows)
         if changed and kind.reference == "base":
             raise RmkitError(
                 f"The adapter {name} changes weights of its base ({changed[0]}), which is not its reference any more.",
-                f"Give --reference {_base(record, name).name}.",
+                f"Give --reference {base.name}.",
             )
     else:
         model = load_model(kind, origin, **loading)
@@ -256,7 +261,8 @@ def load(
     record = record.model_copy(update={"reward_model": settings, "dtype": loading["dtype"]})
     checkpoint = Checkpoint(kind, model.eval(), None, record, notes)
     if reference is not None:
-        checkpoint.reference = load_reference(kind, reference, **loading)
+        with _said_of(f"The reference of {name}"):
+            checkpoint.reference = load_reference(kind, reference, **loading)
         if "reference" in options and _same_weights(model, checkpoint.reference):
             raise _identical(name, reference.name)
     return checkpoint
@@ -334,6 +340,15 @@ def load_config(name: str, revision: str | None = None, trust_remote_code: bool 
         "Give a run's model/ folder, a folder that holds config.json, or a hub id.",
     ):
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+
+
+@contextlib.contextmanager
+def _said_of(what: str) -> Iterator[None]:
+    """Say of an error inside whose it is."""
+    try:
+        yield
+    except RmkitError as error:
+        raise RmkitError(f"{what}: {error.cause}", error.remedy) from None
 
 
 def _place(origin: Origin | None) -> tuple[str, str | None] | None:
