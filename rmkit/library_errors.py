@@ -18,6 +18,8 @@ from typing import Any
 from rmkit.errors import RmkitError
 
 _LONGEST_CAUSE = 300
+TEMPLATE_SECONDS = 30.0
+"""A chat template renders a few words in milliseconds."""
 
 
 @contextlib.contextmanager
@@ -57,8 +59,8 @@ def read_json(file: Path, remedy: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def time_limit(seconds: int) -> Iterator[None]:
-    """Raise `TimeoutError` inside after this long: a chat template is a program and may loop.
+def time_limit(seconds: float, cause: str, remedy: str) -> Iterator[None]:
+    """Raise `RmkitError` inside after this long: a chat template is a program and may loop.
 
     Only the main thread can be interrupted; elsewhere there is no limit.
     """
@@ -67,7 +69,7 @@ def time_limit(seconds: int) -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"it takes more than {seconds} seconds")
+        raise RmkitError(cause, remedy)
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -76,3 +78,9 @@ def time_limit(seconds: int) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def template_limit(name: str) -> contextlib.AbstractContextManager[None]:
+    """The time limit for the first renderings of the chat template of a model."""
+    cause = f"The chat template of {name} takes more than {TEMPLATE_SECONDS:g} seconds for a few words."
+    return time_limit(TEMPLATE_SECONDS, cause, "Give another base.chat_template, or tokenizer files of another source.")

@@ -9,6 +9,7 @@ from peft import LoraConfig, TaskType
 from transformers import PretrainedConfig
 
 from rmkit.encoding import ChatEncoder
+from rmkit.library_errors import template_limit
 from rmkit.pairs import EncodedPairs, encode_pairs
 from rmkit.preferences import PreferenceData
 from rmkit.recipe import Recipe
@@ -34,7 +35,9 @@ def load_encoder(recipe: Recipe, base: Origin) -> tuple[ChatEncoder, list[str]]:
         added_tokens=recipe.base.added_tokens,
         trust_remote_code=recipe.base.trust_remote_code,
     )
-    return ChatEncoder(tokenizer, recipe.base.date_string), notes + folder_notes(base.name, base.revision)
+    with template_limit(base.name):
+        encoder = ChatEncoder(tokenizer, recipe.base.date_string)
+    return encoder, notes + folder_notes(base.name, base.revision)
 
 
 def load_config(recipe: Recipe, base: Origin) -> PretrainedConfig:

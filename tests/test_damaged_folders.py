@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 import random
@@ -14,8 +15,10 @@ import pytest
 import tiny
 
 from rmkit import RmkitError, load_reward_model
+from rmkit.recipe import load_recipe
+from rmkit.train import train
 
-FOLDERS = ["explicit run", "implicit run", "generative run", "explicit lora", "implicit lora", "plain"]
+FOLDERS = ["plain", "implicit lora", "explicit run", "implicit run", "generative run", "explicit lora"]
 OPTIONS = {"plain": {"type": "generative"}}
 PROMPTS, RESPONSES = ["How do I bake bread?", "why?"], ["Mix flour and water.", "No."]
 ODD = [
@@ -44,13 +47,13 @@ ODD = [
 
 @pytest.fixture(scope="module")
 def intact(models, pairs, tmp_path_factory):
-    """A run's model folder of every type, full and LoRA, and a plain language model."""
-    from rmkit.recipe import load_recipe
-    from rmkit.train import train
-
+    """A run's model folder of a type, full or LoRA, or a plain language model, by its name in FOLDERS."""
     place = tmp_path_factory.mktemp("intact")
-    made = {"plain": shutil.copytree(models["qwen2"], place / "plain")}
-    for name in FOLDERS[:-1]:
+
+    @functools.cache
+    def made(name):
+        if name == "plain":
+            return shutil.copytree(models["qwen2"], place / name)
         kind, _, lora = name.partition(" ")
         recipe = {
             "base": {"name": str(models["qwen2"])},
@@ -62,7 +65,8 @@ def intact(models, pairs, tmp_path_factory):
         if lora == "lora":
             recipe["lora"] = {"r": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj"]}
         (place / "recipe.yaml").write_text(json.dumps(recipe))
-        made[name] = train(load_recipe(place / "recipe.yaml")).model
+        return train(load_recipe(place / "recipe.yaml")).model
+
     return made
 
 
@@ -168,21 +172,22 @@ def outcome(folder: Path, **options) -> str:
     try:
         rewards = load_reward_model(str(folder), **options).score(PROMPTS, RESPONSES)
     except RmkitError as error:
-        assert error.cause, "no cause"
-        assert error.remedy, "no remedy"
-        assert folder.name in error.cause, f"does not name the folder: {error.cause}"
-        assert len(error.cause) < 1000
-        return f"{error.cause} {error.remedy}"
-    assert np.isfinite(rewards).all()
-    return "loads"
+        refusal = error
+    else:
+        assert np.isfinite(rewards).all()
+        return "loads"
+    assert refusal.remedy
+    assert len(refusal.cause) < 1000
+    assert folder.name in refusal.cause, f"does not name the folder: {refusal.cause}"
+    return f"{refusal.cause} {refusal.remedy}"
 
 
-def damage_and_load(intact, tmp_path, seeds):
+def damage_and_load(intact, tmp_path, seeds, names):
     found = []
     for seed in seeds:
         draw = random.Random(seed)
-        name = draw.choice(FOLDERS)
-        folder = shutil.copytree(intact[name], tmp_path / f"folder-{seed}")
+        name = draw.choice(names)
+        folder = shutil.copytree(intact(name), tmp_path / f"folder-{seed}")
         what = [damage(draw, folder) for _ in range(draw.choice([1, 1, 2, 3]))]
         try:
             found.append(outcome(folder, **OPTIONS.get(name, {})))
@@ -193,10 +198,154 @@ def damage_and_load(intact, tmp_path, seeds):
 
 
 def test_damaged_folders(intact, tmp_path):
-    damage_and_load(intact, tmp_path, range(20))
+    damage_and_load(intact, tmp_path, range(20), FOLDERS[:3])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start", range(1000, 1400, 50))
 def test_many_damaged_folders(intact, tmp_path, start):
-    damage_and_load(intact, tmp_path, range(start, start + 50))
+    damage_and_load(intact, tmp_path, range(start, start + 50), FOLDERS)
+
+
+# --- attacks -------------------------------------------------------------------------------------------------------
+
+
+class Touch:
+    """Unpickling it makes a file."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+@pytest.fixture
+def attacked(intact, tmp_path):
+    """A copy of an intact folder, a change of one of its JSON files, and a mark that code would make."""
+
+    def copy(name="plain"):
+        return shutil.copytree(intact(name), tmp_path / name.replace(" ", "-"))
+
+    return copy, tmp_path / "mark"
+
+
+def change(file, **entries):
+    content = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(content | entries))
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_pickles_are_never_read(attacked, alone):
+    copy, mark = attacked
+    for name, files in {
+        "plain": ["pytorch_model.bin", "training_args.bin"],
+        "implicit lora": ["adapter_model.bin", "pytorch_model.bin"],
+    }.items():
+        folder = copy(name)
+        for file in files:
+            (folder / file).write_bytes(pickle.dumps(Touch(mark)))
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"x": "pytorch_model.bin"}}))
+        if alone:
+            for file in folder.glob("*.safetensors"):
+                file.unlink()
+        assert (outcome(folder, **OPTIONS.get(name, {})) == "loads") != alone
+    assert not mark.exists()
+
+
+def test_a_pickle_under_another_name_is_never_read(attacked):
+    copy, mark = attacked
+    folder = copy()
+    (folder / "model.safetensors").write_bytes(pickle.dumps(Touch(mark)))
+    assert "cannot be read" in outcome(folder, type="generative")
+    (folder / "model.safetensors").unlink()
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Touch(mark)))
+    change(folder / "config.json", transformers_weights="adapter_model.bin")
+    assert "transformers_weights" in outcome(folder, type="generative")
+    assert not mark.exists()
+
+
+CODE = {
+    "config.json": {"auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}, "model_type": "own"},
+    "tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}, "tokenizer_class": "Own"},
+    "adapter_config.json": {
+        "auto_mapping": {"base_model_class": "Own", "parent_library": "own"},
+        "megatron_core": "own",
+    },
+    "generation_config.json": {"custom_generate": "own"},
+}
+
+
+@pytest.mark.parametrize("file", CODE)
+def test_code_of_a_folder_never_runs(attacked, file, monkeypatch):
+    copy, mark = attacked
+    name = "implicit lora" if file.startswith("adapter") else "plain"
+    folder = copy(name)
+    code = f"import pathlib\npathlib.Path({str(mark)!r}).touch()\nclass Own: pass\n"
+    for place in (folder / "own.py", folder / "custom_generate" / "generate.py", folder / "sitecustomize.py"):
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(code)
+    change(folder / file, **CODE[file])
+    monkeypatch.chdir(folder)
+    outcome(folder, **OPTIONS.get(name, {}))
+    assert not mark.exists()
+
+
+TEMPLATES = {
+    "raises": "{{ raise_exception('no') }}",
+    "syntax": "{% for %}",
+    "undefined": "{{ nothing.at.all() }}",
+    "division": "{{ 1 / 0 }}",
+    "range": "{% for i in range(10 ** 9) %}x{% endfor %}",
+    "recursion": "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
+    "file": "{% include '/etc/passwd' %}",
+    "code": "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+    "code by name": "{{ cycler.__init__.__globals__.os.getcwd() }}",
+    "nothing": "",
+    "constant": "x" * 10**6,
+    "loops": "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("case", TEMPLATES)
+def test_chat_templates_that_fail_loop_or_reach_out(attacked, case, monkeypatch):
+    copy, _ = attacked
+    folder = copy()
+    (folder / "chat_template.jinja").write_text(TEMPLATES[case])
+    if case == "loops":
+        monkeypatch.setattr("rmkit.library_errors.TEMPLATE_SECONDS", 0.2)
+        assert "takes more than 0.2 seconds" in outcome(folder, type="generative")
+    else:
+        assert "template" in outcome(folder, type="generative")
+
+
+def test_links_are_told(attacked, tmp_path):
+    copy, _ = attacked
+    folder = copy()
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    (folder / "model.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
+    notes = load_reward_model(str(folder), type="generative").checkpoint.notes
+    assert any(note.endswith(f"model.safetensors is a link to {tmp_path / 'elsewhere.safetensors'}.") for note in notes)
+
+
+def test_what_is_no_folder(intact, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    for name in ("empty", "file", "missing", "nul\0byte", "x" * 300, "a/b/c/d"):
+        for options in ({}, {"type": "generative"}, {"type": "implicit", "reference": "none", "beta": 1.0}):
+            with pytest.raises(RmkitError):
+                load_reward_model(str(tmp_path / name), **options)
+            with pytest.raises(RmkitError):
+                load_reward_model(name, **options)
+        with pytest.raises(RmkitError, match="reference"):
+            load_reward_model(str(intact("plain")), type="implicit", reference=str(tmp_path / name), beta=1.0)
+
+
+@pytest.mark.parametrize("entry", ["vocab_file", "tokenizer_file", "merges_file", "chat_template_file", "name_or_path"])
+def test_a_tokenizer_names_no_files_outside(attacked, entry, tmp_path):
+    copy, _ = attacked
+    folder = copy()
+    before = load_reward_model(str(folder), type="generative").score(PROMPTS, RESPONSES)
+    (tmp_path / "secret").write_text("{}")
+    change(folder / "tokenizer_config.json", **{entry: str(tmp_path / "secret")})
+    assert (load_reward_model(str(folder), type="generative").score(PROMPTS, RESPONSES) == before).all()

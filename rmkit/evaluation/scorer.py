@@ -148,7 +148,7 @@ class Scorer:
         """Rewards [responses] of each response to its prompt; `batch_size` is in responses a forward pass.
 
         Raises:
-            RmkitError: if a text is empty, or there are not as many prompts as responses.
+            RmkitError: if a text is empty, there are not as many prompts as responses, or a reward is not finite.
         """
         if len(prompts) != len(responses):
             raise RmkitError(
@@ -166,7 +166,14 @@ class Scorer:
             some = slice(start, start + 2 * WINDOW)
             sequences = self.reward_model.encode(prompts[some], responses[some])
             rewards.append(self.reward_model.rewards(*self.outputs(sequences, batch_size)).numpy())
-        return np.concatenate(rewards)
+        found = np.concatenate(rewards)
+        if not np.isfinite(found).all():
+            broken = np.sum(~np.isfinite(found))
+            raise RmkitError(
+                f"{self.reward_model.encoder.name}: {broken} of {found.size} rewards are not finite.",
+                "Fetch or save the model again: its weights are finite, so look at what its config.json says.",
+            )
+        return found
 
     def score_pairs(self, pairs: Iterable[Pair], batch_size: int = 8) -> NDArray[np.float64]:
         """Rewards [pairs, 2] of (chosen, rejected).

@@ -7,6 +7,7 @@ revision, the reference, the chat template's hash and the pinned date, the dtype
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from rmkit.attention import possible_layout
 from rmkit.batching import Layout
 from rmkit.encoding import ChatEncoder
 from rmkit.errors import RmkitError
-from rmkit.library_errors import library_errors
+from rmkit.library_errors import library_errors, template_limit
 from rmkit.publication import BASE, RECORD, REFERENCE
 from rmkit.recipe import DTypeName, RewardModelSettings
 from rmkit.reward_models import RewardModel, reward_model
@@ -152,7 +153,7 @@ def read_record(path: str) -> Record | None:
         RmkitError: if it is broken or of another format.
     """
     file = Path(path) / RECORD
-    if not file.is_file():
+    if not os.path.isfile(file):
         return None
     try:
         record = Record.model_validate_json(file.read_bytes())
@@ -196,7 +197,7 @@ def load(
     """
     options = {key: value for key, value in (options or {}).items() if value is not None}
     named = Origin(name=name, revision=revision)
-    if not Path(name).exists() and (published := hub.fetch(name, revision)) is not None:
+    if not os.path.exists(name) and (published := hub.fetch(name, revision)) is not None:
         name, revision = str(published), None
     found = read_record(name)
     adapter = find_adapter(name, revision, None if found is None else _place(found.base))
@@ -214,7 +215,8 @@ def load(
         merged = (settings.model_dump(exclude_unset=True) if same_type else {}) | {"type": settings.type} | options
         settings = validated(_Settings, {"reward_model": merged}, name).reward_model
     tokenizer, notes = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
-    encoder = ChatEncoder(tokenizer, date_string or record.date_string)
+    with template_limit(name):
+        encoder = ChatEncoder(tokenizer, date_string or record.date_string)
     if record.template_hash not in (None, encoder.template_hash):
         raise RmkitError(
             f"The chat template in {name} is not the one that the model was trained with.",
@@ -369,7 +371,7 @@ def _reference_origin(kind: RewardModel[Any], record: Record, name: str) -> Orig
 
 def _refuse_identical(model: Origin, reference: Origin) -> None:
     def place(origin: Origin) -> tuple[str, str | None]:
-        return (str(Path(origin.name).resolve()) if Path(origin.name).exists() else origin.name), origin.revision
+        return (str(Path(origin.name).resolve()) if os.path.exists(origin.name) else origin.name), origin.revision
 
     if place(model) == place(reference):
         raise _identical(model.name, reference.name)
