@@ -200,7 +200,10 @@ def not_finite(name: str, weight: str) -> RmkitError:
 
 
 def _finite(tensor: Tensor) -> bool:
-    part = getattr(tensor, "ds_tensor", tensor)
+    part = tensor
+    if hasattr(tensor, "ds_tensor"):  # what lies behind the last entry is padding
+        part = tensor.ds_tensor.flatten()
+        part = part[: max(0, tensor.ds_numel - torch.distributed.get_rank() * part.numel())]
     if part.numel() == 0 or not part.is_floating_point():
         return True
     low, high = torch.aminmax(part.detach())  # one pass that holds nothing; NaN goes through

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rmkit import RmkitError, load_reward_model
 
@@ -261,3 +264,41 @@ def test_training_refuses_what_scoring_refuses(run, folders, copy):
         run("implicit", reward_model={"type": "implicit", "reference": str(folder)})
     with pytest.raises(RmkitError, match=r"have no place in .*: v_head.weight"):
         rewards(folders["tied"], "implicit", reference=str(folder))
+
+
+@pytest.mark.dist
+def test_zero3_refuses_the_same_on_both_processes(folders, copy, pairs, tmp_path):
+    """transformers reports no unexpected weight under ZeRO-3; a weight that is not finite lies on one process alone."""
+    extra, broken = copy("causal", "extra"), copy("causal", "broken")
+    change_weights(extra, lambda weights: weights.update({"v_head.weight": torch.ones(1, 32)}))
+    change_weights(broken, lambda weights: weights["model.norm.weight"][-1:].fill_(float("nan")))
+    adapter = tmp_path / "adapter"
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folders["causal"]), LoraConfig(task_type="CAUSAL_LM"))
+    model.save_pretrained(adapter)
+    merged = tmp_path / "merged"
+    model.merge_and_unload().save_pretrained(merged)
+    for file in folders["causal"].glob("*token*"):
+        shutil.copy(file, merged)
+    shutil.copy(folders["causal"] / "chat_template.jinja", merged)
+    for base, said in (
+        (extra, "have no place in LlamaForSequenceClassification: v_head.weight"),
+        (broken, "the weight model.norm.weight has entries that are NaN or infinite"),
+        (adapter, "cannot be merged into a model that ZeRO-3 partitions"),
+        (merged, None),  # the remedy
+    ):
+        recipe = {
+            "base": {"name": str(base), "date_string": "26 Jul 2024"},
+            "reward_model": {"type": "explicit"},
+            "data": {"root": str(pairs), "train": {"name": "train", "path": "train.jsonl", "split": "train"}},
+            "training": {"max_steps": 1, "batch_size": 8},
+            "output_dir": str(tmp_path / "run"),
+        }
+        (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+        command = ["-m", "rmkit", "train", str(tmp_path / "recipe.yaml"), "distributed=cpu_zero3"]
+        done = subprocess.run(
+            [sys.executable, *command, "--num-processes", "2"], capture_output=True, text=True, timeout=400, check=False
+        )
+        assert (done.returncode == 0) == (said is None), done.stderr
+        if said is not None:
+            assert f"error: {base}" in done.stderr or f"error: The adapter {base}" in done.stderr
+            assert said in done.stderr
