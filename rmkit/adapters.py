@@ -113,8 +113,8 @@ def _named_base(name: str, file: Path, content: dict[str, Any]) -> tuple[str, st
     beside = file.parent / base  # where a relative path is not meant from here, it may be meant from there
     if not os.path.exists(base) and not os.path.isabs(base) and os.path.exists(beside):
         base = str(beside)
-    if not os.path.exists(base) and (os.path.isabs(base) or base.startswith((".", "~")) or base.count("/") != 1):
-        raise RmkitError(f"The base of the adapter {name} is missing: {base}.", edit)
+    if model_file(base, "config.json", revision) is None and model_file(base, CONFIG, revision) is None:
+        raise RmkitError(f"The base of the adapter {name} is missing: {base}.", f"Fetch it to this machine. Or: {edit}")
     return base, revision
 
 
@@ -149,6 +149,16 @@ def attach(model: PreTrainedModel, adapter: Adapter, rows: int) -> tuple[PeftMod
     Raises:
         RmkitError: if the adapter and the model do not fit: weights without a place, missing or of another shape.
     """
+    peft_model, changed = _attach(model, adapter, rows)
+    unembedding = model.get_output_embeddings()
+    if unembedding is not None and not hasattr(unembedding, "out_features"):
+        raise RmkitError(
+            f"The adapter {adapter.name} puts {type(unembedding).__name__} in the place of the unembedding.", _MERGE
+        )
+    return peft_model, changed
+
+
+def _attach(model: PreTrainedModel, adapter: Adapter, rows: int) -> tuple[PeftModel, list[str]]:
     weights = adapter.weights()
     embeddings = _saved_embeddings(model, weights, rows)
     _grow_embeddings(model, adapter, weights)
@@ -197,21 +207,21 @@ def merge(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
         raise RmkitError(f"The adapter {adapter.name} cannot be merged into a model that ZeRO-3 partitions.", _MERGE)
     rows = model.get_input_embeddings().weight.shape[0]
     check_tokens(adapter, rows)
-    frozen = {id(parameter) for parameter in model.parameters() if not parameter.requires_grad}
-    peft_model, _ = attach(model, adapter, rows)
-    embeddings = model.get_input_embeddings()
-    if getattr(model.config.get_text_config(), "tie_word_embeddings", False) and hasattr(embeddings, "base_layer"):
+    tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    peft_model, _ = _attach(model, adapter, rows)
+    wrapped = model.get_input_embeddings() is not inputs or model.get_output_embeddings() is not outputs
+    if tied and outputs is not None and wrapped and not getattr(adapter.config, "trainable_token_indices", None):
         raise RmkitError(
-            f"The adapter {adapter.name} changes the input embeddings alone, which its base ties to the unembedding.",
-            "It can be scored and not merged: give the base itself, or train the adapter without embed_tokens.",
+            f"The adapter {adapter.name} changes embeddings that its base ties to each other, one without the other.",
+            "It can be scored and not merged: give the base itself, or train the adapter without these.",
         )
     with (
         library_errors(f"The adapter {adapter.name} cannot be merged into its base", _MERGE),
         catch_warnings(action="ignore"),
     ):
         merged = peft_model.merge_and_unload()
-    for parameter in merged.parameters():  # PEFT has frozen them
-        parameter.requires_grad_(id(parameter) not in frozen)
+    merged.requires_grad_(True)  # PEFT has frozen them
     merged.name_or_path = adapter.name
     merged.missing_head = merged.missing_head and not adapter.saves_head
     return merged

@@ -36,6 +36,7 @@ HEAD = "score.weight"
 _FETCH = "Fetch or save the model again."
 _MOST = 100_000
 """No model has as many layers, experts or labels."""
+_OLD_BUFFERS = r"\.(attn|attention)\.masked_bias$"
 _SHARDS_OF_A_MESH = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 
 
@@ -162,9 +163,15 @@ def check_report(auto_class: Any, model: PreTrainedModel, report: Mapping[str, A
         RmkitError: naming a weight that is missing, has no place in the model, or has another shape.
     """
     missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
-    if HEAD in missing and auto_class is AutoModelForSequenceClassification:
+    classifier, causal = auto_class is AutoModelForSequenceClassification, _causal_class(model.config)
+    if classifier:  # old buffers, heads that predict further tokens
+        ignored = [_OLD_BUFFERS, *(getattr(causal, "_keys_to_ignore_on_load_unexpected", None) or [])]
+        unexpected = {weight for weight in unexpected if not any(re.search(each, weight) for each in ignored)}
+    if classifier and HEAD in missing:
         missing.remove(HEAD)
-        unexpected = _without_unembedding(unexpected, model.config)
+        unembedding = {"lm_head", "embed_out"}
+        unembedding |= {weight.rpartition(".")[0] for weight in getattr(causal, "_tied_weights_keys", None) or {}}
+        unexpected = {weight for weight in unexpected if weight.rpartition(".")[0] not in unembedding}
     for weight, found, expected in sorted(report["mismatched_keys"]):
         raise RmkitError(
             f"{name}: {weight} is of shape {list(found)}, and config.json asks for {list(expected)}.", _FETCH
@@ -199,7 +206,7 @@ def not_finite(name: str, weight: str) -> RmkitError:
     return RmkitError(f"{name}: the weight {weight} has entries that are NaN or infinite.", _FETCH)
 
 
-def _finite(tensor: Tensor) -> bool:
+def _finite(tensor: Any) -> bool:
     part = tensor
     if hasattr(tensor, "ds_tensor"):  # what lies behind the last entry is padding
         part = tensor.ds_tensor.flatten()
@@ -239,18 +246,9 @@ def _what_to_do(unexpected: Iterable[str]) -> str:
     return "Save the model again without them, or with the config.json that they belong to."
 
 
-def _without_unembedding(weights: Iterable[str], config: PretrainedConfig) -> set[str]:
-    """Weights that are not those of the causal model of this configuration alone."""
-    modules, ignored = {"lm_head", "embed_out"}, []
-    causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if causal is not None:
-        modules |= {weight.rpartition(".")[0] for weight in getattr(causal, "_tied_weights_keys", None) or {}}
-        ignored = list(getattr(causal, "_keys_to_ignore_on_load_unexpected", None) or [])
-    return {
-        weight
-        for weight in weights
-        if weight.rpartition(".")[0] not in modules and not any(re.search(pattern, weight) for pattern in ignored)
-    }
+def _causal_class(config: PretrainedConfig) -> Any:
+    """transformers' causal model of a configuration, None if there is none."""
+    return MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
 
 
 def model_file(name: str, filename: str, revision: str | None) -> Path | None:

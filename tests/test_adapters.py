@@ -24,6 +24,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import RewardConfig, RewardTrainer
 
 from rmkit import RmkitError, load_reward_model
+from rmkit.publication import origins
+from rmkit.recipe import Hub
 
 PAIRS = [("How do I bake bread?", "Mix flour and water."), ("why?", "No.")]
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
@@ -33,6 +35,16 @@ WEIGHTS = "adapter_model.safetensors"
 @pytest.fixture(scope="module")
 def base(models):
     return models["qwen2"]
+
+
+@pytest.fixture(scope="module")
+def untied(base, tmp_path_factory):
+    """The base with an unembedding of its own."""
+    folder = tmp_path_factory.mktemp("untied")
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_pretrained(base, tie_word_embeddings=False).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -169,12 +181,18 @@ METHODS = {
     "oft": OFTConfig(task_type="CAUSAL_LM", oft_block_size=4, target_modules=["q_proj"]),
     "ln": LNTuningConfig(task_type="CAUSAL_LM", target_modules=["input_layernorm"]),
     "no task": LoraConfig(**LORA),
+    "lm_head": LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "lm_head"]),
+    "lm_head saved": LoraConfig(task_type="CAUSAL_LM", modules_to_save=["lm_head"], **LORA),
+    "embeddings": LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "embed_tokens"]),
+    "embeddings saved": LoraConfig(task_type="CAUSAL_LM", modules_to_save=["embed_tokens"], **LORA),
+    "tokens": LoraConfig(task_type="CAUSAL_LM", trainable_token_indices={"embed_tokens": [40, 41, 42]}, **LORA),
     "modules": LoraConfig(task_type="CAUSAL_LM", modules_to_save=["input_layernorm"], **LORA),
 }
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_other_methods_score_as_their_merged_model(base, tmp_path, method):
+def test_other_methods_score_as_their_merged_model(untied, tmp_path, method):
+    base = untied
     folder = save_adapter(base, tmp_path / "adapter", METHODS[method])
     whole = rewards(merged(folder, base), "implicit", reference=str(base), beta=1.0)
     assert rewards(folder, "implicit", beta=1.0) == pytest.approx(whole, rel=1e-3, abs=1e-3)
@@ -194,6 +212,14 @@ def test_methods_that_work_on_prompts_are_refused_by_name(base, tmp_path, config
     with pytest.raises(RmkitError, match=f"PEFT's method {method}") as error:
         rewards(folder, "generative")
     assert "LoRA" in error.value.remedy
+
+
+def test_an_unembedding_that_is_not_known_is_refused(base, tmp_path):
+    tokens = LoraConfig(task_type="CAUSAL_LM", trainable_token_indices={"embed_tokens": [40, 41, 42]}, **LORA)
+    folder = save_adapter(base, tmp_path / "adapter", tokens)
+    with pytest.raises(RmkitError, match="TrainableTokensWrapper in the place of the unembedding"):
+        rewards(folder, "implicit", beta=1.0)
+    rewards(merged(folder, base), "implicit", beta=1.0, reference=str(base))  # the remedy
 
 
 # --- as a base -----------------------------------------------------------------------------------------------------
@@ -226,16 +252,27 @@ def test_adapters_upon_adapters(base, adapter, tmp_path):
         rewards(second, "generative")
 
 
-def test_embeddings_that_cannot_be_merged(base, run, tmp_path):
+@pytest.mark.parametrize(
+    "where", [{"target_modules": ["embed_tokens"]}, {"modules_to_save": ["embed_tokens"]}], ids=str
+)
+def test_embeddings_that_cannot_be_merged(base, run, tmp_path, where):
     """The base ties them, and the adapter changes one of the two."""
-    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["embed_tokens"])
+    lora = LoraConfig(task_type="CAUSAL_LM", **({"r": 4, "target_modules": ["q_proj"]} | where))
     folder = save_adapter(base, tmp_path / "adapter", lora)
-    with pytest.raises(RmkitError, match="ties to the unembedding"):
-        run(base={"name": str(folder)})
+    with pytest.raises(RmkitError, match="ties to each other"):
+        run("implicit", base={"name": str(folder)})
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(folder)).eval()
     scorer = load_reward_model(str(folder), "implicit", beta=1.0, reference="none")  # the remedy
     expected = plain_log_probs(model, scorer).tolist()
     assert scorer.score(*zip(*PAIRS, strict=True)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_adapter_is_not_published_beside_a_model(adapter):
+    record = {"base": {"name": str(adapter), "revision": None}, "adapter": True, "reward_model": {"type": "explicit"}}
+    with pytest.raises(RmkitError, match="is an adapter, whose own base would be missing"):
+        origins(record, {"base": {"build": None}}, Hub(push="end", repo_id="someone/rm", base="beside"))
+    hub = Hub(push="end", repo_id="someone/rm", base="someone/adapter")  # the remedy
+    assert origins(record, {"base": {"build": None}}, hub)[0].hub_id == "someone/adapter"
 
 
 # --- what is in the file is what is loaded -------------------------------------------------------------------------

@@ -329,7 +329,7 @@ def test_transformers_loads_on_the_meta_device_from_shapes_alone(models):
 
 
 def test_classes_say_which_weights_are_tied_and_which_may_be_left_over():
-    """`weights._without_unembedding`, `weights._check_tied`."""
+    """`weights.check_report`, `weights._check_tied`."""
     assert LlamaForCausalLM._tied_weights_keys == {"lm_head.weight": "model.embed_tokens.weight"}
     assert all(isinstance(each, str) for each in DeepseekV3ForCausalLM._keys_to_ignore_on_load_unexpected)
     model = AutoModelForCausalLM.from_config(tiny.config("qwen2", 300))

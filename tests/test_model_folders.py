@@ -13,9 +13,10 @@ import tiny
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config
 
 from rmkit import RmkitError, load_reward_model
+from rmkit.language_model import load
 
 PAIRS = [("How do I bake bread?", "Mix flour and water."), ("why?", "No.")]
 
@@ -119,10 +120,19 @@ def test_old_buffers_and_an_unembedding_need_no_place(copy):
         folder, lambda weights: weights.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)})
     )
     assert (generative(folder) == before).all()
-    from rmkit.language_model import load
-
     assert "lm_head.weight" in load_file(folder / "model.safetensors")
     assert load(AutoModelForSequenceClassification, folder, num_labels=1).missing_head
+
+
+def test_masks_of_old_gpt2_files_need_no_place(tmp_path):
+    config = GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=32, num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    masks = {"attn.bias": torch.ones(1, 1, 32, 32), "attn.masked_bias": torch.tensor(-1e4)}
+    change_weights(tmp_path, lambda weights: weights.update({f"transformer.h.0.{key}": masks[key] for key in masks}))
+    assert not load(AutoModelForSequenceClassification, tmp_path, num_labels=1).missing_head
+    change_weights(tmp_path, lambda weights: weights.update({"transformer.h.0.attn.c_attn.scale": torch.ones(1)}))
+    with pytest.raises(RmkitError, match="have no place"):
+        load(AutoModelForSequenceClassification, tmp_path, num_labels=1)
 
 
 @pytest.mark.parametrize("name", ["classifier", "tied_classifier"])
