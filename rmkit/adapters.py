@@ -105,7 +105,11 @@ def find_adapter(name: str, revision: str | None = None, base: tuple[str, str | 
 
 
 def _named_base(name: str, file: Path, content: dict[str, Any]) -> tuple[str, str | None]:
-    """What adapter_config.json says of the base."""
+    """What adapter_config.json says of the base, or reward_model.json, since published adapters leave it to that."""
+    if (file.parent / RECORD).is_file():
+        told = read_json(file.parent / RECORD, _SAVE).get("base")
+        if isinstance(told, dict):
+            content = {"base_model_name_or_path": told.get("name"), "revision": told.get("revision")}
     base, revision = content.get("base_model_name_or_path"), content.get("revision")
     edit = f"Set base_model_name_or_path in {file} to the folder or hub id of the model that it was trained on."
     if not isinstance(base, str) or not base or not (revision is None or isinstance(revision, str)):

@@ -48,9 +48,10 @@ def load_tokenizer(
     Raises:
         RmkitError: if there is no tokenizer at `name` or the template file cannot be read.
     """
-    for adapter in chain(str(name), revision):
-        if model_file(str(name), TOKENIZER, revision) is None:  # PEFT saves none; TRL does
-            name, revision = adapter.base, adapter.base_revision
+    if model_file(str(name), TOKENIZER, revision) is None:
+        for adapter in chain(str(name), revision):  # PEFT saves no tokenizer with an adapter
+            if model_file(str(name), TOKENIZER, revision) is None:
+                name, revision = adapter.base, adapter.base_revision
     check_config(str(name), revision)  # transformers reads it to find the tokenizer's class
     with library_errors(
         f"No tokenizer could be loaded from {name}",

@@ -190,7 +190,12 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+FAST = ("dora", "ia3", "lm_head", "tokens")
+
+
+@pytest.mark.parametrize(
+    "method", [each if each in FAST else pytest.param(each, marks=pytest.mark.slow) for each in METHODS]
+)
 def test_other_methods_score_as_their_merged_model(untied, tmp_path, method):
     base = untied
     folder = save_adapter(base, tmp_path / "adapter", METHODS[method])
@@ -225,7 +230,7 @@ def test_an_unembedding_that_is_not_known_is_refused(base, tmp_path):
 # --- as a base -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["explicit", "implicit"])
+@pytest.mark.parametrize("kind", [pytest.param("explicit", marks=pytest.mark.slow), "implicit"])
 def test_an_adapter_is_a_base_and_a_reference(base, adapter, run, kind):
     """Training starts from the merged model; the run is scored, and its reference found, from the same folder."""
     start = run(kind, base={"name": str(adapter)}, training={"max_steps": 1})
@@ -234,6 +239,20 @@ def test_an_adapter_is_a_base_and_a_reference(base, adapter, run, kind):
     lora = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["q_proj"]}
     again = run(kind, "lora", base={"name": str(adapter)}, training={"max_steps": 1}, lora=lora)
     assert abs(rewards(again.model)).max() > 0
+
+
+def test_a_published_adapter_is_a_base(base, run):
+    """Its adapter_config.json names no base; its reward_model.json does, beside it."""
+    lora = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["q_proj"]}
+    folder = run("implicit", lora=lora, training={"max_steps": 1}).model
+    expected = rewards(folder, "generative")
+    change_config(folder, base_model_name_or_path=None)
+    record = json.loads((folder / "reward_model.json").read_text())
+    (folder / "reward_model.json").write_text(json.dumps(record | {"base": {"name": "./base", "revision": None}}))
+    shutil.copytree(base, folder / "base")
+    assert (rewards(folder, "generative") == expected).all()
+    start = run("generative", "next", base={"name": str(folder)}, training={"max_steps": 1, "learning_rate": 1e-12})
+    assert rewards(start.model) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_trl_adapter_trains_on_with_its_head(trained_by_trl, run):

@@ -198,7 +198,7 @@ def damage_and_load(intact, tmp_path, seeds, names):
 
 
 def test_damaged_folders(intact, tmp_path):
-    damage_and_load(intact, tmp_path, range(20), FOLDERS[:3])
+    damage_and_load(intact, tmp_path, range(10), FOLDERS[:3])
 
 
 @pytest.mark.slow
