@@ -16,22 +16,24 @@ from typing import Any, cast
 import torch
 from peft.tuners import lora
 from peft.utils import ModulesToSaveWrapper
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
 
 from rmkit.attention import FLEX_BLOCK, possible_layout, take_shared_rows
 from rmkit.batching import Batch, Layout
 from rmkit.errors import RmkitError
+from rmkit.library_errors import library_errors
 from rmkit.losses import at_least_float32
+from rmkit.weights import HEAD, check_config, check_finite, check_report, check_weights, weight_files
 
 Head = Callable[[PreTrainedModel, Tensor, Batch], Tensor]
 """(model, hidden states [positions, hidden size], batch) -> [sequences, outputs]."""
 
 _LOGITS_AT_ONCE = 2**25  # entries of [tokens, vocabulary] that are held at a time: 128 MiB in float32
+_LOADABLE = "Give a folder that holds config.json and *.safetensors, or a hub id that this machine can reach."
 _LOGIT_SCALES = ("logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
 
 
@@ -51,34 +53,37 @@ def load(
     With `layout: shared` it takes shared rows beside padded batches, if its architecture can.
 
     Raises:
-        RmkitError: if there is no such model, it has no weights, weights are missing, or its architecture changes
-            logits in a way that rmkit does not know.
+        RmkitError: if there is no such model, it has no weights, some are missing, of another shape, not finite or
+            without a place in the model, or its architecture changes logits in a way that rmkit does not know.
     """
+    place = str(name)
+    cause, remedy = f"No model could be loaded from {place}", _LOADABLE
+    check_config(place, revision)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of missing and unexpected weights is checked below
     try:
-        model, report = auto_class.from_pretrained(
-            str(name),
-            revision=revision,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-            **config,
-        )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise RmkitError(
-            f"No model could be loaded from {name}: {lines[0]}",
-            "Give a folder that holds config.json and *.safetensors, or a hub id that this machine can reach.",
-        ) from None
+        with library_errors(cause, remedy):
+            settings = AutoConfig.from_pretrained(
+                place, revision=revision, trust_remote_code=trust_remote_code, **config
+            )
+        if getattr(settings, "quantization_config", None) is None:
+            check_weights(auto_class, settings, weight_files(place, revision), trust_remote_code)
+        with library_errors(cause, remedy):
+            model, report = auto_class.from_pretrained(
+                place,
+                revision=revision,
+                dtype=getattr(torch, dtype),
+                attn_implementation=attention,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                output_loading_info=True,
+                **config,
+            )
     finally:
         logging.set_verbosity(verbosity)
-    missing = sorted(set(report["missing_keys"]) - {"score.weight"})
-    if missing:
-        raise RmkitError(f"{name} lacks weights: {missing[0]} and {len(missing) - 1} more.", "Fetch or save it again.")
-    model.missing_head = "score.weight" in report["missing_keys"]
+    check_report(auto_class, model, report, place)
+    check_finite(model, place)
+    model.missing_head = HEAD in report["missing_keys"]
     scaled = [key for key in _LOGIT_SCALES if getattr(model.config.get_text_config(), key, None) not in (None, 1)]
     if scaled:
         raise RmkitError(

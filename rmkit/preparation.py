@@ -7,18 +7,20 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import AutoModel, PretrainedConfig
 
 from rmkit.encoding import ChatEncoder
+from rmkit.library_errors import template_limit
 from rmkit.overlap import training_overlap
 from rmkit.pairs import EncodedPairs, encode_pairs
 from rmkit.positions import last_position, made_for, refuse_longer
 from rmkit.preferences import PreferenceData, PreferencePair
 from rmkit.recipe import Recipe
-from rmkit.reward_models import RewardModel
+from rmkit.reward_models import RewardModel, checkpoint
 from rmkit.reward_models.checkpoint import Origin
 from rmkit.sources.use import ignored_split, load_set
 from rmkit.vocabulary import load_tokenizer
+from rmkit.weights import folder_notes
 
 
 def load_data(recipe: Recipe) -> dict[str, PreferenceData]:
@@ -50,14 +52,14 @@ def load_encoder(recipe: Recipe, base: Origin) -> tuple[ChatEncoder, list[str]]:
         added_tokens=recipe.base.added_tokens,
         trust_remote_code=recipe.base.trust_remote_code,
     )
-    return ChatEncoder(tokenizer, recipe.base.date_string, recipe.data.special_tokens), notes
+    with template_limit(base.name):
+        encoder = ChatEncoder(tokenizer, recipe.base.date_string, recipe.data.special_tokens)
+    return encoder, notes + folder_notes(base.name, base.revision)
 
 
 def load_config(recipe: Recipe, base: Origin) -> PretrainedConfig:
     """The configuration of a base."""
-    return AutoConfig.from_pretrained(
-        base.name, revision=base.revision, trust_remote_code=recipe.base.trust_remote_code
-    )
+    return checkpoint.load_config(base.name, base.revision, recipe.base.trust_remote_code)
 
 
 def encode(recipe: Recipe, data: Mapping[str, PreferenceData], kind: RewardModel[Any]) -> dict[str, EncodedPairs]:

@@ -166,6 +166,11 @@ def _brought_along(name: str, role: str, hub: Hub, built: bool) -> Elsewhere:
             f"The {role} {name} is a folder of this machine, and the model cannot be used without it.",
             f"Give --base (hub.base in a recipe): {hub_id}`{BESIDE}` to upload it into {hub.repo_id} too.",
         )
+    if (folder / "adapter_config.json").is_file():
+        raise RmkitError(
+            f"The {role} {name} is an adapter, whose own base would be missing elsewhere.",
+            "Push it to the Hub first, and give its hub id as --base (hub.base).",
+        )
     if not (folder / "config.json").is_file():
         raise RmkitError(f"The {role} {name} is gone.", "Put it back, or give its hub id as --base (hub.base).")
     return Elsewhere(f"./{role}", folder=folder, was=_spoken(name, built))

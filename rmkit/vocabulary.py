@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from rmkit.adapters import TOKENIZER, chain
 from rmkit.errors import RmkitError
+from rmkit.library_errors import library_errors
+from rmkit.weights import check_config, model_file
 
 PAPER_SPECIAL_TOKENS = ["[USER]", "[ASSISTANT]", "[EOS]"]
 PAPER_CHAT_TEMPLATE = (
@@ -45,17 +48,20 @@ def load_tokenizer(
     Raises:
         RmkitError: if there is no tokenizer at `name` or the template file cannot be read.
     """
-    try:
+    if model_file(str(name), TOKENIZER, revision) is None:
+        for adapter in chain(str(name), revision):  # PEFT saves no tokenizer with an adapter
+            if model_file(str(name), TOKENIZER, revision) is None:
+                name, revision = adapter.base, adapter.base_revision
+    check_config(str(name), revision)  # transformers reads it to find the tokenizer's class
+    with library_errors(
+        f"No tokenizer could be loaded from {name}",
+        "Give a folder that holds tokenizer files, or a hub id that this machine can reach.",
+    ):
         tokenizer = AutoTokenizer.from_pretrained(
             str(name), revision=revision, trust_remote_code=trust_remote_code, use_fast=True
         )
-    except Exception as error:  # whatever transformers raises on broken files
-        cause = next(iter(str(error).splitlines()), type(error).__name__)
-        raise RmkitError(
-            f"No tokenizer could be loaded from {name}: {cause}",
-            "Give a folder that holds tokenizer files, or a hub id that this machine can reach.",
-        ) from None
-    if not tokenizer("Yes", add_special_tokens=False)["input_ids"]:  # made from a config.json alone
+        knows_words = bool(tokenizer("Yes", add_special_tokens=False)["input_ids"])
+    if not knows_words:  # made from a config.json alone
         raise RmkitError(f"The tokenizer of {name} knows no words.", "Give a folder that holds its tokenizer files.")
     notes = []
     if chat_template is not None:

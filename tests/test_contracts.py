@@ -12,13 +12,18 @@ import tiny
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers import models as token_models
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    DeepseekV3ForCausalLM,
+    LlamaForCausalLM,
     MixtralConfig,
     Trainer,
     TrainingArguments,
@@ -367,3 +372,58 @@ def test_experts_are_called_as_one_by_default():
         vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_local_experts=2
     )
     assert AutoModelForCausalLM.from_config(config).config._experts_implementation == "grouped_mm"
+
+
+# --- what model folders hold (weights.py, adapters.py) ----------------------------------------------------------------
+
+
+def test_transformers_loads_on_the_meta_device_from_shapes_alone(models):
+    """`weights.check_weights`: the report of a loading without weights is that of the real one."""
+    config = AutoConfig.from_pretrained(models["llama"])
+    with torch.device("meta"):
+        weights = {
+            name: torch.empty(each.shape)
+            for name, each in AutoModelForCausalLM.from_config(config).state_dict().items()
+        }
+        weights["extra.weight"] = torch.empty(1)
+        weights["model.norm.weight"] = torch.empty(31)
+        del weights["lm_head.weight"]
+    model, report = LlamaForCausalLM.from_pretrained(
+        None,
+        config=config,
+        state_dict=weights,
+        device_map={"": "meta"},
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    assert {each.device.type for each in model.parameters()} == {"meta"}
+    assert report["unexpected_keys"] == {"extra.weight"}
+    assert report["missing_keys"] == {"lm_head.weight"}
+    assert [(name, list(found), list(asked)) for name, found, asked in report["mismatched_keys"]] == [
+        ("model.norm.weight", [31], [32])
+    ]
+
+
+def test_classes_say_which_weights_are_tied_and_which_may_be_left_over():
+    """`weights.check_report`, `weights._check_tied`."""
+    assert LlamaForCausalLM._tied_weights_keys == {"lm_head.weight": "model.embed_tokens.weight"}
+    assert all(isinstance(each, str) for each in DeepseekV3ForCausalLM._keys_to_ignore_on_load_unexpected)
+    model = AutoModelForCausalLM.from_config(tiny.config("qwen2", 300))
+    assert model.all_tied_weights_keys == {"lm_head.weight": "model.embed_tokens.weight"}
+
+
+def test_peft_reports_what_it_loads_into_an_adapter_that_is_there(models, tmp_path):
+    """`adapters.attach`; a weight that is written to has another version."""
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(models["qwen2"]), LoraConfig(task_type="CAUSAL_LM"))
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    weights["base_model.model.extra.lora_A.weight"] = torch.ones(1)
+    weights["base_model.model.model.norm.weight"] = torch.ones(32)
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    before = {name: parameter._version for name, parameter in model.named_parameters()}
+    report = model.load_adapter(str(tmp_path), "default", torch_device="cpu")
+    assert report.unexpected_keys == ["base_model.model.extra.lora_A.weight"]
+    assert report.missing_keys == []
+    changed = {name for name, parameter in model.named_parameters() if parameter._version != before[name]}
+    assert {name for name in changed if "lora_" not in name} == {"base_model.model.model.norm.weight"}

@@ -173,8 +173,8 @@ class Scorer:
         Warns of texts that are longer than the model was made for, or that spell control tokens.
 
         Raises:
-            RmkitError: if a text is empty or longer than the model's position embeddings, or there are not as many
-                prompts as responses.
+            RmkitError: if a text is empty or longer than the model's position embeddings, there are not as many prompts
+                as responses, or a reward is not finite.
         """
         if len(prompts) != len(responses):
             raise RmkitError(
@@ -197,7 +197,14 @@ class Scorer:
             rewards.append(self.reward_model.rewards(*self.outputs(sequences, batch_size)).numpy())
         for line in self._remarks("score", lengths, spelling, templated, "responses"):
             warnings.warn(line, stacklevel=2)
-        return np.concatenate(rewards)
+        found = np.concatenate(rewards)
+        if not np.isfinite(found).all():
+            broken = np.sum(~np.isfinite(found))
+            raise RmkitError(
+                f"{self.reward_model.encoder.name}: {broken} of {found.size} rewards are not finite.",
+                "Fetch or save the model again: its weights are finite, so look at what its config.json says.",
+            )
+        return found
 
     def score_pairs(self, pairs: Iterable[Pair], batch_size: int = 8) -> NDArray[np.float64]:
         """Rewards [pairs, 2] of (chosen, rejected).

@@ -6,6 +6,9 @@ revision, the reference, the chat template's hash and the pinned date, the dtype
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -13,23 +16,24 @@ from typing import Any, get_args
 import torch
 from peft import PeftModel
 from pydantic import ValidationError
-from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
-from transformers.utils import cached_file
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 import rmkit
 from rmkit import hub, language_model
+from rmkit.adapters import Adapter, attach, chain, check_tokens, find_adapter, merge
 from rmkit.attention import possible_layout
 from rmkit.batching import Layout
 from rmkit.encoding import ChatEncoder
 from rmkit.errors import RmkitError
+from rmkit.library_errors import library_errors, template_limit
 from rmkit.publication import BASE, RECORD, REFERENCE
 from rmkit.recipe import DTypeName, RewardModelSettings, SpecialTokens
 from rmkit.reward_models import RewardModel, reward_model
 from rmkit.run_directory import replacing, write_json
 from rmkit.settings import Section, validated
 from rmkit.vocabulary import add_rows, load_tokenizer
+from rmkit.weights import HEAD, check_config, folder_notes, weight_files
 
 FORMAT = 1
 
@@ -87,8 +91,14 @@ def load_model(
     layout: Layout = "shared",
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """The weights at `origin` as a model of this type, with rows for all tokens and the pad token set."""
+    """The weights at `origin` as a model of this type, with rows for all tokens and the pad token set.
+
+    An adapter is merged into its base.
+    """
     tokenizer = kind.encoder.tokenizer
+    adapters = chain(origin.name, origin.revision)
+    if adapters:
+        origin = Origin(name=adapters[-1].base, revision=adapters[-1].base_revision)
     model = language_model.load(
         kind.auto_class,
         origin.name,
@@ -99,6 +109,11 @@ def load_model(
         trust_remote_code=trust_remote_code,
         **kind.config,
     )
+    kind.prepare(model)
+    if kind.head and not model.missing_head and dtype != "float32":
+        _restore_head(model, origin)
+    for adapter in reversed(adapters):
+        model = merge(model, adapter)
     add_rows(model, tokenizer)
     for config in (model.config.get_text_config(), getattr(model, "generation_config", None)):
         if config is not None:
@@ -143,7 +158,7 @@ def read_record(path: str) -> Record | None:
         RmkitError: if it is broken or of another format.
     """
     file = Path(path) / RECORD
-    if not file.is_file():
+    if not os.path.isfile(file):
         return None
     try:
         record = Record.model_validate_json(file.read_bytes())
@@ -191,17 +206,26 @@ def load(
         raise RmkitError(f"special_tokens {special_tokens!r} is not known.", "Give text, keep or error.")
     options = {key: value for key, value in (options or {}).items() if value is not None}
     named = Origin(name=name, revision=revision)
-    if not Path(name).exists() and (published := hub.fetch(name, revision)) is not None:
+    if not os.path.exists(name) and (published := hub.fetch(name, revision)) is not None:
         name, revision = str(published), None
     found = read_record(name)
-    record = found or Record(reward_model=_guessed(name, revision, options, trust_remote_code))
+    adapter = find_adapter(name, revision, None if found is None else _place(found.base))
+    if found is None:
+        settings = _guessed(name, revision, options, trust_remote_code, adapter)
+        theirs = None if adapter is None else Origin(name=adapter.base, revision=adapter.base_revision)
+        found = Record(reward_model=settings, base=theirs, adapter=adapter is not None)
+    record = found
+    if record.adapter != (adapter is not None):
+        is_, is_not = ("an adapter", "none") if record.adapter else ("a whole model", "an adapter")
+        raise RmkitError(f"{name} is {is_} by its {RECORD}, and it holds {is_not}.", "Save the model again.")
     settings = record.reward_model
     if options:
         same_type = options.get("type", settings.type) == settings.type
         merged = (settings.model_dump(exclude_unset=True) if same_type else {}) | {"type": settings.type} | options
         settings = validated(_Settings, {"reward_model": merged}, name).reward_model
     tokenizer, notes = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
-    encoder = ChatEncoder(tokenizer, date_string or record.date_string, special_tokens or record.special_tokens)
+    with template_limit(name):
+        encoder = ChatEncoder(tokenizer, date_string or record.date_string, special_tokens or record.special_tokens)
     if record.template_hash not in (None, encoder.template_hash):
         raise RmkitError(
             f"The chat template in {name} is not the one that the model was trained with.",
@@ -219,23 +243,37 @@ def load(
     if kind.reference is not None and not (record.adapter and kind.reference == "base") and not policy_only:
         reference = _reference_origin(kind, record, name)
         _refuse_identical(named, reference)  # what can be known before weights load
-        _refuse_another_tokenizer(kind, reference)
-    if record.adapter:
-        model: Any = _with_adapter(load_model(kind, _base(record, name), **loading), name)
+        with _said_of(f"The reference of {name}"):
+            _refuse_another_tokenizer(kind, reference)
+    if adapter is not None:
+        with _said_of(f"The base of {name}"):
+            base = _base(record, name)
+            rows = load_config(base.name, base.revision, trust_remote_code).get_text_config().vocab_size
+            base_model = load_model(kind, base, **loading)
+        check_tokens(adapter, rows)
+        missing_head = base_model.missing_head and not adapter.saves_head
+        model, changed = attach(base_model, adapter, rows)
+        if changed and kind.reference == "base":
+            raise RmkitError(
+                f"The adapter {name} changes weights of its base ({changed[0]}), which is not its reference any more.",
+                f"Give --reference {base.name}.",
+            )
     else:
         model = load_model(kind, origin, **loading)
-        if kind.head and model.missing_head:
-            raise RmkitError(
-                f"{name} has no reward head: it is a language model, not an explicit reward model.",
-                "Train it first, or score it with --type implicit or --type generative.",
-            )
-        if kind.head:
-            _restore_head(model, origin)
+        missing_head = model.missing_head
+    if kind.head and missing_head:
+        raise RmkitError(
+            f"{name} has no reward head: it is a language model, not an explicit reward model.",
+            "Train it first, or score it with --type implicit or --type generative.",
+        )
+    if adapter is None:
+        notes += folder_notes(name)
     notes += possible_layout(loading["layout"], model.config, loading["attention"])[1]
     record = record.model_copy(update={"reward_model": settings, "dtype": loading["dtype"]})
     checkpoint = Checkpoint(kind, model.eval(), None, record, notes)
     if reference is not None:
-        checkpoint.reference = load_reference(kind, reference, **loading)
+        with _said_of(f"The reference of {name}"):
+            checkpoint.reference = load_reference(kind, reference, **loading)
         if "reference" in options and _same_weights(model, checkpoint.reference):
             raise _identical(name, reference.name)
     return checkpoint
@@ -255,7 +293,7 @@ def _refuse_another_tokenizer(kind: RewardModel[Any], origin: Origin) -> None:
     try:
         theirs = load_tokenizer(origin.name, revision=origin.revision)[0].get_vocab()
     except RmkitError:
-        _config(origin.name, origin.revision)
+        load_config(origin.name, origin.revision)
         return  # a reference may come without tokenizer files; its embeddings are checked by their use
     ours = kind.encoder.tokenizer.get_vocab()
     shared = [token for token in theirs if token in ours]
@@ -270,17 +308,28 @@ class _Settings(Section):
     reward_model: RewardModelSettings
 
 
-def _guessed(name: str, revision: str | None, options: dict[str, Any], trust_remote_code: bool) -> RewardModelSettings:
-    """Settings for a model that rmkit did not save: the type as asked, else as its architecture tells."""
+def _guessed(
+    name: str, revision: str | None, options: dict[str, Any], trust_remote_code: bool, adapter: Adapter | None
+) -> RewardModelSettings:
+    """Settings for a model that rmkit did not save: the type as asked, else as its architecture tells.
+
+    The reference of an adapter is its base.
+    """
     if "type" not in options:
-        config = _config(name, revision, trust_remote_code)
-        if not any(each.endswith("ForSequenceClassification") for each in config.architectures or ["none"]):
+        if adapter is None:
+            architectures = load_config(name, revision, trust_remote_code).architectures or []
+            is_classifier = any(str(each).endswith("ForSequenceClassification") for each in architectures)
+        else:
+            is_classifier = adapter.saves_head
+        if not is_classifier:
             raise RmkitError(
                 f"{name} is a language model and has no {RECORD}: how it rewards is not known.",
                 "Say --type implicit (with --reference and --beta) or --type generative.",
             )
         options = options | {"type": "explicit"}
-    if options["type"] == "implicit" and "reference" not in options:
+    if adapter is not None and adapter.saves_head and options["type"] != "explicit":
+        raise RmkitError(f"The adapter {name} is a classifier's.", "Score it with --type explicit.")
+    if options["type"] == "implicit" and "reference" not in options and adapter is None:
         raise RmkitError(
             f"{name} does not say what its reference is.",
             "Give --reference MODEL (the model that training started from) or --reference none.",
@@ -288,14 +337,33 @@ def _guessed(name: str, revision: str | None, options: dict[str, Any], trust_rem
     return validated(_Settings, {"reward_model": options}, name).reward_model
 
 
-def _config(name: str, revision: str | None, trust_remote_code: bool = False) -> Any:
-    try:
+def load_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a model; of an adapter, its base's.
+
+    Raises:
+        RmkitError: if there is none.
+    """
+    for adapter in chain(name, revision):
+        name, revision = adapter.base, adapter.base_revision
+    check_config(name, revision)
+    with library_errors(
+        f"{name} is no model that can be loaded",
+        "Give a run's model/ folder, a folder that holds config.json, or a hub id.",
+    ):
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise RmkitError(
-            f"{name} is no model that can be loaded: {str(error).splitlines()[0]}",
-            "Give a run's model/ folder, a folder that holds config.json, or a hub id.",
-        ) from None
+
+
+@contextlib.contextmanager
+def _said_of(what: str) -> Iterator[None]:
+    """Say of an error inside whose it is."""
+    try:
+        yield
+    except RmkitError as error:
+        raise RmkitError(f"{what}: {error.cause}", error.remedy) from None
+
+
+def _place(origin: Origin | None) -> tuple[str, str | None] | None:
+    return None if origin is None else (origin.name, origin.revision)
 
 
 def _base(record: Record, name: str) -> Origin:
@@ -312,7 +380,7 @@ def _reference_origin(kind: RewardModel[Any], record: Record, name: str) -> Orig
 
 def _refuse_identical(model: Origin, reference: Origin) -> None:
     def place(origin: Origin) -> tuple[str, str | None]:
-        return (str(Path(origin.name).resolve()) if Path(origin.name).exists() else origin.name), origin.revision
+        return (str(Path(origin.name).resolve()) if os.path.exists(origin.name) else origin.name), origin.revision
 
     if place(model) == place(reference):
         raise _identical(model.name, reference.name)
@@ -330,17 +398,8 @@ def _identical(name: str, reference: str) -> RmkitError:
     )
 
 
-def _with_adapter(base: PreTrainedModel, name: str) -> PeftModel:
-    try:
-        return PeftModel.from_pretrained(base, name)
-    except (OSError, ValueError) as error:
-        raise RmkitError(f"{name} holds no adapter: {str(error).splitlines()[0]}", "Save the model again.") from None
-
-
 def _restore_head(model: PreTrainedModel, origin: Origin) -> None:
     """The head as saved, in float32: transformers has cast it to the dtype of the rest."""
-    config = Path(str(cached_file(origin.name, "config.json", revision=origin.revision)))
-    for file in sorted(config.parent.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            if "score.weight" in tensors.keys():  # noqa: SIM118 (not a mapping)
-                model.score.weight.data.copy_(tensors.get_tensor("score.weight"))
+    files = weight_files(origin.name, origin.revision)
+    if HEAD in files.place:
+        model.score.weight.data.copy_(files.read(HEAD))

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rmkit.batching import Batch
 from rmkit.encoding import ChatEncoder, TokenSequence
@@ -21,7 +21,7 @@ from rmkit.pairs import EncodedPairs, encode_pairs
 from rmkit.preferences import PreferenceData
 from rmkit.recipe import Explicit, Generative, Implicit, RewardModelSettings
 from rmkit.reward_models import RewardModel, reward_model
-from rmkit.reward_models.checkpoint import Checkpoint, Origin, Record, load, load_model, read_record
+from rmkit.reward_models.checkpoint import Checkpoint, Origin, Record, load, load_config, load_model, read_record
 from rmkit.reward_models.explicit import ExplicitRewardModel
 from rmkit.reward_models.implicit import ImplicitRewardModel
 from rmkit.theory.experiment import coefficient_map, dynamics
@@ -35,13 +35,7 @@ def types_of(name: str) -> list[str] | None:
     """The types that a model may be taken as: all, for a language model; None if it knows its own, being trained."""
     if read_record(name) is not None:
         return None
-    try:
-        architectures = AutoConfig.from_pretrained(name).architectures or []
-    except (OSError, ValueError) as error:
-        raise RmkitError(
-            f"{name} is no model that can be loaded: {str(error).splitlines()[0]}",
-            "Give a language model's folder or hub id, or a run's model/ folder.",
-        ) from None
+    architectures = load_config(name).architectures or []
     is_classifier = any(each.endswith("ForSequenceClassification") for each in architectures)
     return None if is_classifier else ["explicit", "implicit", "generative"]
 
