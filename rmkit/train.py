@@ -34,6 +34,7 @@ from rmkit import distributed, hub
 from rmkit.attention import possible_layout
 from rmkit.batching import PairCollator
 from rmkit.checkpoints import PREEMPTED_EXIT_CODE, CheckpointCallback, Preempted, disk_errors, newest_complete
+from rmkit.dropout import ConfigValue, turn_off_dropout
 from rmkit.errors import RmkitError, reported
 from rmkit.evaluation.scoring import pair_outputs
 from rmkit.evaluation.tables import print_counts, print_metrics
@@ -98,6 +99,7 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
 
     training_set = encoded[recipe.data.train.name]
     model = untrained()
+    dropout = [] if recipe.base.dropout else turn_off_dropout(model)
     if state.is_main_process:
         run.claim(recipe.to_yaml(), overwrite, resume)  # only now: no mistake above costs an old run
     state.wait_for_everyone()
@@ -116,7 +118,7 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
     trainer.add_callback(scoring)
     trainer.add_callback(stopping)
     if recipe.hub is not None and recipe.hub.push == "every_save":
-        write = partial(_write_model, trainer, kind, record)
+        write = partial(_write_model, trainer, kind, record, dropout)
         describe = partial(run_record, recipe, data, encoded, scoring, record, trainer, {}, plan, started)
         trainer.add_callback(PushCallback(recipe.hub, run, write, describe))
     checkpoint = newest_complete(Path(arguments.output_dir)) if resume else None
@@ -127,7 +129,7 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
     if stopping.stopping:
         raise Preempted(PREEMPTED_EXIT_CODE)
     scoring.score(FINAL, trainer.state.epoch or 0.0)
-    _save(trainer, kind, record, run, training_set.head(_PROBE_PAIRS), recipe.evaluation.batch_size)
+    _save(trainer, kind, record, dropout, run, training_set.head(_PROBE_PAIRS), recipe.evaluation.batch_size)
 
     if state.is_main_process:
         content = run_record(recipe, data, encoded, scoring, record, trainer, outcome.metrics, plan, started)
@@ -233,15 +235,23 @@ def _publish(recipe: Recipe, run: RunDirectory) -> None:
         hub.push(run, recipe.hub)
 
 
-def _write_model(trainer: Any, kind: RewardModel[Any], record: Record, directory: Path) -> None:
+def _write_model(
+    trainer: Any, kind: RewardModel[Any], record: Record, dropout: list[ConfigValue], directory: Path
+) -> None:
     """Gather the weights on all processes and write a model directory on the main one."""
     state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
-        save(directory, trainer.accelerator.unwrap_model(trainer.model_wrapped), state_dict, kind, record)
+        save(directory, trainer.accelerator.unwrap_model(trainer.model_wrapped), state_dict, kind, record, dropout)
 
 
 def _save(
-    trainer: Any, kind: RewardModel[Any], record: Record, run: RunDirectory, probe: EncodedPairs, batch_size: int
+    trainer: Any,
+    kind: RewardModel[Any],
+    record: Record,
+    dropout: list[ConfigValue],
+    run: RunDirectory,
+    probe: EncodedPairs,
+    batch_size: int,
 ) -> None:
     """Write model/, then load it again and compare its outputs on a few pairs with those of the model in memory.
 
@@ -249,7 +259,7 @@ def _save(
         RmkitError: if they differ: a model that cannot be trusted on reload must not look finished.
     """
     live = pair_outputs(trainer.model_wrapped, kind, probe, batch_size=batch_size)
-    _write_model(trainer, kind, record, run.model)
+    _write_model(trainer, kind, record, dropout, run.model)
     if not trainer.is_world_process_zero():
         return
     with distributed.alone():

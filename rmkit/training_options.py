@@ -62,6 +62,7 @@ OWNED_FIELDS = {
     "truncation_mode": "data.over_length",
     "model_init_kwargs": "base",
     "chat_template_path": "base.chat_template",
+    "disable_dropout": "base.dropout",
     "trust_remote_code": "base.trust_remote_code",
     "beta": "reward_model.beta",
     "loss_type": "reward_model.type",

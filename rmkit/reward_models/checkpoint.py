@@ -6,6 +6,7 @@ revision, the reference, the chat template's hash and the pinned date, the dtype
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import rmkit
 from rmkit import hub, language_model
 from rmkit.attention import possible_layout
 from rmkit.batching import Layout
+from rmkit.dropout import ConfigValue, own_dropout
 from rmkit.encoding import ChatEncoder
 from rmkit.errors import RmkitError
 from rmkit.publication import BASE, RECORD, REFERENCE
@@ -108,8 +110,13 @@ def save(
     state_dict: dict[str, Tensor],
     kind: RewardModel[Any],
     record: Record,
+    dropout: Sequence[ConfigValue] = (),
 ) -> None:
-    """Write a model directory, whole or not at all. `state_dict` is the gathered one.
+    """Write a model directory, whole or not at all.
+
+    Args:
+        state_dict: the gathered weights.
+        dropout: what config.json says of dropout, where training turned it off (`rmkit.dropout`).
 
     Raises:
         RmkitError: if a tensor is empty (ZeRO-3 without gathering) or not finite.
@@ -124,7 +131,7 @@ def save(
             )
     # Added rows are a function of the base's, so adapters need no copy of the embeddings.
     options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
-    with replacing(directory) as temporary:
+    with replacing(directory) as temporary, own_dropout(dropout):
         model.save_pretrained(temporary, state_dict=state_dict, **options)
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's card; rmkit writes its own when it publishes
         kind.encoder.tokenizer.save_pretrained(temporary)
