@@ -8,7 +8,6 @@ recipe's reward_model section and nowhere in this file.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
@@ -40,9 +39,10 @@ from rmkit.evaluation.scoring import pair_outputs
 from rmkit.evaluation.tables import print_counts, print_metrics
 from rmkit.pairs import EncodedPairs
 from rmkit.preferences import PreferenceData
-from rmkit.preparation import encode, load_config, load_data, load_encoder, lora_config
+from rmkit.preflight import preflight
+from rmkit.preparation import encode, load_config, load_data, load_encoder, lora_config, refusals, trainer_arguments
 from rmkit.push_callback import PushCallback
-from rmkit.recipe import Recipe, load_recipe, training_arguments
+from rmkit.recipe import Recipe, load_recipe
 from rmkit.references import References
 from rmkit.reward_models import RewardModel, reward_model, trainer_class
 from rmkit.reward_models.checkpoint import Origin, Record, load, load_model, save
@@ -78,9 +78,11 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
         data = load_data(recipe)
         base = _base(recipe, data[recipe.data.train.name])
     kind, record = _reward_model(recipe, base, arguments, state)
-    if recipe.hub is not None and state.is_main_process:
-        hub.prepare(run, recipe.hub, record.model_dump(mode="json"), recipe.model_dump(mode="json"))
     encoded = _encode(recipe, data, kind, base, state)
+    training_set = encoded[recipe.data.train.name]
+    if state.is_main_process:
+        for note in preflight(recipe, kind, record, load_config(recipe, base), arguments, len(training_set), plan):
+            print(note)
 
     references = References(kind, record, recipe.evaluation.batch_size, state)
     if kind.reference not in (None, "base"):
@@ -97,13 +99,9 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
             trust_remote_code=recipe.base.trust_remote_code,
         )
 
-    training_set = encoded[recipe.data.train.name]
     model = untrained()
     dropout = [] if recipe.base.dropout else turn_off_dropout(model)
-    if state.is_main_process:
-        run.claim(recipe.to_yaml(), overwrite, resume)  # only now: no mistake above costs an old run
-    state.wait_for_everyone()
-    with _refusals("the trainer"):
+    with refusals("the trainer"):
         trainer = trainer_class(recipe.reward_model)(
             model=model,
             args=arguments,
@@ -112,6 +110,9 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
             processing_class=kind.encoder.tokenizer,
             peft_config=lora_config(recipe, kind),
         )
+    if state.is_main_process:
+        run.claim(recipe.to_yaml(), overwrite, resume)  # only now: no mistake above costs an old run
+    state.wait_for_everyone()
     trainer.reward_model = kind
     scoring = ScoringCallback(recipe, trainer, kind, encoded, run, references)
     stopping = CheckpointCallback(trainer.accelerator)
@@ -146,41 +147,12 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
 
 def _training_arguments(recipe: Recipe) -> tuple[Any, distributed.Plan | None]:
     """TrainingArguments of the type's class, processes and sharding checked."""
-    options = training_arguments(recipe)
-    batch_size = options.pop("batch_size")
     plan = distributed.plan(recipe)
-    options |= distributed.training_options(plan)
-    trainer = trainer_class(recipe.reward_model)
-    options |= trainer.config_defaults
-    options |= {
-        "output_dir": str(recipe.output_dir / "checkpoints"),
-        "per_device_eval_batch_size": recipe.evaluation.batch_size,
-        "remove_unused_columns": False,
-        "logging_nan_inf_filter": False,
-        "eval_strategy": "no",
-    }
-    options.setdefault("activation_checkpointing", False)  # TRL's classes turn it on
     processes = distributed.running_processes()
     distributed.check_processes(plan, processes)
-    micro_batch_size = options["per_device_train_batch_size"]
-    options["gradient_accumulation_steps"] = distributed.accumulation_steps(batch_size, micro_batch_size, processes)
-    with _refusals("TrainingArguments"):
-        arguments = trainer.config_class(**options)
+    arguments = trainer_arguments(recipe, processes, **distributed.training_options(plan))
     distributed.check_sharding(plan, arguments)
     return arguments, plan
-
-
-@contextlib.contextmanager
-def _refusals(what: str) -> Iterator[None]:
-    """Say in a line what transformers, TRL or PEFT refuse of a recipe that rmkit found nothing wrong with."""
-    try:
-        yield
-    except (ValueError, TypeError, ImportError, NotImplementedError, RuntimeError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise RmkitError(
-            f"{what[0].upper()}{what[1:]} cannot be made of this recipe: {lines[0]}",
-            "Mend what it names under training: or lora: in the recipe.",
-        ) from None
 
 
 def _base(recipe: Recipe, training_set: PreferenceData) -> Origin:
@@ -239,9 +211,17 @@ def _write_model(
     trainer: Any, kind: RewardModel[Any], record: Record, dropout: list[ConfigValue], directory: Path
 ) -> None:
     """Gather the weights on all processes and write a model directory on the main one."""
-    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    state_dict = {name.replace("_orig_mod.", ""): each for name, each in gathered.items()}  # torch.compile's names
     if trainer.is_world_process_zero():
-        save(directory, trainer.accelerator.unwrap_model(trainer.model_wrapped), state_dict, kind, record, dropout)
+        save(
+            directory,
+            trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_torch_compile=False),
+            state_dict,
+            kind,
+            record,
+            dropout,
+        )
 
 
 def _save(

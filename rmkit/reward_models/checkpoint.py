@@ -16,7 +16,7 @@ from peft import PeftModel
 from pydantic import ValidationError
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 import rmkit
@@ -97,11 +97,26 @@ def load_model(
         **kind.config,
     )
     add_rows(model, tokenizer)
+    keep_generation_config(model)
     for config in (model.config.get_text_config(), getattr(model, "generation_config", None)):
         if config is not None:
             config.pad_token_id = tokenizer.pad_token_id
     kind.prepare(model)
     return model
+
+
+class BaseGenerationConfig(GenerationConfig):
+    """The base's own, saved as it is: transformers refuses to write what it only warns of on reading."""
+
+    def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
+        """Refuse only what cannot be loaded either."""
+        super().validate(False, user_set_attributes)
+
+
+def keep_generation_config(model: PreTrainedModel) -> None:
+    """Let a model's generation_config.json be saved in every case: how a base generates is no reason to lose a run."""
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.__class__ = BaseGenerationConfig
 
 
 def save(
