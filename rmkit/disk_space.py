@@ -119,7 +119,7 @@ def room(
         one,
         together,
         least=max(together * one, kept * one + weights),
-        likely=together * (one + more) + weights * (2 if every_save else 1),
+        likely=max(together * (one + more), kept * (one + more) + weights) + weights * every_save,
     )
 
 
@@ -140,23 +140,22 @@ def check_room(path: Path, folder: Path, needed: Room) -> list[str]:
     """Compare with the free bytes at `folder`, which lies in `path`; what is there now is replaced or counted already.
 
     Returns:
-        A warning if it may not suffice.
+        A line that says both, and a warning where that may not suffice.
 
     Raises:
         RmkitError: if it cannot.
     """
     free = shutil.disk_usage(folder).free + sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
     if needed.least > free:
-        fewer = " or set training.save_total_limit or save_only_model" if needed.checkpoints else ""
+        fewer = ", or set training.save_total_limit or save_only_model" if needed.checkpoints else ""
         raise RmkitError(
             f"output_dir {path} has room for {gib(free)}, and the run writes {needed}.",
-            f"Make room, give another output_dir{fewer}.",
+            f"Make room, or give another output_dir{fewer}.",
         )
+    notes = [f"Disk: the run writes {needed} into output_dir, which has room for {gib(free)}."]
     if needed.likely > free:
-        return [
-            f"warning: output_dir has room for {gib(free)}; the run writes {needed}, or up to {gib(needed.likely)}."
-        ]
-    return []
+        notes.append(f"warning: the run may write up to {gib(needed.likely)} into output_dir, more than there is room.")
+    return notes
 
 
 def gib(number: int) -> str:

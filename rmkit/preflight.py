@@ -83,9 +83,9 @@ def preflight(
         model = empty_model(recipe, kind, config)
     notes = check_training(arguments, model, steps)
     with scratch(recipe.output_dir, "output_dir", "Give another output_dir.") as folder:
-        rehearse_save(folder, model, kind, record)
         needed = room(recipe, model, record, arguments, sharding, steps, steps_per_epoch)
         notes += check_room(recipe.output_dir, folder, needed)
+        rehearse_save(folder, model, kind, record)
     if recipe.hub is not None:
         hub.check_access(
             RunDirectory(recipe.output_dir),
