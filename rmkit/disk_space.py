@@ -52,16 +52,17 @@ def scratch(path: Path, what: str, remedy: str) -> Iterator[Path]:
                 each.rmdir()
 
 
-def check_places(recipe: Recipe) -> None:
-    """Look whether the run directory and the cache can be written, and leave both as they are.
+def check_places(recipe: Recipe, cache: bool) -> None:
+    """Look whether the run directory and, where it is needed, the cache can be written, and leave both as they are.
 
     Raises:
         RmkitError: see `scratch`.
     """
     with scratch(recipe.output_dir, "output_dir", "Give another output_dir."):
         pass
-    with scratch(rmkit_cache(), "The cache", "Set RMKIT_CACHE to a folder of your own."):
-        pass
+    if cache:
+        with scratch(rmkit_cache(), "The cache", "Set RMKIT_CACHE to a folder of your own."):
+            pass
 
 
 @dataclass(frozen=True)

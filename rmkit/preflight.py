@@ -75,7 +75,7 @@ def preflight(
     Raises:
         RmkitError: for the first thing that would fail.
     """
-    check_places(recipe)
+    check_places(recipe, cache=kind.reference is not None)
     sharding = plan.sharding if plan else distributed.running_sharding(arguments)
     _check_sharding(plan, sharding)
     steps_per_epoch, steps = training_steps(recipe, pairs)

@@ -273,11 +273,13 @@ def test_places_that_cannot_be_written_are_refused(recipe, tmp_path, monkeypatch
     assert tried(recipe(output_dir=str(tmp_path / "other" / "run"))) == []
     assert not (tmp_path / "other").exists()
     monkeypatch.setenv("RMKIT_CACHE", str(tmp_path / "file"))
-    error = refusal(recipe())
+    assert tried(recipe()) == []  # an EX-RM keeps nothing there
+    implicit = {"reward_model": {"type": "implicit"}}
+    error = refusal(recipe(**implicit))
     assert "The cache" in error.cause
     assert "RMKIT_CACHE" in error.remedy
     monkeypatch.setenv("RMKIT_CACHE", str(tmp_path / "cache"))
-    assert tried(recipe()) == []
+    assert tried(recipe(**implicit)) == []
 
 
 def test_a_quota_that_is_used_up_is_said(recipe, monkeypatch):

@@ -47,7 +47,7 @@ def check(
         base = _base(loaded, training)
         if base is None:
             _print_sets(console, loaded, data, {})
-            check_places(loaded)
+            check_places(loaded, cache=True)  # the base is to be kept there
             console.print(
                 "The base is to be built (base.build) and is not in the cache: what models read, lengths, steps and "
                 "memory are known once `rmkit train` has built it.",
