@@ -211,9 +211,11 @@ def _write_model(
     trainer: Any, kind: RewardModel[Any], record: Record, dropout: list[ConfigValue], directory: Path
 ) -> None:
     """Gather the weights on all processes and write a model directory on the main one."""
-    gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    state_dict = {name.replace("_orig_mod.", ""): each for name, each in gathered.items()}  # torch.compile's names
+    state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
+        state_dict = {
+            name.replace("_orig_mod.", ""): each for name, each in state_dict.items()
+        }  # torch.compile's names
         save(
             directory,
             trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_torch_compile=False),
