@@ -20,7 +20,7 @@ from rmkit.encoding import ChatEncoder
 from rmkit.errors import RmkitError
 from rmkit.pairs import EncodedPairs
 from rmkit.preferences import PreferencePair
-from rmkit.preparation import lora_config
+from rmkit.preparation import lora_config, refusals
 from rmkit.recipe import Explicit, Generative, Implicit, Recipe, training_arguments
 from rmkit.reward_models import RewardModel, reward_model
 
@@ -189,7 +189,7 @@ def memory(recipe: Recipe, kind: RewardModel[Any], config: PretrainedConfig, pla
 
 
 def _memory(recipe: Recipe, kind: RewardModel[Any], config: PretrainedConfig, plan: distributed.Plan | None) -> Memory:
-    model = _empty_model(recipe, kind, config)
+    model = empty_model(recipe, kind, config)
     sizes = [(parameter.numel(), parameter.element_size(), parameter.requires_grad) for parameter in model.parameters()]
     trainable = sum(number for number, _, trains in sizes if trains)
     frozen_bytes = sum(number * size for number, size, trains in sizes if not trains)
@@ -232,17 +232,37 @@ def _without_warnings() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _empty_model(recipe: Recipe, kind: RewardModel[Any], config: PretrainedConfig) -> Any:
-    """The model without weights, adapters included."""
+@_without_warnings()
+def empty_model(recipe: Recipe, kind: RewardModel[Any], config: PretrainedConfig) -> Any:
+    """The model without weights, adapters included.
+
+    Raises:
+        RmkitError: if it cannot have the attention function that the recipe asks for.
+    """
     for name, value in kind.config.items():
         setattr(config, name, value)
     text_config = config.get_text_config()
     text_config.vocab_size = max(text_config.vocab_size, len(kind.encoder.tokenizer))  # rows for added tokens
-    with torch.device("meta"):
-        model = kind.auto_class.from_config(config, dtype=getattr(torch, recipe.base.dtype))
+    text_config.pad_token_id = kind.encoder.tokenizer.pad_token_id
+    options: dict[str, Any] = {"dtype": getattr(torch, recipe.base.dtype)}
+    if recipe.base.attention is not None:
+        options["attn_implementation"] = recipe.base.attention
+    try:
+        with torch.device("meta"):
+            model = kind.auto_class.from_config(config, trust_remote_code=recipe.base.trust_remote_code, **options)
+    except (ImportError, ValueError) as error:
+        if recipe.base.attention is None:
+            raise
+        lines = str(error).strip().splitlines()
+        raise RmkitError(
+            f"base.attention {recipe.base.attention} cannot be used: {lines[0].rstrip('.')}.",
+            "Leave base.attention out; or install what it needs: `pip install flash-attn` for flash_attention_2, "
+            "`pip install kernels` for kernels of the Hub.",
+        ) from None
     adapters = lora_config(recipe, kind)
     if adapters is None:
         return model
     from peft import get_peft_model
 
-    return get_peft_model(model, adapters, low_cpu_mem_usage=True)
+    with refusals("a model with adapters"):
+        return get_peft_model(model, adapters, low_cpu_mem_usage=True)

@@ -62,16 +62,35 @@ def push(run: RunDirectory, hub: Hub, *, model: Path | None = None, content: Map
     return address
 
 
-def prepare(run: RunDirectory, hub: Hub, record: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
-    """Make the repository before a run, so that what would keep its model from being published is known by then.
+def check_access(run: RunDirectory, hub: Hub, record: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
+    """Look before a run whether its model can be published; nothing is made on the Hub until there is a model.
 
     Raises:
-        RmkitError: as `push`.
+        RmkitError: if the base has no place that others can reach, the Hub does not answer, or the access token may
+            not write to the repository or to its owner.
     """
     found = origins(record, recipe, hub)
     with _reported(run, hub, "Log in (`hf auth login`), or train without hub and publish later: "):
-        _check_hub_ids(_api(), *found)
-        _api().create_repo(hub.repo_id, private=hub.private or None, exist_ok=True)
+        api = _api()
+        _check_hub_ids(api, *found)
+        user = api.whoami()
+        exists = api.repo_exists(hub.repo_id)
+        if exists:
+            api.auth_check(hub.repo_id, write=True)
+    token = user.get("auth", {}).get("accessToken", {})
+    if token.get("role") == "read":
+        raise RmkitError(
+            f"{hub.repo_id} cannot be published: the access token of {user['name']} may only read.",
+            "Make a token that may write (https://huggingface.co/settings/tokens) and give it to `hf auth login`.",
+        )
+    owner = hub.repo_id.partition("/")[0]
+    owners = [user["name"], *(each["name"] for each in user.get("orgs", []))]
+    if not exists and owner.lower() not in [each.lower() for each in owners]:
+        raise RmkitError(
+            f"hub.repo_id {hub.repo_id} cannot be made: the access token is of {user['name']}, who is not {owner} and "
+            "not a member.",
+            f"Start hub.repo_id with one of {', '.join(owners)}.",
+        )
 
 
 def fetch(name: str, revision: str | None = None) -> Path | None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType
 from transformers import AutoModel, PretrainedConfig
 
+from rmkit import distributed
 from rmkit.encoding import ChatEncoder
+from rmkit.errors import RmkitError
 from rmkit.library_errors import template_limit
 from rmkit.overlap import training_overlap
 from rmkit.pairs import EncodedPairs, encode_pairs
 from rmkit.positions import last_position, made_for, refuse_longer
 from rmkit.preferences import PreferenceData, PreferencePair
-from rmkit.recipe import Recipe
-from rmkit.reward_models import RewardModel, checkpoint
+from rmkit.recipe import Recipe, training_arguments
+from rmkit.reward_models import RewardModel, checkpoint, trainer_class
 from rmkit.reward_models.checkpoint import Origin
 from rmkit.sources.use import ignored_split, load_set
 from rmkit.vocabulary import load_tokenizer
@@ -89,6 +92,47 @@ def refuse_beyond_positions(recipe: Recipe, encoded: Mapping[str, EncodedPairs],
         limit = last_position(AutoModel.from_config(config, trust_remote_code=recipe.base.trust_remote_code))
     for name, pairs in encoded.items():
         refuse_longer(name, pairs.longest, limit)
+
+
+def trainer_arguments(recipe: Recipe, processes: int, **launch: Any) -> Any:
+    """TrainingArguments of the type's class, for so many processes; `launch` says what the launcher decides.
+
+    Raises:
+        RmkitError: if the batch size cannot be divided, or transformers refuses a field.
+    """
+    options = training_arguments(recipe)
+    batch_size = options.pop("batch_size")
+    trainer = trainer_class(recipe.reward_model)
+    options |= trainer.config_defaults | launch
+    options |= {
+        "output_dir": str(recipe.output_dir / "checkpoints"),
+        "per_device_eval_batch_size": recipe.evaluation.batch_size,
+        "remove_unused_columns": False,
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "no",
+    }
+    options.setdefault("activation_checkpointing", False)  # TRL's classes turn it on
+    micro_batch_size = options["per_device_train_batch_size"]
+    options["gradient_accumulation_steps"] = distributed.accumulation_steps(batch_size, micro_batch_size, processes)
+    if options.get("use_liger_kernel"):  # its fused loss would replace rmkit's forward
+        options["liger_kernel_config"] = (options.get("liger_kernel_config") or {}) | {
+            "fused_linear_cross_entropy": False
+        }
+    with refusals("TrainingArguments"):
+        return trainer.config_class(**options)
+
+
+@contextlib.contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Say in a line what transformers, TRL or PEFT refuse of a recipe that rmkit found nothing wrong with."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, NotImplementedError, RuntimeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise RmkitError(
+            f"{what[0].upper()}{what[1:]} cannot be made of this recipe: {lines[0]}",
+            "Mend what it names under training: or lora: in the recipe.",
+        ) from None
 
 
 def lora_config(recipe: Recipe, kind: RewardModel[Any]) -> LoraConfig | None:

@@ -107,7 +107,8 @@ class BaseBuild(Section):
 class Base(Section):
     """The language model that all types start from: a hub id or folder, or one that is built.
 
-    `added_tokens` become tokens of their own, with rows of their own in the embeddings.
+    `added_tokens` become tokens of their own, with rows of their own in the embeddings. `dropout: true` keeps the
+    dropout of the model's configuration in training; by default there is none.
     """
 
     name: Text | None = None
@@ -115,6 +116,7 @@ class Base(Section):
     build: BaseBuild | None = None
     dtype: DTypeName = "float32"
     attention: str | None = None
+    dropout: bool = False
     trust_remote_code: bool = False
     chat_template: LocalPath | None = None
     added_tokens: list[Text] = []

@@ -157,7 +157,9 @@ class RunDirectory:
         if not self.path.exists():
             return True
         return all(
-            each.name == _ALWAYS[0] or (each.name == "checkpoints" and each.is_dir() and not any(each.iterdir()))
+            each.name == _ALWAYS[0]
+            or (each.name == "checkpoints" and each.is_dir() and not any(each.iterdir()))
+            or each.name.startswith(".model.")  # of a try before training that was killed
             for each in self.path.iterdir()
         )
 

@@ -8,7 +8,6 @@ recipe's reward_model section and nowhere in this file.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
@@ -23,7 +22,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
@@ -38,21 +37,25 @@ from rmkit import distributed, hub
 from rmkit.attention import possible_layout
 from rmkit.batching import PairCollator
 from rmkit.checkpoints import PREEMPTED_EXIT_CODE, CheckpointCallback, Preempted, disk_errors, newest_complete
-from rmkit.errors import RmkitError, reported
+from rmkit.dropout import ConfigValue, turn_off_dropout
+from rmkit.errors import reported
 from rmkit.evaluation.tables import print_counts, print_metrics
 from rmkit.pairs import EncodedPairs
 from rmkit.preferences import PreferenceData
+from rmkit.preflight import preflight
 from rmkit.preparation import (
     encode,
     load_config,
     load_data,
     load_encoder,
     lora_config,
+    refusals,
     refuse_beyond_positions,
+    trainer_arguments,
     warnings,
 )
 from rmkit.push_callback import PushCallback
-from rmkit.recipe import Recipe, load_recipe, training_arguments
+from rmkit.recipe import Recipe, load_recipe
 from rmkit.references import References
 from rmkit.reload_check import PROBE_PAIRS, check_outputs, check_weights, probe_outputs
 from rmkit.reward_models import RewardModel, reward_model, trainer_class
@@ -89,9 +92,11 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
         data = load_data(recipe)
         base = _base(recipe, data[recipe.data.train.name])
     kind, record = _reward_model(recipe, base, arguments, state)
-    if recipe.hub is not None and state.is_main_process:
-        hub.prepare(run, recipe.hub, record.model_dump(mode="json"), recipe.model_dump(mode="json"))
     encoded = _encode(recipe, data, kind, base, state)
+    training_set = encoded[recipe.data.train.name]
+    if state.is_main_process:
+        for note in preflight(recipe, kind, record, load_config(recipe, base), arguments, len(training_set), plan):
+            print(note)
 
     references = References(kind, record, recipe.evaluation.batch_size, state)
     if kind.reference not in (None, "base"):
@@ -108,12 +113,9 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
             trust_remote_code=recipe.base.trust_remote_code,
         )
 
-    training_set = encoded[recipe.data.train.name]
     model = untrained()
-    if state.is_main_process:
-        run.claim(recipe.to_yaml(), overwrite, resume)  # only now: no mistake above costs an old run
-    state.wait_for_everyone()
-    with _refusals("the trainer"):
+    dropout = [] if recipe.base.dropout else turn_off_dropout(model)
+    with refusals("the trainer"):
         trainer = trainer_class(recipe.reward_model)(
             model=model,
             args=arguments,
@@ -122,13 +124,16 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
             processing_class=kind.encoder.tokenizer,
             peft_config=lora_config(recipe, kind),
         )
+    if state.is_main_process:
+        run.claim(recipe.to_yaml(), overwrite, resume)  # only now: no mistake above costs an old run
+    state.wait_for_everyone()
     trainer.reward_model = kind
     scoring = ScoringCallback(recipe, trainer, kind, encoded, run, references)
     stopping = CheckpointCallback(trainer.accelerator)
     trainer.add_callback(scoring)
     trainer.add_callback(stopping)
     if recipe.hub is not None and recipe.hub.push == "every_save":
-        write = partial(_write_model, trainer, kind, record)
+        write = partial(_write_model, trainer, kind, record, dropout)
         describe = partial(run_record, recipe, data, encoded, scoring, record, trainer, {}, plan, started)
         trainer.add_callback(PushCallback(recipe.hub, run, write, describe))
     checkpoint = newest_complete(Path(arguments.output_dir)) if resume else None
@@ -139,7 +144,7 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
     if stopping.stopping:
         raise Preempted(PREEMPTED_EXIT_CODE)
     scoring.score(FINAL, trainer.state.epoch or 0.0)
-    _save(trainer, kind, record, run, training_set.head(PROBE_PAIRS), recipe.evaluation.batch_size)
+    _save(trainer, kind, record, dropout, run, training_set.head(PROBE_PAIRS), recipe.evaluation.batch_size)
 
     if state.is_main_process:
         content = run_record(recipe, data, encoded, scoring, record, trainer, outcome.metrics, plan, started)
@@ -157,45 +162,17 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
 def _training_arguments(recipe: Recipe) -> tuple[Any, distributed.Plan | None]:
     """TrainingArguments of the type's class, processes and sharding checked."""
     distributed.check_launcher()
-    options = training_arguments(recipe)
-    batch_size = options.pop("batch_size")
     plan = distributed.plan(recipe)
-    options |= distributed.training_options(plan)
-    trainer = trainer_class(recipe.reward_model)
-    options |= trainer.config_defaults
-    options |= {
-        "output_dir": str(recipe.output_dir / "checkpoints"),
-        "per_device_eval_batch_size": recipe.evaluation.batch_size,
-        "remove_unused_columns": False,
-        "logging_nan_inf_filter": False,
-        "eval_strategy": "no",
-    }
-    if recipe.base.dtype == "bfloat16" and plan is not None and plan.uses_deepspeed:
-        options["bf16"] = True  # DeepSpeed has one dtype for the whole model, float32 unless it is told
-    options.setdefault("activation_checkpointing", False)  # TRL's classes turn it on
     processes = distributed.running_processes()
     distributed.check_processes(plan, processes)
-    micro_batch_size = options["per_device_train_batch_size"]
-    options["gradient_accumulation_steps"] = distributed.accumulation_steps(batch_size, micro_batch_size, processes)
-    with _refusals("TrainingArguments"):
-        arguments = trainer.config_class(**options)
+    launch = distributed.training_options(plan)
+    if recipe.base.dtype == "bfloat16" and plan is not None and plan.uses_deepspeed:
+        launch["bf16"] = True  # DeepSpeed has one dtype for the whole model, float32 unless it is told
+    arguments = trainer_arguments(recipe, processes, **launch)
     # With several GPUs in sight of one process, transformers would take all of them through DataParallel.
     arguments._n_gpu = min(1, arguments.n_gpu)
     distributed.check_sharding(plan, arguments)
     return arguments, plan
-
-
-@contextlib.contextmanager
-def _refusals(what: str) -> Iterator[None]:
-    """Say in a line what transformers, TRL or PEFT refuse of a recipe that rmkit found nothing wrong with."""
-    try:
-        yield
-    except (ValueError, TypeError, ImportError, NotImplementedError, RuntimeError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise RmkitError(
-            f"{what[0].upper()}{what[1:]} cannot be made of this recipe: {lines[0]}",
-            "Mend what it names under training: or lora: in the recipe.",
-        ) from None
 
 
 def _base(recipe: Recipe, training_set: PreferenceData) -> Origin:
@@ -255,16 +232,26 @@ def _publish(recipe: Recipe, run: RunDirectory) -> None:
         hub.push(run, recipe.hub)
 
 
-def _write_model(trainer: Any, kind: RewardModel[Any], record: Record, directory: Path) -> dict[str, Tensor]:
+def _write_model(
+    trainer: Any, kind: RewardModel[Any], record: Record, dropout: list[ConfigValue], directory: Path
+) -> dict[str, Tensor]:
     """Gather the weights on all processes, and write a model directory on the main one; returns the weights there."""
-    weights: dict[str, Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}  # None on other processes than the main
+    weights = {name.replace("_orig_mod.", ""): each for name, each in gathered.items()}  # torch.compile's names
     if trainer.is_world_process_zero():
-        save(directory, trainer.accelerator.unwrap_model(trainer.model_wrapped), weights, kind, record)
+        model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_torch_compile=False)
+        save(directory, model, weights, kind, record, dropout)
     return weights
 
 
 def _save(
-    trainer: Any, kind: RewardModel[Any], record: Record, run: RunDirectory, probe: EncodedPairs, batch_size: int
+    trainer: Any,
+    kind: RewardModel[Any],
+    record: Record,
+    dropout: list[ConfigValue],
+    run: RunDirectory,
+    probe: EncodedPairs,
+    batch_size: int,
 ) -> None:
     """Write model/, then load it again and compare its weights, and its outputs on a few pairs, with those in memory.
 
@@ -274,17 +261,17 @@ def _save(
     device = trainer.args.device
     with record.precision(device):
         live = probe_outputs(trainer.model_wrapped, kind, probe, batch_size)
-    weights = _write_model(trainer, kind, record, run.model)
+    weights = _write_model(trainer, kind, record, dropout, run.model)
     if not trainer.is_world_process_zero():
         return
     with distributed.alone(), record.precision(device):
         reloaded = load(str(run.model), policy_only=True).model.to(device)
         check_weights(run.model, weights, reloaded.state_dict())
         again = probe_outputs(reloaded, kind, probe, batch_size)
-    # Bit for bit where the arithmetic is the same; sharded or on a GPU, kernels may add in another order.
-    exact = device.type == "cpu" and trainer.args.world_size == 1
+    # The same arithmetic on one CPU process; sharded, compiled or on a GPU, kernels may add in another order.
+    same_arithmetic = device.type == "cpu" and trainer.args.world_size == 1 and not trainer.args.torch_compile
     low_precision = record.dtype == "bfloat16" or record.autocast
-    check_outputs(run.model, live, again, 0.0 if exact else 5e-2 if low_precision else 1e-3)
+    check_outputs(run.model, live, again, 1e-6 if same_arithmetic else 5e-2 if low_precision else 1e-3)
 
 
 def _dynamics(

@@ -8,7 +8,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     ConfigDict,
@@ -62,6 +62,7 @@ OWNED_FIELDS = {
     "truncation_mode": "data.over_length",
     "model_init_kwargs": "base",
     "chat_template_path": "base.chat_template",
+    "disable_dropout": "base.dropout",
     "trust_remote_code": "base.trust_remote_code",
     "beta": "reward_model.beta",
     "loss_type": "reward_model.type",
@@ -131,7 +132,25 @@ _BOUNDS: dict[str, Any] = {
     "optim_args": Annotated[str, Field(pattern=r"^\w+=[^=,]+(,\s*\w+=[^=,]+)*$")] | None,
     "seed": Seed,
     "data_seed": Seed | None,
+    "max_steps": Annotated[int, Field(ge=-1)],
+    "save_steps": PositiveFloat,
+    "save_total_limit": PositiveInt | None,
+    "logging_steps": PositiveFloat,
+    "adam_beta1": Annotated[float, Field(ge=0, lt=1)],
+    "adam_beta2": Annotated[float, Field(ge=0, lt=1)],
+    "adam_epsilon": NonNegativeFloat,
+    "neftune_noise_alpha": PositiveFloat | None,
+    "torch_empty_cache_steps": PositiveInt | None,
+    "dataloader_prefetch_factor": PositiveInt | None,
+    "dataloader_multiprocessing_context": Literal["fork", "forkserver", "spawn"] | None,
+    "include_num_input_tokens_seen": bool | Literal["all", "non_padding", "no"],
+    "log_level": Literal["debug", "info", "warning", "error", "critical", "passive"],
+    "log_level_replica": Literal["debug", "info", "warning", "error", "critical", "passive"],
+    "ddp_backend": Literal["nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl", "xccl"] | None,
+    "ddp_timeout": PositiveInt,
 }
+_NEED_A_METRIC = {"save_strategy": ["best"], "lr_scheduler_type": ["reduce_lr_on_plateau", "greedy"]}
+"""Values that follow a metric of the Trainer's own evaluation, of which there is none: rmkit scores sets by itself."""
 
 
 def training_options(training: Mapping[str, Any], source: str = "recipe") -> dict[str, Any]:
@@ -156,6 +175,11 @@ def training_options(training: Mapping[str, Any], source: str = "recipe") -> dic
         if key not in known:
             raise RmkitError(f"{source}: training.{key} is not a field of TrainingArguments.", nearest(key, known))
         _check_value(f"{source}: training.{key}", value, hints[key])
+        if value in _NEED_A_METRIC.get(key, []):
+            raise RmkitError(
+                f"{source}: training.{key} {value} follows a metric of the Trainer's evaluation, and there is none.",
+                f"Use another training.{key}, or leave it out.",
+            )
     _check_reporters(training.get("report_to") or [], source)
     defaults = TRAINING_DEFAULTS | {"batch_size": BATCH_SIZE, "per_device_train_batch_size": MICRO_BATCH_SIZE}
     return defaults | dict(training)
@@ -167,6 +191,8 @@ def _check_value(key: str, value: Any, hint: Any) -> None:
         if value not in choices:
             raise RmkitError(f"{key} is {value!r}, which transformers does not know.", nearest(str(value), choices))
         return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RmkitError(f"{key} is {value!r}: it must be a finite number.", f"Mend {key.split()[-1]}.")
     try:
         config = ConfigDict(strict=True, arbitrary_types_allowed=True)
         TypeAdapter(hint, config=config).validate_python(value)
@@ -174,20 +200,26 @@ def _check_value(key: str, value: Any, hint: Any) -> None:
         first = error.errors(include_url=False)[0]
         wanted = _type_name(hint) if first["type"].endswith("_type") else plainly(first)
         raise RmkitError(f"{key} is {value!r}: it must be {wanted}.", f"Mend {key.split()[-1]}.") from None
-    if isinstance(value, float) and not math.isfinite(value):
-        raise RmkitError(f"{key} is {value!r}: it must be a finite number.", f"Mend {key.split()[-1]}.")
 
 
 def _check_reporters(wanted: str | Sequence[str], source: str) -> None:
     from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     available = ["none", "all", *get_available_reporting_integrations()]
     for name in [wanted] if isinstance(wanted, str) else wanted:
-        if name not in available:
+        if name in available:
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
             raise RmkitError(
-                f"{source}: training.report_to is {name!r}, which is unknown or not installed.",
-                f"Install it, or give one of {', '.join(available)}.",
+                f"{source}: training.report_to is {name!r}, which transformers does not know.",
+                f"Give one of {', '.join(available)}.",
             )
+        package = {"azure_ml": "azureml-core", "comet_ml": "comet-ml", "flyte": "flytekit"}.get(name, name)
+        raise RmkitError(
+            f"{source}: training.report_to is {name!r}, whose package is not installed.",
+            f"Install it (`pip install {package}`), or give one of {', '.join(available)}.",
+        )
 
 
 def _alternatives(hint: Any) -> list[Any]:
@@ -196,11 +228,16 @@ def _alternatives(hint: Any) -> list[Any]:
     return [typing.get_args(hint)[0]] if typing.get_origin(hint) is Annotated else [hint]
 
 
+def _literals(hint: Any) -> list[Any]:
+    return [each for each in _alternatives(hint) if typing.get_origin(each) is Literal]
+
+
 def _is_enum(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, enum.Enum)
 
 
 def _type_name(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    names |= {each: " or ".join(map(repr, typing.get_args(each))) for each in _literals(hint)}
     shown = (names.get(each) or ("a mapping" if "dict" in str(each) else "a list") for each in _alternatives(hint))
     return " or ".join(dict.fromkeys(shown))

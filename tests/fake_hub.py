@@ -52,6 +52,8 @@ class FakeHub:
         faults: (method, pattern of the path, what happens, how often): a status code, or `drop` for a connection that
             breaks when a part of the body has been read.
         objects: LFS objects by sha256.
+        role, organizations: of the token, and of the user `someone` whose token it is.
+        closed: repositories that the user may read only.
     """
 
     address: str = ""
@@ -59,6 +61,9 @@ class FakeHub:
     objects: dict[str, bytes] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
     faults: list[list[Any]] = field(default_factory=list)
+    role: str = "write"
+    organizations: list[str] = field(default_factory=list)
+    closed: set[str] = field(default_factory=set)
 
     def fail(self, method: str, pattern: str, how: int | str, times: int = 1) -> None:
         self.faults.append([method, re.compile(pattern), how, times])
@@ -122,6 +127,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(fault, f"told to answer {fault}")
         name = r"(?P<repo>[\w.-]+/[\w.-]+)"
         routes: list[tuple[str, str, Callable[..., None]]] = [
+            ("GET", "/api/whoami-v2", self._whoami),
+            ("GET", f"/api/models/{name}/auth-check/write", self._auth_check),
             ("POST", "/api/repos/create", self._create),
             ("POST", "/api/validate-yaml", self._validate),
             ("POST", f"/api/models/{name}/preupload/main", self._preupload),
@@ -146,6 +153,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
         self.rfile.readline()
         return body
+
+    # --- access ---
+
+    def _whoami(self) -> None:
+        if not self._may_write():
+            return
+        organizations = [{"name": each, "roleInOrg": "write"} for each in self.hub.organizations]
+        token = {"displayName": "a token", "role": self.hub.role}
+        self._json({"type": "user", "name": "someone", "orgs": organizations, "auth": {"accessToken": token}})
+
+    def _auth_check(self, repo: str) -> None:
+        if self._readable(repo, "main") is not None:
+            self._error(403, "Forbidden") if repo in self.hub.closed else self._json({})
 
     # --- writing ---
 

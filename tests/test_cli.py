@@ -299,7 +299,7 @@ def recipe(place):
         ("distributed=zero9", "distributed: zero9 is neither a file nor one of"),
         ("distributed=zero3", "zero3 asks for"),
         ("output_dir=file", "output_dir file is a file"),
-        ("output_dir=file/run", "output_dir file/run cannot be made"),
+        ("output_dir=file/run", "output_dir file/run cannot be written"),
         ("nonsense", "'nonsense' is not of the form"),
     ],
 )

@@ -31,7 +31,7 @@ from transformers import (
 from transformers.masking_utils import sdpa_mask
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
-from rmkit.distributed import alone
+from rmkit.distributed import alone, training_options
 from rmkit.language_model import load
 from rmkit.recipe import Recipe
 from rmkit.trainers.explicit import ExplicitTrainer
@@ -169,7 +169,7 @@ def test_a_loss_that_is_scaled_already_is_not_divided_again(trainers, monkeypatc
 
 def test_what_train_py_decides_cannot_be_set_in_a_recipe(monkeypatch, tmp_path):
     """Else a recipe's value would be replaced without a word."""
-    from rmkit import train as module
+    from rmkit import preparation as module
 
     seen = {}
 
@@ -187,7 +187,7 @@ def test_what_train_py_decides_cannot_be_set_in_a_recipe(monkeypatch, tmp_path):
     for trainer in TRAINERS:
         fake = SimpleNamespace(config_class=config, config_defaults=trainer.config_defaults)
         monkeypatch.setattr(module, "trainer_class", lambda settings, fake=fake: fake)
-        module._training_arguments(Recipe.model_validate(content))
+        module.trainer_arguments(Recipe.model_validate(content), 1, **training_options(None))
     changed = {key for key, value in seen.items() if key not in free or free[key] != value}
     assert changed - {"activation_checkpointing"} <= (OWNED_FIELDS | REFUSED_FIELDS).keys()
     assert "gradient_accumulation_steps" in changed

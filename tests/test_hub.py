@@ -425,6 +425,48 @@ def test_what_would_keep_a_model_from_being_published_is_known_before_training(r
     assert not (asked.output_dir / "rewards").exists()
 
 
+def test_nothing_is_made_on_the_hub_for_a_run_that_is_refused(recipe, server):
+    asked = recipe("explicit", hub={"push": "end", "repo_id": REPO}, training={"optim": "galore_adamw"})
+    with pytest.raises(RmkitError, match="galore"):
+        train(asked)
+    assert server.repositories == {}
+    train(recipe("explicit", hub={"push": "end", "repo_id": REPO}))
+    assert "model.safetensors" in server.files(REPO)
+
+
+def test_what_the_token_may_do_is_known_before_training(run, server):
+    """Each remedy is carried out: another token, an owner that the message names, membership, another repository."""
+    content = run("explicit").read()
+
+    def tried(repo_id):
+        hub.check_access(run("explicit"), to(repo_id), content["reward_model"], content["recipe"])
+
+    def refused(repo_id):
+        with pytest.raises(RmkitError) as error:
+            tried(repo_id)
+        return error.value
+
+    server.role = "read"
+    error = refused(REPO)
+    assert "may only read" in error.cause
+    assert "token that may write" in error.remedy
+    server.role = "fineGrained"
+    tried(REPO)
+    error = refused("company/rm")
+    assert "hub.repo_id company/rm cannot be made: the access token is of someone" in error.cause
+    assert error.remedy == "Start hub.repo_id with one of someone."
+    tried("someone/rm")
+    server.organizations = ["company"]
+    tried("Company/rm")
+    server.repositories["other/open"] = fake_hub.Repository(private=False)
+    server.repositories["other/open"].commits.append(fake_hub.made_commit("theirs", {}, set()))
+    server.closed = {"other/open"}
+    assert "may not write there (403)" in refused("other/open").cause
+    server.closed = set()
+    tried("other/open")
+    assert server.repositories.keys() == {"other/open"}
+
+
 def test_a_push_that_fails_at_the_end_leaves_a_finished_run(recipe, server):
     server.fail("POST", "/commit/", 500, times=100)
     asked = recipe("explicit", hub={"push": "end", "repo_id": REPO})

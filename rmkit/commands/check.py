@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,9 +15,11 @@ if TYPE_CHECKING:  # heavy, and not needed for --help
     from rich.console import Console
 
     from rmkit.checking import Example, Memory, Work
+    from rmkit.distributed import Plan
     from rmkit.pairs import EncodedPairs
     from rmkit.preferences import PreferenceData
     from rmkit.recipe import Recipe
+    from rmkit.reward_models import RewardModel
     from rmkit.reward_models.checkpoint import Origin
 
 _SHOWN = 70  # characters of either end of a text
@@ -33,6 +35,7 @@ def check(
 
         from rmkit import checking, distributed, preparation
         from rmkit.attention import possible_layout
+        from rmkit.disk_space import check_places
         from rmkit.evaluation.tables import set_remarks
         from rmkit.recipe import load_recipe
         from rmkit.reward_models import reward_model
@@ -48,6 +51,7 @@ def check(
             _print_warnings(
                 console, preparation.warnings(loaded, data, {name: each.pairs for name, each in data.items()})
             )
+            check_places(loaded, cache=True)  # the base is to be kept there
             console.print(
                 "The base is to be built (base.build) and is not in the cache: what models read, lengths, steps and "
                 "memory are known once `rmkit train` has built it.",
@@ -74,6 +78,7 @@ def check(
         preparation.refuse_beyond_positions(loaded, encoded, config)
         _print_work(console, checking.work(loaded, pairs, plan, layout))
         _print_memory(console, checking.memory(loaded, kind, config, plan))
+        _try(console, loaded, kind, base, len(pairs), plan)
 
 
 def _base(recipe: Recipe, training: PreferenceData) -> Origin | None:
@@ -173,6 +178,27 @@ def _print_memory(console: Console, memory: Memory) -> None:
         f"and Adam; {memory.parameters:,} parameters{trained}){there}.",
         highlight=False,
     )
+
+
+def _try(console: Console, recipe: Recipe, kind: RewardModel[Any], base: Origin, pairs: int, plan: Plan | None) -> None:
+    """What `rmkit train` tries before it starts; TrainingArguments are those of one process, without sharding."""
+    from rmkit import distributed, preparation
+    from rmkit.preflight import preflight
+    from rmkit.reward_models.checkpoint import Record
+
+    processes = (plan.processes if plan else None) or 1
+    arguments = preparation.trainer_arguments(recipe, processes, use_cpu=distributed.visible_gpus() == 0)
+    whole = arguments.bf16 and plan is not None and plan.uses_deepspeed
+    record = Record(
+        reward_model=recipe.reward_model,
+        base=base,
+        adapter=recipe.lora is not None,
+        dtype="bfloat16" if whole else recipe.base.dtype,
+        date_string=recipe.base.date_string,
+        template_hash=kind.encoder.template_hash,
+    )
+    for note in preflight(recipe, kind, record, preparation.load_config(recipe, base), arguments, pairs, plan):
+        console.print(note, markup=False, highlight=False)
 
 
 def _bytes(number: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -17,13 +17,14 @@ import torch
 from peft import PeftModel
 from pydantic import ValidationError
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 import rmkit
 from rmkit import hub, language_model
 from rmkit.adapters import Adapter, attach, chain, check_tokens, find_adapter, merge
 from rmkit.attention import possible_layout
 from rmkit.batching import Layout
+from rmkit.dropout import ConfigValue, own_dropout
 from rmkit.encoding import ChatEncoder
 from rmkit.errors import RmkitError
 from rmkit.library_errors import library_errors, template_limit
@@ -115,11 +116,26 @@ def load_model(
     for adapter in reversed(adapters):
         model = merge(model, adapter)
     add_rows(model, tokenizer)
+    keep_generation_config(model)
     for config in (model.config.get_text_config(), getattr(model, "generation_config", None)):
         if config is not None:
             config.pad_token_id = tokenizer.pad_token_id
     kind.prepare(model)
     return model
+
+
+class BaseGenerationConfig(GenerationConfig):
+    """The base's own, saved as it is: transformers refuses to write what it only warns of on reading."""
+
+    def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
+        """Refuse only what cannot be loaded either."""
+        super().validate(False, user_set_attributes)
+
+
+def keep_generation_config(model: PreTrainedModel) -> None:
+    """Let a model's generation_config.json be saved in every case: how a base generates is no reason to lose a run."""
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.__class__ = BaseGenerationConfig
 
 
 def save(
@@ -128,8 +144,13 @@ def save(
     state_dict: dict[str, Tensor],
     kind: RewardModel[Any],
     record: Record,
+    dropout: Sequence[ConfigValue] = (),
 ) -> None:
-    """Write a model directory, whole or not at all. `state_dict` is the gathered one.
+    """Write a model directory, whole or not at all.
+
+    Args:
+        state_dict: the gathered weights.
+        dropout: what config.json says of dropout, where training turned it off (`rmkit.dropout`).
 
     Raises:
         RmkitError: if a tensor is empty (ZeRO-3 without gathering) or not finite.
@@ -144,7 +165,7 @@ def save(
             )
     # Added rows are a function of the base's, so adapters need no copy of the embeddings.
     options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
-    with replacing(directory) as temporary:
+    with replacing(directory) as temporary, own_dropout(dropout):
         model.save_pretrained(temporary, state_dict=dict(state_dict), **options)  # it drops what is tied
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's card; rmkit writes its own when it publishes
         kind.encoder.tokenizer.save_pretrained(temporary)

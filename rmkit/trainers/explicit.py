@@ -13,4 +13,4 @@ class ExplicitTrainer(PairTrainerMixin, RewardTrainer):
     """RewardTrainer with the score read at the last real token and the loss in float32."""
 
     config_class = RewardConfig
-    config_defaults: dict[str, Any] = {"max_length": None}
+    config_defaults: dict[str, Any] = {"max_length": None, "disable_dropout": False}  # rmkit/dropout.py

@@ -17,7 +17,11 @@ class ImplicitTrainer(PairTrainerMixin, DPOTrainer):
     """
 
     config_class = DPOConfig
-    config_defaults: dict[str, Any] = {"max_length": None, "precompute_ref_log_probs": True}
+    config_defaults: dict[str, Any] = {
+        "max_length": None,
+        "precompute_ref_log_probs": True,
+        "disable_dropout": False,  # rmkit/dropout.py
+    }
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset
