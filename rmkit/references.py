@@ -18,6 +18,7 @@ from rmkit.pairs import EncodedPairs
 from rmkit.reference_store import ReferenceStore, weights_identity
 from rmkit.reward_models import RewardModel
 from rmkit.reward_models.checkpoint import Origin, Record, load_reference
+from rmkit.reward_models.probe import check_forward
 
 
 class References:
@@ -59,7 +60,9 @@ class References:
                     attention=self.record.attention,
                     layout=self.record.layout,
                 )
-            return model.to(self.state.device)
+            model = model.to(self.state.device)
+            check_forward(model, self.kind, half=self.record.dtype == "bfloat16")
+            return model
 
         self._take(encoded, functools.cache(loaded))
 

@@ -31,6 +31,7 @@ from rmkit.pairs import EncodedPair, encoded
 from rmkit.preferences import PreferenceData, PreferencePair
 from rmkit.recipe import DTypeName
 from rmkit.reward_models.checkpoint import Checkpoint, load
+from rmkit.reward_models.probe import check_forward
 
 Pair = PreferencePair | Mapping[str, str] | Sequence[str]
 
@@ -62,7 +63,7 @@ def load_reward_model(
         device: where to compute; the first accelerator, else the CPU.
 
     Raises:
-        RmkitError: see `rmkit.reward_models.checkpoint.load`.
+        RmkitError: see `rmkit.reward_models.checkpoint.load` and `rmkit.reward_models.probe.check_forward`.
     """
     options = {"type": type, "pooling": pooling, "reference": reference, "beta": beta}
     checkpoint = load(
@@ -143,6 +144,9 @@ class Scorer:
         checkpoint.model.to(self.device)
         if checkpoint.reference is not None:
             checkpoint.reference.to(self.device)
+        with self.autocast():
+            for model in filter(None, (checkpoint.model, checkpoint.reference)):
+                check_forward(model, self.reward_model, half=checkpoint.record.half)
 
     def score(self, prompts: Sequence[str], responses: Sequence[str], batch_size: int = 8) -> NDArray[np.float64]:
         """Rewards [responses] of each response to its prompt; `batch_size` is in responses a forward pass.

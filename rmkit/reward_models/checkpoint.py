@@ -27,6 +27,7 @@ from rmkit.errors import RmkitError
 from rmkit.publication import BASE, RECORD, REFERENCE
 from rmkit.recipe import DTypeName, RewardModelSettings
 from rmkit.reward_models import RewardModel, reward_model
+from rmkit.reward_models.probe import check_classifier
 from rmkit.run_directory import replacing, write_json
 from rmkit.settings import Section, validated
 from rmkit.vocabulary import add_rows, load_tokenizer
@@ -56,6 +57,11 @@ class Record(Section):
     date_string: str | None = None
     template_hash: str | None = None
 
+    @property
+    def half(self) -> bool:
+        """Whether the model computes in bfloat16, at least in part."""
+        return self.autocast or self.dtype == "bfloat16"
+
 
 @dataclass
 class Checkpoint:
@@ -84,6 +90,9 @@ def load_model(
 ) -> PreTrainedModel:
     """The weights at `origin` as a model of this type, with rows for all tokens and the pad token set."""
     tokenizer = kind.encoder.tokenizer
+    if kind.head:
+        config = _config(origin.name, origin.revision, trust_remote_code)
+        check_classifier(origin.name, config, trust_remote_code)
     model = language_model.load(
         kind.auto_class,
         origin.name,
