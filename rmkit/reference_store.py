@@ -17,9 +17,9 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.utils import cached_file
 
 from rmkit.cache import rmkit_cache
+from rmkit.identity import hub_commit, model_digests
 from rmkit.pairs import EncodedPairs
 from rmkit.run_directory import replacing
 
@@ -30,16 +30,11 @@ _OUTPUTS = "outputs"
 
 
 def weights_identity(name: str, revision: str | None = None) -> str:
-    """What tells a model's weights from all others: sha256 of a folder's safetensors, or a hub repository's commit."""
+    """What tells a model from all others: sha256 of a folder's files that are loaded, or a hub repository's commit."""
     folder = Path(name)
     if folder.is_dir():
-        digest = hashlib.sha256()
-        for file in sorted(folder.glob("*.safetensors")):
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-        return digest.hexdigest()
-    cached = Path(str(cached_file(name, "config.json", revision=revision)))  # .../snapshots/<commit>/config.json
-    return f"{name}@{cached.parent.name}"
+        return hashlib.sha256(json.dumps(model_digests(folder), sort_keys=True).encode()).hexdigest()
+    return f"{name}@{hub_commit(name, revision)}"
 
 
 class ReferenceStore:

@@ -72,6 +72,8 @@ class References:
             if self.record.base is None:
                 raise RmkitError("The base of the reference is not known.", "Give reward_model.reference.")
             return self.record.base
+        if self.record.reference is not None:
+            return self.record.reference
         return Origin(name=str(self.kind.reference), revision=self.kind.settings.reference_revision)
 
     def _take(self, encoded: Mapping[str, EncodedPairs], model: Callable[[], nn.Module]) -> None:

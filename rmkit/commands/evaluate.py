@@ -8,12 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from rmkit.commands.score import (
+    Base,
     BatchSize,
     Beta,
     DateString,
     DType,
     Layout,
     Model,
+    NoVerify,
     Pooling,
     Reference,
     Trust,
@@ -40,6 +42,8 @@ def evaluate(
     layout: Layout = None,
     date_string: DateString = None,
     trust_remote_code: Trust = False,
+    base: Base = None,
+    no_verify: NoVerify = False,
 ) -> None:
     """Score every set of a suite; print accuracy, margin and ties by set, category and section."""
     with reported():
@@ -51,7 +55,8 @@ def evaluate(
         check_place(output / "results.json")
         chosen_suite = load_suite(suite, root)
         data = {each.name: load_set(each, chosen_suite.root) for each in chosen_suite.sets}  # all, before the model
-        scorer = loaded(model, type, pooling, reference, beta, dtype, layout, date_string, trust_remote_code)
+        options = (type, pooling, reference, beta, dtype, layout, date_string)
+        scorer = loaded(model, *options, trust_remote_code, base=base, verify=not no_verify)
         results: dict[str, dict[str, Any]] = {}
         found = scored(scorer, data, batch_size, max_length, f"{len(data)} sets")
         summaries = {name: one.summary() for name, one in found.items()}  # refuses rewards that are not finite

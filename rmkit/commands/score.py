@@ -23,6 +23,10 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many p
 DType = Annotated[str | None, typer.Option(help="float32 or bfloat16; as recorded, else float32.")]
 Layout = Annotated[str | None, typer.Option(help="shared or padded; as recorded, else shared.")]
 DateString = Annotated[str | None, typer.Option(help="The date for templates that print one.")]
+Base = Annotated[str | None, typer.Option(help="Where the model that training started from is now, if it has moved.")]
+NoVerify = Annotated[
+    bool, typer.Option("--no-verify", help="Go on though base, reference or tokenizer are not those of training.")
+]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let the model's own code run.")]
 
 
@@ -43,6 +47,8 @@ def score(
     layout: Layout = None,
     date_string: DateString = None,
     trust_remote_code: Trust = False,
+    base: Base = None,
+    no_verify: NoVerify = False,
 ) -> None:
     """Reward both responses of every pair of a set; print accuracy, margin and ties."""
     with reported():
@@ -52,7 +58,8 @@ def score(
 
         check_place(output)
         pairs = load_preferences(data, split=split, subset=subset, limit=limit)
-        scorer = loaded(model, type, pooling, reference, beta, dtype, layout, date_string, trust_remote_code)
+        options = (type, pooling, reference, beta, dtype, layout, date_string)
+        scorer = loaded(model, *options, trust_remote_code, base=base, verify=not no_verify)
         found = scored(scorer, {pairs.name: pairs}, batch_size, max_length, pairs.name)[pairs.name]
         summary = found.summary()  # refuses rewards that are not finite
         if is_main_process():
@@ -70,6 +77,9 @@ def loaded(
     layout: str | None,
     date_string: str | None,
     trust_remote_code: bool,
+    *,
+    base: str | None = None,
+    verify: bool = True,
 ) -> Scorer:
     """The reward model that the options of a command ask for."""
     if dtype not in (None, "float32", "bfloat16"):
@@ -88,6 +98,8 @@ def loaded(
         layout=layout,  # type: ignore[arg-type]
         date_string=date_string,
         trust_remote_code=trust_remote_code,
+        base=base,
+        verify=verify,
     )
     for note in scorer.checkpoint.notes if is_main_process() else []:
         print(note)

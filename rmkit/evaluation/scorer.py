@@ -50,6 +50,8 @@ def load_reward_model(
     date_string: str | None = None,
     trust_remote_code: bool = False,
     device: str | torch.device | None = None,
+    base: str | None = None,
+    verify: bool = True,
 ) -> Scorer:
     """A reward model that scores texts.
 
@@ -61,6 +63,8 @@ def load_reward_model(
         beta: implicit models: the factor of Eq. 2.
         layout: shared (what sequences start with alike is computed once) or padded; as recorded, else shared.
         device: where to compute; the first accelerator, else the CPU.
+        base: where the model that training started from is now, if not where it was.
+        verify: whether base, reference and tokenizer must be those of training; a note says so if not.
 
     Raises:
         RmkitError: see `rmkit.reward_models.checkpoint.load` and `rmkit.reward_models.probe.check_forward`.
@@ -75,6 +79,8 @@ def load_reward_model(
         layout=layout,
         date_string=date_string,
         trust_remote_code=trust_remote_code,
+        base=base,
+        verify=verify,
     )
     return Scorer(checkpoint, device)
 

@@ -1,7 +1,8 @@
 """Model directories: what transformers (and PEFT) save, plus reward_model.json, which says how to reward with it.
 
-reward_model.json holds the settings of the reward model (type, pooling, beta, verification tokens), the base with its
-revision, the reference, the chat template's hash and the pinned date, the dtype. Options come from there on loading.
+reward_model.json holds the settings of the reward model (type, pooling, beta, verification tokens), base and reference
+with what tells them from changed ones, the tokenizer's digests, the chat template's hash and the pinned date, the
+dtype. Options come from there on loading.
 """
 
 from __future__ import annotations
@@ -24,22 +25,17 @@ from rmkit.attention import possible_layout
 from rmkit.batching import Layout
 from rmkit.encoding import ChatEncoder
 from rmkit.errors import RmkitError
-from rmkit.publication import BASE, RECORD, REFERENCE
+from rmkit.publication import RECORD
 from rmkit.recipe import DTypeName, RewardModelSettings
 from rmkit.reward_models import RewardModel, reward_model
+from rmkit.reward_models.origins import Origin as Origin
+from rmkit.reward_models.origins import check_there, locate, moved, verify_origin, verify_tokenizer
 from rmkit.reward_models.probe import check_classifier
 from rmkit.run_directory import replacing, write_json
 from rmkit.settings import Section, validated
 from rmkit.vocabulary import add_rows, load_tokenizer
 
 FORMAT = 1
-
-
-class Origin(Section):
-    """A model by name (a hub id or a folder) and revision."""
-
-    name: str
-    revision: str | None = None
 
 
 class Record(Section):
@@ -49,6 +45,8 @@ class Record(Section):
     rmkit_version: str = rmkit.__version__
     reward_model: RewardModelSettings
     base: Origin | None = None
+    reference: Origin | None = None
+    tokenizer: dict[str, str] | None = None
     adapter: bool = False
     dtype: DTypeName = "float32"
     autocast: bool = False
@@ -141,7 +139,7 @@ def save(
 
 
 def read_record(path: str) -> Record | None:
-    """reward_model.json of a local model directory, models in its own folders by their paths; None where there is none.
+    """reward_model.json of a local model directory, base and reference by where they are now; None where there is none.
 
     Raises:
         RmkitError: if it is broken or of another format.
@@ -157,12 +155,12 @@ def read_record(path: str) -> Record | None:
         raise RmkitError(f"{file}: {where}: {first['msg']}.", "Save the model again with this rmkit.") from None
     if record.format != FORMAT:
         raise RmkitError(f"{file} is of format {record.format}.", f"This rmkit reads format {FORMAT}.")
-    settings, base = record.reward_model, record.base
-    if base is not None and base.name == f"./{BASE}":
-        base = Origin(name=str(file.parent / BASE))
-    if getattr(settings, "reference", None) == f"./{REFERENCE}":
-        settings = settings.model_copy(update={"reference": str(file.parent / REFERENCE)})
-    return record.model_copy(update={"reward_model": settings, "base": base})
+    reference = record.reference
+    if reference is None and getattr(record.reward_model, "reference", None) not in (None, "base", "none"):
+        settings: Any = record.reward_model
+        reference = Origin(name=settings.reference, revision=settings.reference_revision)
+    here = [None if origin is None else locate(origin, file.parent) for origin in (record.base, reference)]
+    return record.model_copy(update={"base": here[0], "reference": here[1]})
 
 
 def load(
@@ -176,6 +174,8 @@ def load(
     date_string: str | None = None,
     trust_remote_code: bool = False,
     policy_only: bool = False,
+    base: str | None = None,
+    verify: bool = True,
 ) -> Checkpoint:
     """A reward model from a run's model/, or from any transformers model with `options` (the reward_model section).
 
@@ -184,10 +184,12 @@ def load(
         options: settings that go before those of reward_model.json: type, pooling, reference, beta.
         dtype, attention, layout: as recorded, else float32, the architecture's default and shared.
         policy_only: leave the reference out, for callers that have its outputs.
+        base: where the model that training started from is now, if not where it was.
+        verify: whether base, reference and tokenizer must be those of training.
 
     Raises:
-        RmkitError: if nothing usable is there, the type cannot be told, the head is missing, or the reference is
-            missing or is the model itself.
+        RmkitError: if nothing usable is there, the type cannot be told, the head is missing, base or reference are
+            missing or have changed, or the reference is the model itself.
     """
     options = {key: value for key, value in (options or {}).items() if value is not None}
     named = Origin(name=name, revision=revision)
@@ -200,9 +202,18 @@ def load(
         same_type = options.get("type", settings.type) == settings.type
         merged = (settings.model_dump(exclude_unset=True) if same_type else {}) | {"type": settings.type} | options
         settings = validated(_Settings, {"reward_model": merged}, name).reward_model
+    of_training = record
+    if base is not None:
+        if not record.adapter and getattr(settings, "reference", None) != "base":
+            raise RmkitError(f"A base is of no use: {name} is scored without one.", "Leave --base (base=) out.")
+        record = record.model_copy(update={"base": moved(record.base, base)})
+    if verify:
+        verify_tokenizer(record.tokenizer, name)
     tokenizer, notes = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+    if not verify:
+        notes.append("Not verified: base, reference and tokenizer may not be those of training.")
     encoder = ChatEncoder(tokenizer, date_string or record.date_string)
-    if record.template_hash not in (None, encoder.template_hash):
+    if verify and record.template_hash not in (None, encoder.template_hash):
         raise RmkitError(
             f"The chat template in {name} is not the one that the model was trained with.",
             "Restore its tokenizer files" + (" and leave --date-string out." if date_string else "."),
@@ -217,9 +228,17 @@ def load(
     origin = Origin(name=name, revision=revision)
     reference = None
     if kind.reference is not None and not (record.adapter and kind.reference == "base") and not policy_only:
-        reference = _reference_origin(kind, record, name)
+        reference = _reference_origin(kind, record, name, given="reference" in options)
+        role = "base" if kind.reference == "base" else "reference"
+        check_there(role, reference, name)
         _refuse_identical(named, reference)  # what can be known before weights load
+        if verify:
+            notes += verify_origin(role, of_training.reference or of_training.base, reference, name)
         _refuse_another_tokenizer(kind, reference)
+    if record.adapter:
+        check_there("base", _base(record, name), name)
+        if verify:
+            notes += verify_origin("base", of_training.base, _base(record, name), name)
     if record.adapter:
         model: Any = _with_adapter(load_model(kind, _base(record, name), **loading), name)
     else:
@@ -300,13 +319,16 @@ def _config(name: str, revision: str | None, trust_remote_code: bool = False) ->
 
 def _base(record: Record, name: str) -> Origin:
     if record.base is None:
-        raise RmkitError(f"{name} does not say what its base is.", "Give --reference MODEL.")
+        raise RmkitError(f"{name} does not say what its base is.", "Give --base MODEL (base=MODEL in Python).")
     return record.base
 
 
-def _reference_origin(kind: RewardModel[Any], record: Record, name: str) -> Origin:
+def _reference_origin(kind: RewardModel[Any], record: Record, name: str, given: bool) -> Origin:
+    """The reference: as the user gives it, else as recorded."""
     if kind.reference == "base":
         return _base(record, name)
+    if record.reference is not None and not given:
+        return record.reference
     return Origin(name=str(kind.reference), revision=getattr(kind.settings, "reference_revision", None))
 
 
