@@ -106,7 +106,7 @@ def _digest(path: Path) -> str:
 
 
 def _sha256(path: Path) -> str:
-    """sha256 of a file. Weights take a while, so it is kept in `rmkit_cache()` for as long as the file stays as it is."""
+    """sha256 of a file. Reading weights takes a while: it is kept in `rmkit_cache()` while the file stays as it is."""
     status = path.stat()
     marks = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     kept = rmkit_cache() / "digests" / hashlib.sha256(json.dumps(marks).encode()).hexdigest()

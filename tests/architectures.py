@@ -63,6 +63,8 @@ SMALL: dict[str, Any] = {
     "moe_topk": 2,
     "moe_k": 2,
     "n_group": 1,
+    "n_groups": 2,
+    "num_experts_per_token": 2,
     "topk_group": 1,
     "max_position_embeddings": 128,
     "n_positions": 128,
@@ -82,39 +84,60 @@ SMALL: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-DROPOUT = ("dropout", "pdrop", "drop")
+SPECIAL: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gemma4_text": {"num_kv_shared_layers": 0},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "mamba2": {"num_heads": 4, "head_dim": 16},
+    "nemotron": {"num_key_value_heads": 2},
+    "nemotron_h": {"layers_block_type": ["mamba", "attention"]},
+    "prophetnet": {"num_decoder_layers": 2, "num_encoder_layers": 2},
+    "recurrent_gemma": {"num_hidden_layers": 3},
+    "rembert": {"input_embedding_size": 32, "output_embedding_size": 48},
+    "reformer": {"is_decoder": True, "axial_pos_embds": False},
+    **{name: {"head_dim": 8} for name in ("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral")},
+}
 
 
 def tiny_config(model_type: str) -> PretrainedConfig:
-    """The configuration of an architecture with its sizes shrunk, those of parts included."""
+    """The configuration of an architecture with its sizes shrunk, those of its parts included."""
     cls = CONFIG_MAPPING[model_type]
-    return cls(**_shrunk(cls()))
+    return cls(**_shrunk(cls()) | SPECIAL.get(model_type, {}))
 
 
 def _shrunk(config: PretrainedConfig) -> dict[str, Any]:
     changes: dict[str, Any] = {}
-    layers = next((getattr(config, key) for key in ("num_hidden_layers",) if isinstance(getattr(config, key, None), int)), None)
-    for key, value in config.to_dict().items():
-        own = getattr(config, key, None)
+    told = config.to_dict()
+    for key, value in told.items():
+        own = vars(config).get(key)
         if isinstance(own, PretrainedConfig):
-            part = type(own)
-            changes[key] = part(**_shrunk(own)) if part is not type(config) else own
-        elif key in SMALL and (value is not None or key.endswith("token_id")) and not isinstance(value, (list, dict)):
+            changes[key] = type(own)(**_shrunk(own) | SPECIAL.get(own.model_type, {}))
+        elif key in SMALL and not isinstance(value, list | dict) and (value is not None or key.endswith("token_id")):
             changes[key] = SMALL[key]
-        elif isinstance(value, list) and layers and len(value) == layers and layers > 2:
-            changes[key] = list(dict.fromkeys(map(str, value))) and _two_of(value)
-        elif isinstance(value, float) and any(each in key for each in DROPOUT):
+        elif isinstance(value, list) and len(value) == told.get("num_hidden_layers"):
+            changes[key] = [SMALL[key]] * 2 if key in SMALL else _two_of(value)
+        elif isinstance(value, float) and "drop" in key:
             changes[key] = 0.0
+    if "kv_lora_rank" in changes:  # latent attention has no groups
+        changes["num_key_value_heads"] = changes["num_attention_heads"]
     return changes
 
 
-def _two_of(values: list[Any]) -> list[Any]:
-    """The first and another entry of a list of layers."""
-    return [values[0], next((each for each in values if each != values[0]), values[0])]
+def _two_of(layers: list[Any]) -> list[Any]:
+    """The first of a list of layers, and another kind where there is one."""
+    return [next((each for each in layers if each != layers[-1]), layers[-1]), layers[-1]]
 
 
 def tiny_model(auto_class: Any, model_type: str, **config: Any) -> PreTrainedModel:
-    """A model of a few thousand parameters, all of them random: biases, norms and scales too."""
+    """A model of at most a few million parameters, all of them random: biases, norms and scales too.
+
+    Raises:
+        Exception: any, where the configuration cannot be shrunk so.
+    """
     made = tiny_config(model_type)
     for key, value in config.items():
         setattr(made, key, value)
@@ -126,6 +149,6 @@ def tiny_model(auto_class: Any, model_type: str, **config: Any) -> PreTrainedMod
     model = auto_class.from_config(made).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            spread = 0.3 if parameter.dim() < 2 else 1.0 / parameter.shape[-1] ** 0.5
+            spread = 0.3 if parameter.dim() < 2 else parameter.shape[-1] ** -0.5
             parameter.add_(torch.randn_like(parameter) * spread)
     return model

@@ -210,7 +210,7 @@ def load(
     if verify:
         verify_tokenizer(record.tokenizer, name)
     tokenizer, notes = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
-    if not verify:
+    if found and not verify:
         notes.append("Not verified: base, reference and tokenizer may not be those of training.")
     encoder = ChatEncoder(tokenizer, date_string or record.date_string)
     if verify and record.template_hash not in (None, encoder.template_hash):

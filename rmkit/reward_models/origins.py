@@ -1,4 +1,4 @@
-"""Where a model comes from: its base and its reference by name, what tells them from changed ones, where they are now."""
+"""Where a model comes from: base and reference by name, what tells them from changed ones, and where they are now."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def verify_origin(role: str, recorded: Origin | None, used: Origin, model: str) 
     if changed:
         raise RmkitError(
             f"{used.name} is not the {role} that {model} was trained with. Changed: {', '.join(changed)}.",
-            f"Put that one back, say where it is with --{role} MODEL ({role}=MODEL in Python), or go on with {_NO_VERIFY}.",
+            f"Put that one back, say where it is (--{role} MODEL; {role}=MODEL in Python), or go on with {_NO_VERIFY}.",
         )
     return []
 

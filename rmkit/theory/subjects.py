@@ -66,6 +66,8 @@ def as_type(
         dtype: what the backbone computes in.
         base, verify: of a trained one, see `rmkit.reward_models.checkpoint.load`.
     """
+    if type is not None and base is not None:
+        raise RmkitError(f"A base is of no use: {name} is a language model.", "Leave --base (base=) out.")
     if type is None:
         checkpoint = load(name, dtype="float32", date_string=date_string, base=base, verify=verify)
     else:
