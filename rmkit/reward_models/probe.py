@@ -132,9 +132,14 @@ def check_forward(
     if (off := _difference(in_layout[: tokens - _CUT], ours[: tokens - _CUT])) > (
         _LAYOUT_HALF if half else _LAYOUT
     ) * float(scale):
+        if layout == "shared":
+            raise RmkitError(
+                f"{name} gives other values in the layout shared than for each sequence alone, by up to {off:.3g}.",
+                "Set the layout to padded (--layout padded; layout: padded in a recipe).",
+            )
         raise RmkitError(
-            f"{name} gives other values in the layout {layout} than for each sequence alone, by up to {off:.3g}.",
-            "Set the layout to padded (--layout padded; layout: padded in a recipe)." if layout == "shared" else _OTHER,
+            f"{name} is not causal: what comes after a token, or padding, changes its values by up to {off:.3g}.",
+            _OTHER,
         )
 
 
@@ -181,7 +186,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _refusing(name: str) -> Iterator[None]:
-    """What the forward pass of an untested architecture raises, as a refusal; running out of memory is another matter."""
+    """What the forward pass of an untested architecture raises, as a refusal; lack of memory is another matter."""
     try:
         yield
     except torch.OutOfMemoryError:
