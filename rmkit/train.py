@@ -78,8 +78,10 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
     with state.main_process_first():
         data = load_data(recipe)
         base = _base(recipe, data[recipe.data.train.name])
-    base = identify(base, run.model)
+    identified = identify(base, run.model)
+    base = base.model_copy(update={"revision": identified.revision})  # of a hub id the commit that is recorded
     kind, record = _reward_model(recipe, base, arguments, state)
+    record = record.model_copy(update={"base": identified})
     if recipe.hub is not None and state.is_main_process:
         hub.prepare(run, recipe.hub, record.model_dump(mode="json"), recipe.model_dump(mode="json"))
     encoded = _encode(recipe, data, kind, base, state)

@@ -76,11 +76,10 @@ def test_training_such_a_model_is_refused_before_the_first_score(tmp_path, run):
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
-@pytest.mark.parametrize(("dtype", "layout"), [("float32", "shared"), ("bfloat16", "shared"), ("bfloat16", "padded")])
-def test_llama_qwen_gemma_and_neox_are_not_refused(models, architecture, dtype, layout):
-    options = {"dtype": dtype, "layout": layout, "date_string": "26 Jul 2024"}
+def test_llama_qwen_gemma_and_neox_are_not_refused(models, architecture):
+    """In bfloat16; in float32 the tests of rewards load them."""
+    options = {"dtype": "bfloat16", "date_string": "26 Jul 2024"}
     assert np.isfinite(language_model(models[architecture], **options).score(*PAIR))
-    load_reward_model(str(models[architecture]), "generative", **options)
 
 
 def test_the_probe_reads_ordinary_tokens_of_the_vocabulary(models):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rmkit.errors import RmkitError
 from rmkit.identity import CONFIGS, changed_files, hub_commit, model_digests, on_main_process, tokenizer_digests
+from rmkit.publication import BASE, REFERENCE
 from rmkit.settings import Section
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -52,9 +53,9 @@ def locate(origin: Origin, directory: Path) -> Origin:
     A folder is looked for as it was recorded (in records of old, from the working directory), then where it lay as
     seen from the model directory: both may have moved together.
     """
+    if origin.name in (f"./{BASE}", f"./{REFERENCE}"):  # published beside the model
+        return origin.model_copy(update={"name": str(directory / origin.name)})
     places = [Path(origin.name), directory / (origin.relative or origin.name), directory.parent / origin.name]
-    if origin.name.startswith("./"):  # published beside the model
-        places = [directory / origin.name]
     found = next((place for place in places if _holds_a_model(place)), None)
     return origin if found is None else origin.model_copy(update={"name": str(found)})
 
@@ -84,7 +85,7 @@ def check_there(role: str, origin: Origin, model: str) -> None:
             return
         why = "no model is in that folder"
     except (OSError, ValueError) as error:
-        why = next(iter(str(error).splitlines()), type(error).__name__)
+        why = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
     raise RmkitError(
         f"The {role} of {model} is missing: {origin.name} ({why}).",
         f"Put it back, or say where it is now: --{role} MODEL ({role}=MODEL in Python).",
