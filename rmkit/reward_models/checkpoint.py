@@ -155,12 +155,16 @@ def read_record(path: str) -> Record | None:
         raise RmkitError(f"{file}: {where}: {first['msg']}.", "Save the model again with this rmkit.") from None
     if record.format != FORMAT:
         raise RmkitError(f"{file} is of format {record.format}.", f"This rmkit reads format {FORMAT}.")
-    reference = record.reference
-    if reference is None and getattr(record.reward_model, "reference", None) not in (None, "base", "none"):
-        settings: Any = record.reward_model
+    settings: Any = record.reward_model
+    base, reference = record.base, record.reference
+    if reference is None and getattr(settings, "reference", None) not in (None, "base", "none"):
         reference = Origin(name=settings.reference, revision=settings.reference_revision)
-    here = [None if origin is None else locate(origin, file.parent) for origin in (record.base, reference)]
-    return record.model_copy(update={"base": here[0], "reference": here[1]})
+    if base is not None:
+        base = locate(base, file.parent)
+    if reference is not None:
+        reference = locate(reference, file.parent)
+        settings = settings.model_copy(update={"reference": reference.name})
+    return record.model_copy(update={"reward_model": settings, "base": base, "reference": reference})
 
 
 def load(
