@@ -30,7 +30,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 import rmkit
 from rmkit.cards import card
 from rmkit.errors import RmkitError
-from rmkit.publication import CARD, PUBLISHED, RECORD, Elsewhere, Files, origins, publication, refuse_secrets
+from rmkit.publication import BESIDE, CARD, PUBLISHED, RECORD, Elsewhere, Files, origins, publication, refuse_secrets
 from rmkit.recipe import Hub
 from rmkit.run_directory import RunDirectory
 
@@ -48,6 +48,7 @@ def push(run: RunDirectory, hub: Hub, *, model: Path | None = None, content: Map
             and the repository as it was: there is one commit, of all files.
     """
     content = run.read() if content is None else content
+    hub = _pinned(hub)
     made = publication(run.model if model is None else model, content, hub)
     files = made.files | {CARD: card(made, content, hub.repo_id).encode()}
     refuse_secrets(files, content["recipe"], [get_token()])
@@ -127,6 +128,16 @@ def _commit(api: HfApi, files: Files, repo_id: str, message: str) -> bool:
 
 def _matches(path: str, pattern: str) -> bool:
     return fnmatchcase(path, pattern) and path.count("/") == pattern.count("/")
+
+
+def _pinned(hub: Hub) -> Hub:
+    """With the commit at which `hub.base` stands now, as a branch may move; a repository that is not there stays."""
+    if hub.base in (None, BESIDE):
+        return hub
+    name, _, revision = str(hub.base).partition("@")
+    with contextlib.suppress(Exception):  # what the Hub answers is reported where it is asked again
+        return hub.model_copy(update={"base": f"{name}@{_api().model_info(name, revision=revision or None).sha}"})
+    return hub
 
 
 def _check_hub_ids(api: HfApi, *origins: Elsewhere | None) -> None:

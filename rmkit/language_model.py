@@ -22,9 +22,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
 
-from rmkit.attention import FLEX_BLOCK, possible_layout, take_shared_rows
+from rmkit.attention import ARCHITECTURES, FLEX_BLOCK, possible_layout, take_shared_rows
 from rmkit.batching import Batch, Layout
-from rmkit.errors import RmkitError
 from rmkit.library_errors import library_errors
 from rmkit.losses import at_least_float32
 from rmkit.weights import HEAD, check_config, check_finite, check_report, check_weights, weight_files
@@ -34,7 +33,6 @@ Head = Callable[[PreTrainedModel, Tensor, Batch], Tensor]
 
 _LOGITS_AT_ONCE = 2**25  # entries of [tokens, vocabulary] that are held at a time: 128 MiB in float32
 _LOADABLE = "Give a folder that holds config.json and *.safetensors, or a hub id that this machine can reach."
-_LOGIT_SCALES = ("logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier")
 
 
 def load(
@@ -53,8 +51,8 @@ def load(
     With `layout: shared` it takes shared rows beside padded batches, if its architecture can.
 
     Raises:
-        RmkitError: if there is no such model, it has no weights, some are missing, of another shape, not finite or
-            without a place in the model, or its architecture changes logits in a way that rmkit does not know.
+        RmkitError: if there is no such model, it has no weights, or some are missing, of another shape, not finite or
+            without a place in the model.
     """
     place = str(name)
     cause, remedy = f"No model could be loaded from {place}", _LOADABLE
@@ -84,11 +82,6 @@ def load(
     check_report(auto_class, model, report, place)
     check_finite(model, place)
     model.missing_head = HEAD in report["missing_keys"]
-    scaled = [key for key in _LOGIT_SCALES if getattr(model.config.get_text_config(), key, None) not in (None, 1)]
-    if scaled:
-        raise RmkitError(
-            f"{name} scales its logits ({scaled[0]}), which rmkit does not support.", "Use another architecture."
-        )
     if possible_layout(layout, model.config, attention)[0] == "shared":
         take_shared_rows(model, attention)
     return bind(model).eval()
@@ -104,9 +97,15 @@ def _forward(self: PreTrainedModel, *args: Any, reward_head: Callable[..., Tenso
     if reward_head is None:
         return type(self).forward(self, *args, **kwargs)
     given = {key: value for key, value in kwargs.items() if value is not None}
-    hidden = self.base_model(*args, **(given | {"use_cache": False})).last_hidden_state
+    hidden = backbone(self)(*args, **(given | {"use_cache": False})).last_hidden_state
     with torch.autocast(hidden.device.type, enabled=False):
         return reward_head(self, hidden.flatten(0, 1))
+
+
+def backbone(model: PreTrainedModel) -> nn.Module:
+    """The part whose `last_hidden_state` heads read."""
+    own: nn.Module = model.base_model
+    return own if own is not model else cast(nn.Module, model.model)  # Llama-4 names another attribute
 
 
 @contextmanager
@@ -141,9 +140,13 @@ def only_read(model: nn.Module, positions: Tensor) -> Iterator[None]:
     """Let the last layer compute only those positions of the flattened rows that a head reads.
 
     No other layer follows that would look at the rest, of which only keys and values are needed. For passes without
-    gradients; where an architecture names a part in another way, it computes all positions.
+    gradients; where an architecture names a part in another way, or has not been tested, it computes all positions.
     """
-    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel)).base_model
+    whole = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    if whole.config.get_text_config().model_type not in ARCHITECTURES:  # others mix positions after these parts
+        yield
+        return
+    inner = whole.base_model
     layer = (getattr(inner, "layers", None) or getattr(inner, "h", None) or [nn.Module()])[-1]
     attention = getattr(layer, "self_attn", nn.Module())
     parts = [getattr(attention, "q_proj", None), getattr(attention, "o_proj", None), getattr(layer, "mlp", None)]

@@ -25,12 +25,7 @@ BASE, REFERENCE = "base", "reference"
 """The folders of a publication that hold another model."""
 BESIDE = "beside"
 
-_MODEL_FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "adapter_config.json",
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -42,6 +37,14 @@ _MODEL_FILES = (
     "*.tiktoken",
     "chat_template.jinja",
 )
+_MODEL_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    *TOKENIZER_FILES,
+)
 PUBLISHED = (
     *_MODEL_FILES,
     *(f"{folder}/{pattern}" for folder in (BASE, REFERENCE) for pattern in _MODEL_FILES),
@@ -50,7 +53,7 @@ PUBLISHED = (
 """Patterns of what a publication may hold; anything else in a repository is not rmkit's."""
 
 _SMALL = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json")
-_LOCAL_KEYS = ("_name_or_path", "name_or_path", "local_files_only", "is_local")  # what they say of this machine
+LOCAL_KEYS = ("_name_or_path", "name_or_path", "local_files_only", "is_local")  # what they say of this machine
 
 Files = dict[str, Path | bytes]
 """By path in the repository: a file on disk, or its content."""
@@ -105,10 +108,15 @@ def publication(model: Path, content: Mapping[str, Any], hub: Hub) -> Publicatio
         record = json.loads((model / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RmkitError(f"{model} holds no model: {error}.", "Give a finished run's directory.") from None
+    for origin in filter(None, (record["base"], record.get("reference"))):
+        beside = model / (origin.get("relative") or ".")  # both have moved together
+        if _is_local(origin["name"]) and not Path(origin["name"]).exists() and (beside / "config.json").is_file():
+            origin["name"] = str(beside)
     base, reference = origins(record, content["recipe"], hub)
-    record["base"] = None if base.name is None else {"name": base.name, "revision": base.revision}
+    record["base"] = None if base.name is None else _as_recorded(base, record["base"])
     if reference is not None:
         record["reward_model"]["reference"] = reference.name
+        record["reference"] = _as_recorded(reference, record.get("reference") or {})
     recipe = portable_recipe(content["recipe"], base, reference)
 
     files = _model_files(model, base)
@@ -130,8 +138,8 @@ def origins(record: Mapping[str, Any], recipe: Mapping[str, Any], hub: Hub) -> t
     Raises:
         RmkitError: if the model is no use without a folder of this machine, and `hub.base` does not say what to do.
     """
-    base, settings = record["base"], record["reward_model"]
-    reference = settings.get("reference") or "none"
+    base, settings, other = record["base"], record["reward_model"], record.get("reference") or {}
+    reference = other.get("name") or settings.get("reference") or "none"
     needed = record["adapter"] or reference == "base"
     built = recipe["base"]["build"] is not None
     if not _is_local(base["name"]):
@@ -146,8 +154,14 @@ def origins(record: Mapping[str, Any], recipe: Mapping[str, Any], hub: Hub) -> t
     if reference in ("base", "none"):
         return found, None
     if not _is_local(reference):
-        return found, Elsewhere(reference, settings.get("reference_revision"))
+        return found, Elsewhere(reference, other.get("revision") or settings.get("reference_revision"))
     return found, _brought_along(reference, REFERENCE, hub, False)
+
+
+def _as_recorded(found: Elsewhere, before: Mapping[str, Any]) -> dict[str, Any]:
+    """A base or reference in a publication's record; of a folder that comes along, the digests stay what they were."""
+    recorded: dict[str, Any] = {"name": found.name, "revision": found.revision}
+    return recorded | {"files": before.get("files")} if found.folder is not None else recorded
 
 
 def _is_local(name: str) -> bool:
@@ -184,7 +198,7 @@ def _model_files(folder: Path, base: Elsewhere | None = None) -> Files:
             files[path.name] = path
     for name in set(files) & set(_SMALL):
         before = json.loads((folder / name).read_text(encoding="utf-8"))
-        after = {key: value for key, value in before.items() if key not in _LOCAL_KEYS}
+        after = {key: value for key, value in before.items() if key not in LOCAL_KEYS}
         if base is not None and "base_model_name_or_path" in after:
             after |= {"base_model_name_or_path": base.hub_id, "revision": base.revision}
         if after != before:

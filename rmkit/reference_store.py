@@ -17,10 +17,10 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.utils import cached_file
 
 from rmkit.adapters import find_adapter
 from rmkit.cache import rmkit_cache
+from rmkit.identity import hub_commit, model_digests
 from rmkit.pairs import EncodedPairs
 from rmkit.run_directory import replacing
 
@@ -31,26 +31,19 @@ _OUTPUTS = "outputs"
 
 
 def weights_identity(name: str, revision: str | None = None) -> str:
-    """What tells a model's weights from all others: sha256 of a folder's safetensors, or a hub repository's commit.
+    """What tells a model from all others: sha256 of a folder's files that are loaded, or a hub repository's commit.
 
-    An adapter's is that of its own file and that of its base.
+    An adapter's is that of its own files and that of its base.
     """
     adapter = find_adapter(name, revision)
     if adapter is not None:
-        return f"{_digest(adapter.folder)}+{weights_identity(adapter.base, adapter.base_revision)}"
+        return f"{_folder_identity(adapter.folder)}+{weights_identity(adapter.base, adapter.base_revision)}"
     folder = Path(name)
-    if folder.is_dir():
-        return _digest(folder)
-    cached = Path(str(cached_file(name, "config.json", revision=revision)))  # .../snapshots/<commit>/config.json
-    return f"{name}@{cached.parent.name}"
+    return _folder_identity(folder) if folder.is_dir() else f"{name}@{hub_commit(name, revision)}"
 
 
-def _digest(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+def _folder_identity(folder: Path) -> str:
+    return hashlib.sha256(json.dumps(model_digests(folder), sort_keys=True).encode()).hexdigest()
 
 
 class ReferenceStore:

@@ -19,6 +19,7 @@ from rmkit.positions import last_position, refuse_longer
 from rmkit.reference_store import ReferenceStore, weights_identity
 from rmkit.reward_models import RewardModel
 from rmkit.reward_models.checkpoint import Origin, Record, load_reference
+from rmkit.reward_models.probe import check_forward
 
 
 class References:
@@ -67,7 +68,9 @@ class References:
             limit = last_position(model)
             for name, pairs in encoded.items():
                 refuse_longer(f"reference: {name}", pairs.longest, limit)
-            return model.to(self.state.device)
+            model = model.to(self.state.device)
+            check_forward(model, self.kind, half=self.record.half)
+            return model
 
         self._take(encoded, functools.cache(loaded))
 
@@ -77,6 +80,8 @@ class References:
             if self.record.base is None:
                 raise RmkitError("The base of the reference is not known.", "Give reward_model.reference.")
             return self.record.base
+        if self.record.reference is not None:
+            return self.record.reference
         return Origin(name=str(self.kind.reference), revision=self.kind.settings.reference_revision)
 
     def _take(self, encoded: Mapping[str, EncodedPairs], model: Callable[[], nn.Module]) -> None:

@@ -40,6 +40,7 @@ from rmkit.checkpoints import PREEMPTED_EXIT_CODE, CheckpointCallback, Preempted
 from rmkit.dropout import ConfigValue, turn_off_dropout
 from rmkit.errors import reported
 from rmkit.evaluation.tables import print_counts, print_metrics
+from rmkit.identity import on_main_process, saved_tokenizer_digests
 from rmkit.pairs import EncodedPairs
 from rmkit.preferences import PreferenceData
 from rmkit.preflight import preflight
@@ -60,6 +61,7 @@ from rmkit.references import References
 from rmkit.reload_check import PROBE_PAIRS, check_outputs, check_weights, probe_outputs
 from rmkit.reward_models import RewardModel, reward_model, trainer_class
 from rmkit.reward_models.checkpoint import Origin, Record, load, load_model, save
+from rmkit.reward_models.origins import identify
 from rmkit.run_directory import FINAL, RunDirectory, write_json
 from rmkit.run_record import run_record
 from rmkit.trainers.scoring import ScoringCallback
@@ -91,7 +93,10 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
     with state.main_process_first():
         data = load_data(recipe)
         base = _base(recipe, data[recipe.data.train.name])
+    identified = identify(base, run.model)
+    base = base.model_copy(update={"revision": identified.revision})  # of a hub id the commit that is recorded
     kind, record = _reward_model(recipe, base, arguments, state)
+    record = record.model_copy(update={"base": identified})
     encoded = _encode(recipe, data, kind, base, state)
     training_set = encoded[recipe.data.train.name]
     if state.is_main_process:
@@ -191,11 +196,17 @@ def _reward_model(recipe: Recipe, base: Origin, arguments: Any, state: PartialSt
     for note in [*notes, *fallback] if state.is_main_process else []:
         print(note)
     kind = reward_model(recipe.reward_model, encoder)
+    reference = None
+    if kind.reference not in (None, "base"):
+        named = Origin(name=str(kind.reference), revision=kind.settings.reference_revision)
+        reference = identify(named, RunDirectory(recipe.output_dir).model)
     # DeepSpeed turns the whole model to bfloat16, and that is what is saved; elsewhere bf16 means autocast.
     whole = arguments.bf16 and distributed.running_sharding(arguments).startswith("zero")
     record = Record(
         reward_model=recipe.reward_model,
         base=base,
+        reference=reference,
+        tokenizer=on_main_process(partial(saved_tokenizer_digests, kind.encoder.tokenizer)),
         adapter=recipe.lora is not None,
         dtype="bfloat16" if whole else recipe.base.dtype,
         autocast=arguments.bf16 and not whole,

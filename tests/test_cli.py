@@ -127,7 +127,7 @@ def refused(place, command, *arguments):
         (["file", "--type", "explicit"], "file"),
         (["nothing"], "nothing is no model"),
         (["nobody/nothing", "--type", "generative"], "nobody/nothing"),
-        (["three_labels"], "three_labels: score.weight is of shape [3, 32]"),
+        (["three_labels"], "three_labels is a classifier with 3 labels"),
         (["half_record"], "half_record/reward_model.json: content"),
         (["bytes_record"], "bytes_record/reward_model.json: content"),
         (["other_record"], "other_record/reward_model.json: reward_model"),
@@ -150,7 +150,7 @@ def refused(place, command, *arguments):
         (["qwen2", "--type", "implicit", "--reference", "./qwen2/"], "reference ./qwen2/ is identical"),
         (["qwen2", "--type", "implicit", "--reference", "copy"], "reference copy is identical"),
         (["qwen2", "--type", "implicit", "--reference", "gemma2"], "gemma2 has another tokenizer"),
-        (["qwen2", "--type", "implicit", "--reference", "nothing"], "nothing is no model"),
+        (["qwen2", "--type", "implicit", "--reference", "nothing"], "The reference of qwen2 is missing: nothing"),
         (["qwen2", "--type", "implicit", "--reference", "no_weights"], "No model could be loaded from no_weights"),
         (["qwen2", "--type", "implicit", "--reference", "base"], "does not say what its base is"),
         # what remains

@@ -309,6 +309,48 @@ def test_a_reference_on_the_hub_is_told_by_its_commit(server, models):
     assert weights_identity("someone/moving") == f"someone/moving@{second}" != f"someone/moving@{first}"
 
 
+def test_a_base_on_the_hub_is_recorded_by_its_commit_and_loaded_at_it(recipe, server, models):
+    """Also where a branch has moved on since training, and in a publication."""
+    first = their_repository(server, "someone/moving", models["qwen2"])
+    directory = train(recipe("implicit", base={"name": "someone/moving", "revision": "main"}))
+    recorded = json.loads((directory.model / "reward_model.json").read_text())["base"]
+    assert (recorded["name"], recorded["revision"]) == ("someone/moving", first)
+    expected = load_reward_model(str(directory.model)).score(*PAIR)
+    other = tiny.save_language_model(directory.path.parent / "moved", "qwen2", seed=5)
+    second = their_repository(server, "someone/moving", other)
+    assert (load_reward_model(str(directory.model)).score(*PAIR) == expected).all()
+    with pytest.raises(RmkitError, match=rf"is not the base .* Changed: commit {second[:12]}, not {first[:12]}"):
+        load_reward_model(str(directory.model), base="someone/moving")
+    there = load_reward_model(str(directory.model), base=f"someone/moving@{first}")
+    assert (there.score(*PAIR) == expected).all()
+    local = load_reward_model(str(directory.model), base=str(models["qwen2"]))
+    assert (local.score(*PAIR) == expected).all()
+    assert "could not be compared" in " ".join(local.checkpoint.notes)
+    hub.push(directory, to(base="someone/moving"))
+    assert published_record(server)["base"] == {"name": "someone/moving", "revision": first}
+
+
+def test_a_publication_names_the_commit_of_the_base_that_push_is_told(run, server, models):
+    commit = their_repository(server, "someone/base", models["qwen2"])
+    hub.push(run("implicit"), to(base="someone/base"))
+    assert published_record(server)["base"] == {"name": "someone/base", "revision": commit}
+
+
+def test_a_base_beside_a_publication_is_verified(run, server):
+    hub.push(run("implicit"), to(base="beside"))
+    record = published_record(server)
+    assert record["base"]["name"] == "./base"
+    assert set(record["base"]["files"]) == {"config.json", "model.safetensors"}
+    load_reward_model(REPO)
+    commit = server.repositories[REPO].commits[-1]
+    commit.files["base/config.json"] = json.dumps(
+        json.loads(commit.files["base/config.json"]) | {"rms_norm_eps": 0.5}
+    ).encode()
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    with pytest.raises(RmkitError, match=r"is not the base .* Changed: config.json\."):
+        load_reward_model(REPO)
+
+
 def test_a_model_that_cannot_be_fetched_whole_is_an_error(run, server):
     hub.push(run("explicit"), to())
     server.fail("GET", r"/resolve/.*/model.safetensors", 404)

@@ -8,12 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from rmkit.commands.score import (
+    Base,
     BatchSize,
     Beta,
     DateString,
     DType,
     Layout,
     Model,
+    NoVerify,
     Pooling,
     Reference,
     SpecialTokens,
@@ -42,6 +44,8 @@ def evaluate(
     date_string: DateString = None,
     special_tokens: SpecialTokens = None,
     trust_remote_code: Trust = False,
+    base: Base = None,
+    no_verify: NoVerify = False,
 ) -> None:
     """Score every set of a suite; print accuracy, margin and ties by set, category and section."""
     with reported():
@@ -57,9 +61,8 @@ def evaluate(
         for line in (ignored_split(each, data[each.name]) for each in chosen_suite.sets):
             if line is not None and is_main_process():
                 print(line)
-        scorer = loaded(
-            model, type, pooling, reference, beta, dtype, layout, date_string, trust_remote_code, special_tokens
-        )
+        options = (type, pooling, reference, beta, dtype, layout, date_string, trust_remote_code)
+        scorer = loaded(model, *options, special_tokens=special_tokens, base=base, verify=not no_verify)
         results: dict[str, dict[str, Any]] = {}
         found = scored(scorer, data, batch_size, max_length, f"{len(data)} sets")
         summaries = {name: one.summary() for name, one in found.items()}  # refuses rewards that are not finite

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rmkit.commands.score import BatchSize, Beta, DateString, DType, Pooling, Reference, Trust, Type, loaded
+from rmkit.commands.score import (
+    Base,
+    BatchSize,
+    Beta,
+    DateString,
+    DType,
+    NoVerify,
+    Pooling,
+    Reference,
+    Trust,
+    Type,
+    loaded,
+)
 from rmkit.errors import RmkitError, reported
 
 if TYPE_CHECKING:
@@ -37,6 +49,8 @@ def explain(
     dtype: DType = None,
     date_string: DateString = None,
     trust_remote_code: Trust = False,
+    base: Base = None,
+    no_verify: NoVerify = False,
 ) -> None:
     """Show what each token adds to a reward: an implicit reward's terms, or an explicit one's rewards of prefixes."""
     with reported():
@@ -45,10 +59,11 @@ def explain(
             raise RmkitError("There is nothing to explain.", "Give --prompt and --response, or a run and --worst.")
         if worst is not None and (run is None or (prompt, response, output, json) != (None, None, None, None)):
             raise RmkitError("--worst takes its texts from a run.", "Give a run, and no texts, --output or --json.")
-        scorer = loaded(_place(model), type, pooling, reference, beta, dtype, None, date_string, trust_remote_code)
+        common, verify = (dtype, None, date_string, trust_remote_code), not no_verify
+        scorer = loaded(_place(model), type, pooling, reference, beta, *common, base=base, verify=verify)
         other = None
         if against is not None:
-            other = loaded(_place(against), None, None, None, None, dtype, None, date_string, trust_remote_code)
+            other = loaded(_place(against), None, None, None, None, *common, verify=verify)
         if worst is not None and run is not None:
             _explain_worst(run, worst, scorer, other, batch_size)
             return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rmkit.commands.score import Base, NoVerify
 from rmkit.errors import RmkitError, reported
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="Of sampling.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Responses at a time.")] = 64,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts of each set.")] = None,
+    base: Base = None,
+    no_verify: NoVerify = False,
 ) -> None:
     """Let IM-RMs write Hamiltonian cycles for the graphs of their runs: RUN/generation/SET.json (Section 3.2)."""
     with reported():
@@ -37,11 +40,17 @@ def generate(
             samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
         )
         for path, record in records.items():
-            _generate(RunDirectory(path), list(record["data"]), settings, batch_size, limit)
+            _generate(RunDirectory(path), list(record["data"]), settings, batch_size, limit, base, not no_verify)
 
 
 def _generate(
-    run: RunDirectory, sets: list[str], settings: GenerationSettings, batch_size: int, limit: int | None
+    run: RunDirectory,
+    sets: list[str],
+    settings: GenerationSettings,
+    batch_size: int,
+    limit: int | None,
+    base: str | None,
+    verify: bool,
 ) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -62,7 +71,7 @@ def _generate(
             texts = _texts(run, name, limit)
             for prompt in texts["prompt"]:
                 is_hamiltonian_cycle(prompt, "")  # stops here, and not after hours, if it describes no graph
-            scorer = scorer or load_reward_model(str(run.model))
+            scorer = scorer or load_reward_model(str(run.model), base=base, verify=verify)
             written = generated(scorer, texts["prompt"], settings, batch_size=batch_size, description=name)
             log_probs = likelihoods(scorer, texts["prompt"], texts["chosen"], texts["rejected"], batch_size=batch_size)
             content = {

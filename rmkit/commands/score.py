@@ -27,6 +27,10 @@ SpecialTokens = Annotated[
     str | None,
     typer.Option(help="Control tokens that texts spell: text, keep (as tokens) or error; as recorded, else text."),
 ]
+Base = Annotated[str | None, typer.Option(help="Where the model that training started from is now, if it has moved.")]
+NoVerify = Annotated[
+    bool, typer.Option("--no-verify", help="Go on though base, reference or tokenizer are not those of training.")
+]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let the model's own code run.")]
 
 
@@ -48,6 +52,8 @@ def score(
     date_string: DateString = None,
     special_tokens: SpecialTokens = None,
     trust_remote_code: Trust = False,
+    base: Base = None,
+    no_verify: NoVerify = False,
 ) -> None:
     """Reward both responses of every pair of a set; print accuracy, margin and ties."""
     with reported():
@@ -59,9 +65,8 @@ def score(
         pairs = load_preferences(data, split=split or "test", subset=subset, limit=limit)
         if split is not None and pairs.split is None and is_main_process():
             print(f"warning: {data} has no splits: --split {split} is ignored")
-        scorer = loaded(
-            model, type, pooling, reference, beta, dtype, layout, date_string, trust_remote_code, special_tokens
-        )
+        options = (type, pooling, reference, beta, dtype, layout, date_string, trust_remote_code)
+        scorer = loaded(model, *options, special_tokens=special_tokens, base=base, verify=not no_verify)
         found = scored(scorer, {pairs.name: pairs}, batch_size, max_length, pairs.name)[pairs.name]
         summary = found.summary()  # refuses rewards that are not finite
         if is_main_process():
@@ -79,7 +84,10 @@ def loaded(
     layout: str | None,
     date_string: str | None,
     trust_remote_code: bool,
+    *,
     special_tokens: str | None = None,
+    base: str | None = None,
+    verify: bool = True,
 ) -> Scorer:
     """The reward model that the options of a command ask for."""
     if dtype not in (None, "float32", "bfloat16"):
@@ -99,6 +107,8 @@ def loaded(
         date_string=date_string,
         special_tokens=special_tokens,  # type: ignore[arg-type]
         trust_remote_code=trust_remote_code,
+        base=base,
+        verify=verify,
     )
     for note in scorer.checkpoint.notes if is_main_process() else []:
         print(note)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rmkit.commands.score import Base, NoVerify
 from rmkit.errors import RmkitError, reported
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def dynamics(
     seed: Annotated[int, typer.Option(help="Of the explicit reward model's head.")] = 0,
     json: Json = None,
     figure: FigureFile = None,
+    base: Base = None,
+    no_verify: NoVerify = False,
 ) -> None:
     """Predict what one gradient step does to rewards (Eq. 4, 5, 8), and measure it."""
     with reported():
@@ -85,6 +88,8 @@ def dynamics(
             learning_rate=learning_rate,
             others=others,
             backbone=backbone,
+            base=base,
+            verify=not no_verify,
         )
         drawn: dict[str, Figure] = {}
         if "heat_map" in content:
@@ -107,6 +112,8 @@ def separator(
     date_string: DateString = None,
     json: Json = None,
     figure: FigureFile = None,
+    base: Base = None,
+    no_verify: NoVerify = False,
 ) -> None:
     """The max-margin separator of a model's hidden states (Eq. 6), and its products with unseen pairs (footnote 3)."""
     with reported():
@@ -129,7 +136,9 @@ def separator(
 
         training = load_preferences(data, split=split, limit=pairs)
         new = _sets(unseen or [], unseen_split or split, pairs)
-        checkpoint = as_type(model, "explicit" if types_of(model) else None, dtype=dtype, date_string=date_string)
+        as_what = "explicit" if types_of(model) else None
+        options: dict[str, Any] = {"dtype": dtype, "date_string": date_string, "base": base, "verify": not no_verify}
+        checkpoint = as_type(model, as_what, **options)
         checkpoint.model.to(PartialState().device)
 
         def encoded_differences(each: PreferenceData) -> tuple[Any, Any]:

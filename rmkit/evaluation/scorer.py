@@ -32,6 +32,7 @@ from rmkit.positions import last_position, made_for, refuse_longer
 from rmkit.preferences import PreferenceData, PreferencePair
 from rmkit.recipe import DTypeName, SpecialTokens
 from rmkit.reward_models.checkpoint import Checkpoint, load
+from rmkit.reward_models.probe import check_forward
 
 Pair = PreferencePair | Mapping[str, str] | Sequence[str]
 
@@ -51,6 +52,8 @@ def load_reward_model(
     special_tokens: SpecialTokens | None = None,
     trust_remote_code: bool = False,
     device: str | torch.device | None = None,
+    base: str | None = None,
+    verify: bool = True,
 ) -> Scorer:
     """A reward model that scores texts.
 
@@ -64,9 +67,11 @@ def load_reward_model(
         special_tokens: what becomes of control tokens that texts spell: text (they are read as text), keep (they are
             tokens) or error; as recorded, else text.
         device: where to compute; the first accelerator, else the CPU.
+        base: where the model that training started from is now, if not where it was.
+        verify: whether base, reference and tokenizer must be those of training; a note says so if not.
 
     Raises:
-        RmkitError: see `rmkit.reward_models.checkpoint.load`.
+        RmkitError: see `rmkit.reward_models.checkpoint.load` and `rmkit.reward_models.probe.check_forward`.
     """
     options = {"type": type, "pooling": pooling, "reference": reference, "beta": beta}
     checkpoint = load(
@@ -79,6 +84,8 @@ def load_reward_model(
         date_string=date_string,
         special_tokens=special_tokens,
         trust_remote_code=trust_remote_code,
+        base=base,
+        verify=verify,
     )
     return Scorer(checkpoint, device)
 
@@ -166,6 +173,9 @@ class Scorer:
             checkpoint.reference.to(self.device)
         ends = [last_position(each) for each in (checkpoint.model, checkpoint.reference) if each is not None]
         self.last_position = min((end for end in ends if end is not None), default=None)
+        with checkpoint.record.precision(self.device):
+            for model in filter(None, (checkpoint.model, checkpoint.reference)):
+                check_forward(model, self.reward_model, half=checkpoint.record.half)
 
     def score(self, prompts: Sequence[str], responses: Sequence[str], batch_size: int = 8) -> NDArray[np.float64]:
         """Rewards [responses] of each response to its prompt; `batch_size` is in responses a forward pass.

@@ -1,7 +1,8 @@
 """Model directories: what transformers (and PEFT) save, plus reward_model.json, which says how to reward with it.
 
-reward_model.json holds the settings of the reward model (type, pooling, beta, verification tokens), the base with its
-revision, the reference, the chat template's hash and the pinned date, the dtype. Options come from there on loading.
+reward_model.json holds the settings of the reward model (type, pooling, beta, verification tokens), base and reference
+with what tells them from changed ones, the tokenizer's digests, the chat template's hash and the pinned date, the
+dtype. Options come from there on loading.
 """
 
 from __future__ import annotations
@@ -28,22 +29,18 @@ from rmkit.dropout import ConfigValue, own_dropout
 from rmkit.encoding import ChatEncoder
 from rmkit.errors import RmkitError
 from rmkit.library_errors import library_errors, template_limit
-from rmkit.publication import BASE, RECORD, REFERENCE
+from rmkit.publication import RECORD
 from rmkit.recipe import DTypeName, RewardModelSettings, SpecialTokens
 from rmkit.reward_models import RewardModel, reward_model
+from rmkit.reward_models.origins import Origin as Origin
+from rmkit.reward_models.origins import check_there, locate, moved, verify_origin, verify_tokenizer
+from rmkit.reward_models.probe import check_classifier
 from rmkit.run_directory import replacing, write_json
 from rmkit.settings import Section, validated
 from rmkit.vocabulary import add_rows, load_tokenizer
 from rmkit.weights import HEAD, check_config, folder_notes, weight_files
 
 FORMAT = 1
-
-
-class Origin(Section):
-    """A model by name (a hub id or a folder) and revision."""
-
-    name: str
-    revision: str | None = None
 
 
 class Record(Section):
@@ -53,6 +50,8 @@ class Record(Section):
     rmkit_version: str = rmkit.__version__
     reward_model: RewardModelSettings
     base: Origin | None = None
+    reference: Origin | None = None
+    tokenizer: dict[str, str] | None = None
     adapter: bool = False
     dtype: DTypeName = "float32"
     autocast: bool = False
@@ -65,6 +64,11 @@ class Record(Section):
     def precision(self, device: torch.device) -> torch.autocast:
         """The precision in which the model was trained, beyond the dtype of its weights: a context to compute in."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.autocast)
+
+    @property
+    def half(self) -> bool:
+        """Whether the model computes in bfloat16, at least in part."""
+        return self.autocast or self.dtype == "bfloat16"
 
 
 @dataclass
@@ -100,6 +104,9 @@ def load_model(
     adapters = chain(origin.name, origin.revision)
     if adapters:
         origin = Origin(name=adapters[-1].base, revision=adapters[-1].base_revision)
+    if kind.head:
+        config = load_config(origin.name, origin.revision, trust_remote_code)
+        check_classifier(origin.name, config, trust_remote_code)
     model = language_model.load(
         kind.auto_class,
         origin.name,
@@ -173,7 +180,7 @@ def save(
 
 
 def read_record(path: str) -> Record | None:
-    """reward_model.json of a local model directory, models in its own folders by their paths; None where there is none.
+    """reward_model.json of a local model directory, base and reference by where they are now; None where there is none.
 
     Raises:
         RmkitError: if it is broken or of another format.
@@ -189,12 +196,16 @@ def read_record(path: str) -> Record | None:
         raise RmkitError(f"{file}: {where}: {first['msg']}.", "Save the model again with this rmkit.") from None
     if record.format != FORMAT:
         raise RmkitError(f"{file} is of format {record.format}.", f"This rmkit reads format {FORMAT}.")
-    settings, base = record.reward_model, record.base
-    if base is not None and base.name == f"./{BASE}":
-        base = Origin(name=str(file.parent / BASE))
-    if getattr(settings, "reference", None) == f"./{REFERENCE}":
-        settings = settings.model_copy(update={"reference": str(file.parent / REFERENCE)})
-    return record.model_copy(update={"reward_model": settings, "base": base})
+    settings: Any = record.reward_model
+    base, reference = record.base, record.reference
+    if reference is None and getattr(settings, "reference", None) not in (None, "base", "none"):
+        reference = Origin(name=settings.reference, revision=settings.reference_revision)
+    if base is not None:
+        base = locate(base, file.parent)
+    if reference is not None:
+        reference = locate(reference, file.parent)
+        settings = settings.model_copy(update={"reference": reference.name})
+    return record.model_copy(update={"reward_model": settings, "base": base, "reference": reference})
 
 
 def load(
@@ -209,6 +220,8 @@ def load(
     special_tokens: SpecialTokens | None = None,
     trust_remote_code: bool = False,
     policy_only: bool = False,
+    base: str | None = None,
+    verify: bool = True,
 ) -> Checkpoint:
     """A reward model from a run's model/, or from any transformers model with `options` (the reward_model section).
 
@@ -218,10 +231,12 @@ def load(
         dtype, attention, layout: as recorded, else float32, the architecture's default and shared.
         special_tokens: what becomes of control tokens that texts spell; as recorded, else text (see `ChatEncoder`).
         policy_only: leave the reference out, for callers that have its outputs.
+        base: where the model that training started from is now, if not where it was.
+        verify: whether base, reference and tokenizer must be those of training.
 
     Raises:
-        RmkitError: if nothing usable is there, the type cannot be told, the head is missing, or the reference is
-            missing or is the model itself.
+        RmkitError: if nothing usable is there, the type cannot be told, the head is missing, base or reference are
+            missing or have changed, or the reference is the model itself.
     """
     if special_tokens not in (None, *get_args(SpecialTokens)):
         raise RmkitError(f"special_tokens {special_tokens!r} is not known.", "Give text, keep or error.")
@@ -229,13 +244,14 @@ def load(
     named = Origin(name=name, revision=revision)
     if not os.path.exists(name) and (published := hub.fetch(name, revision)) is not None:
         name, revision = str(published), None
-    found = read_record(name)
-    adapter = find_adapter(name, revision, None if found is None else _place(found.base))
-    if found is None:
-        settings = _guessed(name, revision, options, trust_remote_code, adapter)
-        theirs = None if adapter is None else Origin(name=adapter.base, revision=adapter.base_revision)
-        found = Record(reward_model=settings, base=theirs, adapter=adapter is not None)
-    record = found
+    recorded = read_record(name)
+    told = None if recorded is None else recorded.base
+    adapter = find_adapter(name, revision, _place(told if base is None else moved(told, base)))
+    record = recorded or Record(
+        reward_model=_guessed(name, revision, options, trust_remote_code, adapter),
+        base=None if adapter is None else Origin(name=adapter.base, revision=adapter.base_revision),
+        adapter=adapter is not None,
+    )
     if record.adapter != (adapter is not None):
         is_, is_not = ("an adapter", "none") if record.adapter else ("a whole model", "an adapter")
         raise RmkitError(f"{name} is {is_} by its {RECORD}, and it holds {is_not}.", "Save the model again.")
@@ -244,10 +260,19 @@ def load(
         same_type = options.get("type", settings.type) == settings.type
         merged = (settings.model_dump(exclude_unset=True) if same_type else {}) | {"type": settings.type} | options
         settings = validated(_Settings, {"reward_model": merged}, name).reward_model
+    of_training = record
+    if base is not None:
+        if not record.adapter and getattr(settings, "reference", None) != "base":
+            raise RmkitError(f"A base is of no use: {name} is scored without one.", "Leave --base (base=) out.")
+        record = record.model_copy(update={"base": moved(record.base, base)})
+    if verify:
+        verify_tokenizer(record.tokenizer, name)
     tokenizer, notes = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+    if recorded is not None and not verify:
+        notes.append("Not verified: base, reference and tokenizer may not be those of training.")
     with template_limit(name):
         encoder = ChatEncoder(tokenizer, date_string or record.date_string, special_tokens or record.special_tokens)
-    if record.template_hash not in (None, encoder.template_hash):
+    if verify and record.template_hash not in (None, encoder.template_hash):
         raise RmkitError(
             f"The chat template in {name} is not the one that the model was trained with.",
             "Restore its tokenizer files" + (" and leave --date-string out." if date_string else "."),
@@ -262,22 +287,29 @@ def load(
     origin = Origin(name=name, revision=revision)
     reference = None
     if kind.reference is not None and not (record.adapter and kind.reference == "base") and not policy_only:
-        reference = _reference_origin(kind, record, name)
+        reference = _reference_origin(kind, record, name, given="reference" in options)
+        role = "base" if kind.reference == "base" else "reference"
+        check_there(role, reference, name)
         _refuse_identical(named, reference)  # what can be known before weights load
+        if verify:
+            notes += verify_origin(role, of_training.reference or of_training.base, reference, name)
         with _said_of(f"The reference of {name}"):
             _refuse_another_tokenizer(kind, reference)
     if adapter is not None:
+        its_base = _base(record, name)
+        check_there("base", its_base, name)
+        if verify:
+            notes += verify_origin("base", of_training.base, its_base, name)
         with _said_of(f"The base of {name}"):
-            base = _base(record, name)
-            rows = load_config(base.name, base.revision, trust_remote_code).get_text_config().vocab_size
-            base_model = load_model(kind, base, **loading)
+            rows = load_config(its_base.name, its_base.revision, trust_remote_code).get_text_config().vocab_size
+            base_model = load_model(kind, its_base, **loading)
         check_tokens(adapter, rows)
         missing_head = base_model.missing_head and not adapter.saves_head
         model, changed = attach(base_model, adapter, rows)
         if changed and kind.reference == "base":
             raise RmkitError(
                 f"The adapter {name} changes weights of its base ({changed[0]}), which is not its reference any more.",
-                f"Give --reference {base.name}.",
+                f"Give --reference {its_base.name}.",
             )
     else:
         model = load_model(kind, origin, **loading)
@@ -389,13 +421,16 @@ def _place(origin: Origin | None) -> tuple[str, str | None] | None:
 
 def _base(record: Record, name: str) -> Origin:
     if record.base is None:
-        raise RmkitError(f"{name} does not say what its base is.", "Give --reference MODEL.")
+        raise RmkitError(f"{name} does not say what its base is.", "Give --base MODEL (base=MODEL in Python).")
     return record.base
 
 
-def _reference_origin(kind: RewardModel[Any], record: Record, name: str) -> Origin:
+def _reference_origin(kind: RewardModel[Any], record: Record, name: str, given: bool) -> Origin:
+    """The reference: as the user gives it, else as recorded."""
     if kind.reference == "base":
         return _base(record, name)
+    if record.reference is not None and not given:
+        return record.reference
     return Origin(name=str(kind.reference), revision=getattr(kind.settings, "reference_revision", None))
 
 

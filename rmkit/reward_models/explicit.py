@@ -20,11 +20,11 @@ def explicit_reward(hidden: Tensor, head: Tensor) -> Tensor:
     """r(x, y) = <u, h_{x,y}> (Eq. 1).
 
     Args:
-        hidden: [sequences, hidden size] the hidden state of each prompt with its response.
+        hidden: [..., hidden size] the hidden state of each prompt with its response.
         head: [hidden size] u.
 
     Returns:
-        [sequences], at least float32 whatever the dtype of the hidden states.
+        [...], at least float32 whatever the dtype of the hidden states.
     """
     dtype = torch.promote_types(head.dtype, torch.float32)
     return hidden.to(dtype) @ head.to(dtype)
@@ -34,8 +34,8 @@ class RewardHead(nn.Linear):
     """transformers' `score` layer, computed in float32: a bfloat16 head would give many responses the same reward."""
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[sequences, hidden size] -> [sequences, 1]."""
-        return explicit_reward(hidden, self.weight[0])[:, None]
+        """[..., hidden size] -> [..., 1]."""
+        return explicit_reward(hidden, self.weight[0])[..., None]
 
 
 class ExplicitRewardModel(RewardModel[Explicit]):

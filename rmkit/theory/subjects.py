@@ -24,6 +24,7 @@ from rmkit.reward_models import RewardModel, reward_model
 from rmkit.reward_models.checkpoint import Checkpoint, Origin, Record, load, load_config, load_model, read_record
 from rmkit.reward_models.explicit import ExplicitRewardModel
 from rmkit.reward_models.implicit import ImplicitRewardModel
+from rmkit.reward_models.probe import check_forward
 from rmkit.theory.experiment import coefficient_map, dynamics
 from rmkit.theory.frozen import Lab, freeze, laboratory
 from rmkit.vocabulary import load_tokenizer
@@ -48,6 +49,8 @@ def as_type(
     seed: int = 0,
     dtype: str = "float64",
     date_string: str | None = None,
+    base: str | None = None,
+    verify: bool = True,
 ) -> Checkpoint:
     """A language model as an untrained reward model of a type, or, without a type, a trained one as it is.
 
@@ -55,9 +58,12 @@ def as_type(
         beta: of the implicit type.
         seed: of the explicit type's head, which transformers draws.
         dtype: what the backbone computes in.
+        base, verify: of a trained one, see `rmkit.reward_models.checkpoint.load`.
     """
+    if type is not None and base is not None:
+        raise RmkitError(f"A base is of no use: {name} is a language model.", "Leave --base (base=) out.")
     if type is None:
-        checkpoint = load(name, dtype="float32", date_string=date_string)
+        checkpoint = load(name, dtype="float32", date_string=date_string, base=base, verify=verify)
     else:
         choices: dict[str, RewardModelSettings] = {
             "explicit": Explicit(),
@@ -74,6 +80,7 @@ def as_type(
             notes.append(f"The model has no reward head: u is drawn as before training, with seed {seed}.")
         checkpoint = Checkpoint(kind, model, None, Record(reward_model=choices[type]), notes)
     checkpoint.model.to(DTYPES[dtype])
+    check_forward(checkpoint.model, checkpoint.reward_model)
     return checkpoint
 
 
@@ -151,6 +158,8 @@ def dynamics_of_model(
     max_length: int | None = None,
     tokens: int = 24,
     batch_size: int = 4,
+    base: str | None = None,
+    verify: bool = True,
     **options: Any,
 ) -> dict[str, Any]:
     """`rmkit.theory.experiment.dynamics` of a language model as each type, or of a trained model as what it is.
@@ -171,7 +180,9 @@ def dynamics_of_model(
     asked: Sequence[str | None] = types or possible or [None]
     for number, each in enumerate(asked):
         try:
-            checkpoint = as_type(name, each, beta=beta, seed=seed, dtype=dtype, date_string=date_string)
+            checkpoint = as_type(
+                name, each, beta=beta, seed=seed, dtype=dtype, date_string=date_string, base=base, verify=verify
+            )
         except RmkitError as error:
             if types or number == 0:
                 raise

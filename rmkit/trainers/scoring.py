@@ -16,6 +16,7 @@ from rmkit.pairs import EncodedPairs
 from rmkit.recipe import Recipe
 from rmkit.references import References
 from rmkit.reward_models import RewardModel
+from rmkit.reward_models.probe import check_forward
 from rmkit.run_directory import FINAL, INITIAL, RunDirectory, write_json, write_table
 
 
@@ -46,8 +47,9 @@ class ScoringCallback(TrainerCallback):
         self.seconds_in_training = 0.0  # the part that transformers counts as training
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The reference's outputs on every set, then the initial rewards."""
+        """The probe of the model, the reference's outputs on every set, then the initial rewards."""
         started = time.time()
+        check_forward(self.trainer.model_wrapped, self.kind, half=self.references.record.half)
         resumed = state.global_step > 0
         if self.kind.reference == "base":
             self.references.take_from_policy(self.encoded, self.trainer, resumed)

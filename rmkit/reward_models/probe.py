@@ -1,0 +1,199 @@
+"""A probe of a loaded model: what rmkit computes from its hidden states against what its own forward pass returns.
+
+`run` takes hidden states from the base model and applies the unembedding, or the reward head, by itself. In most
+architectures that is all that the model's own forward pass does. Some do more in between (a norm, a scale, a second
+head), and some number positions or mask padding in their own way. The probe runs both on a few tokens and refuses a
+model for which they differ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rmkit import distributed
+from rmkit.attention import ARCHITECTURES, layout_of
+from rmkit.batching import Batch, laid_out, pad
+from rmkit.encoding import TokenSequence
+from rmkit.errors import RmkitError
+from rmkit.language_model import next_token_logits, only_read, response_token_log_probs, run
+from rmkit.losses import at_least_float32
+from rmkit.reward_models.base import RewardModel
+
+_PROMPT, _RESPONSE, _CUT = 20, 8, 3
+_SAME, _SAME_HALF = 1e-4, 2**-6
+_LAYOUT, _LAYOUT_HALF = 1e-3, 1e-1
+"""Tolerances, relative to the largest logit or score: the same arithmetic, and the model's own layout; the second of
+each for bfloat16. The model's own logits are rounded to 8 bits there, and layouts add in another order."""
+
+
+def probe_sequences(tokenizer: PreTrainedTokenizerBase) -> list[TokenSequence]:
+    """Two responses to one prompt, of equal length, from tokens of the vocabulary that are not special."""
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    plain = [token for token in range(len(tokenizer)) if token not in special]
+    ids = [plain[7919 * number % len(plain)] for number in range(_PROMPT + 2 * _RESPONSE)]
+    prompt, responses = ids[:_PROMPT], (ids[_PROMPT:-_RESPONSE], ids[-_RESPONSE:])
+    return [TokenSequence(prompt + response, _PROMPT) for response in responses]
+
+
+def check_classifier(name: str, config: PretrainedConfig, trust_remote_code: bool = False) -> None:
+    """Refuse, before weights load, what cannot be an explicit reward model: <u, h> is one vector u and nothing else.
+
+    Raises:
+        RmkitError: if a classifier has not one label, if transformers has none for the architecture, or if its head is
+            not a linear layer `score` without bias.
+    """
+    is_classifier = any(each.endswith("ForSequenceClassification") for each in config.architectures or [])
+    if is_classifier and config.num_labels != 1:
+        raise RmkitError(
+            f"{name} is a classifier with {config.num_labels} labels; a reward model has one.",
+            "Give a classifier with one label, or a language model to train one from.",
+        )
+    config = copy.deepcopy(config)
+    config.num_labels = 1
+    try:
+        with distributed.unsharded(), torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
+    except ValueError:
+        raise RmkitError(
+            f"{name}: transformers has no sequence classifier for the architecture {config.model_type}.",
+            "Use --type implicit or generative (reward_model.type), or a model of another architecture.",
+        ) from None
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        raise RmkitError(
+            f"{name}: {type(model).__name__} ({config.model_type}) has another head than one linear layer `score`.",
+            _OTHER,
+        )
+
+
+def check_forward(
+    model: nn.Module,
+    reward_model: RewardModel,
+    *,
+    half: bool = False,
+    sequences: Sequence[TokenSequence] | None = None,
+) -> None:
+    """Compare log-probabilities, or explicit rewards, of a few tokens with those of the model's own forward pass.
+
+    Three short passes: the model's own, rmkit's on the same rows, and rmkit's in the model's own layout with
+    `only_read`, as scoring does it. All processes call it together (ZeRO-3).
+
+    Args:
+        model: bound (`rmkit.language_model.bind`), wrapped or not.
+        half: whether it computes in bfloat16, or under autocast.
+        sequences: of one length and one prompt; from the tokenizer's vocabulary if left out.
+
+    Raises:
+        RmkitError: if they differ, or if one of the passes fails.
+    """
+    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    name = f"{type(inner).__name__} ({inner.config.get_text_config().model_type})"
+    sequences = sequences or probe_sequences(reward_model.encoder.tokenizer)
+    state = PartialState()
+    device = next(model.parameters()).device if state.num_processes == 1 else state.device
+    pad_token_id = reward_model.encoder.tokenizer.pad_token_id
+    batch = {key: value.to(device) for key, value in pad(sequences, pad_token_id).items()}
+    cut = [sequences[0], TokenSequence(sequences[1].ids[:-_CUT], sequences[1].response_start)]
+    layout = layout_of(model)
+    cut_batch = {key: value.to(device) for key, value in laid_out(cut, layout, pad_token_id).items()}
+    head, read = (_scores, "response") if reward_model.head else (_log_probs, "predictor")
+
+    tested = inner.config.get_text_config().model_type in ARCHITECTURES
+    with _evaluating(model), contextlib.nullcontext() if tested else _refusing(name):
+        logits = at_least_float32(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits)
+        ours = run(model, head, batch)
+        with only_read(model, cut_batch[read].unique()):
+            in_layout = run(model, head, cut_batch)
+    tokens = len(batch["response"])
+    if reward_model.head:
+        own, same, scale = logits.flatten(), ours.view(len(sequences), -1)[:, -1], ours.abs().max()
+    else:
+        own, same = _own_log_probs(logits, batch), ours
+        scale = logits[logits.isfinite()].abs().max() if logits.isfinite().any() else logits.new_tensor(torch.nan)
+    if not scale.isfinite():
+        raise RmkitError(f"{name} gives values that are not finite, in its own forward pass too.", _DAMAGED)
+    if (off := _difference(same, own)) > (_SAME_HALF if half else _SAME) * float(scale):
+        what = "rewards" if reward_model.head else "log-probabilities"
+        raise RmkitError(
+            f"{name} computes more than rmkit knows of: its own {what} differ from rmkit's by up to {off:.3g}.", _OTHER
+        )
+    if (off := _difference(in_layout[: tokens - _CUT], ours[: tokens - _CUT])) > (
+        _LAYOUT_HALF if half else _LAYOUT
+    ) * float(scale):
+        if layout == "shared":
+            raise RmkitError(
+                f"{name} gives other values in the layout shared than for each sequence alone, by up to {off:.3g}.",
+                "Set the layout to padded (--layout padded; layout: padded in a recipe).",
+            )
+        raise RmkitError(
+            f"{name} is not causal: what comes after a token, or padding, changes its values by up to {off:.3g}.",
+            _OTHER,
+        )
+
+
+_OTHER = "Use a model of another architecture, such as Llama, Qwen or Gemma."
+_DAMAGED = "Its weights are damaged: fetch or save it again."
+
+
+def _log_probs(model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
+    """Log-probabilities of the responses' tokens, then of all tokens after each sequence, by rmkit's two ways."""
+    after = torch.log_softmax(next_token_logits(model, hidden[batch["last"]]), dim=-1)
+    return torch.cat([response_token_log_probs(model, hidden, batch), after.flatten()])
+
+
+def _own_log_probs(logits: Tensor, batch: Batch) -> Tensor:
+    """The same from the model's own logits [sequences, tokens, vocabulary]."""
+    log_probs = torch.log_softmax(logits, dim=-1).flatten(0, 1)
+    tokens = batch["input_ids"].flatten()[batch["response"]]
+    return torch.cat([log_probs[batch["predictor"], tokens], log_probs[batch["last"]].flatten()])
+
+
+def _scores(model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
+    """What the reward head says of each token of the responses; the model's own is that of the last."""
+    return torch.as_tensor(model.score(hidden[batch["response"]]))[:, 0]
+
+
+def _difference(ours: Tensor, own: Tensor) -> float:
+    """The largest difference; equal infinities differ by 0, and what is not a number by infinity."""
+    if ours.shape != own.shape:
+        return torch.inf
+    difference = torch.where(ours == own, 0.0, (ours.double() - own.double()).abs())
+    return float(difference.nan_to_num(nan=torch.inf).max())
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+@contextlib.contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """What the forward pass of an untested architecture raises, as a refusal; lack of memory is another matter."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (
+        ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError,
+        ValueError,
+    ) as error:  # fmt: skip
+        first = next(iter(str(error).strip().splitlines()), "")
+        raise RmkitError(f"{name} cannot be run by rmkit: {type(error).__name__}: {first[:200]}", _OTHER) from error
