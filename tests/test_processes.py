@@ -211,10 +211,13 @@ def test_signals_reach_the_processes_once(recipe, tmp_path, number, code, proces
     command = [*RMKIT, "train", str(recipe), *saving, "--num-processes", processes]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
-        assert process.stdout is not None
-        assert any("in training" in line for line in process.stdout)
-        process.send_signal(number)
-        process.communicate(timeout=120)
+        try:
+            assert process.stdout is not None
+            assert any("in training" in line for line in process.stdout)
+            process.send_signal(number)
+            process.communicate(timeout=120)
+        finally:
+            process.kill()  # its processes end when they miss it
     assert process.returncode == code
     lines = (tmp_path / "log").read_text().splitlines()
     assert len([line for line in lines if line.startswith("interrupted")]) == (number == signal.SIGINT)
