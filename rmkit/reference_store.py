@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def weights_identity(name: str, revision: str | None = None) -> str:
     if adapter is not None:
         return f"{_folder_identity(adapter.folder)}+{weights_identity(adapter.base, adapter.base_revision)}"
     folder = Path(name)
-    return _folder_identity(folder) if folder.is_dir() else f"{name}@{hub_commit(name, revision)}"
+    return _folder_identity(folder) if os.path.isdir(folder) else f"{name}@{hub_commit(name, revision)}"
 
 
 def _folder_identity(folder: Path) -> str:

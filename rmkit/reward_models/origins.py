@@ -35,7 +35,7 @@ class Origin(Section):
 def identify(origin: Origin, directory: Path) -> Origin:
     """With what a run records of it: the commit, or the digests and both paths. All processes call it together."""
     folder = Path(origin.name)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return Origin(
             name=os.path.abspath(folder),
             files=on_main_process(lambda: model_digests(folder)),
@@ -62,7 +62,7 @@ def locate(origin: Origin, directory: Path) -> Origin:
 
 def moved(origin: Origin | None, place: str) -> Origin:
     """The same model at the place that the user names: a folder, or a hub id that may end in @revision."""
-    hub_id, _, revision = (place, "", "") if Path(place).exists() else place.partition("@")
+    hub_id, _, revision = (place, "", "") if os.path.exists(place) else place.partition("@")
     return Origin(name=hub_id, revision=revision or None, files=origin.files if origin else None)
 
 
@@ -78,7 +78,7 @@ def check_there(role: str, origin: Origin, model: str) -> None:
     """
     if _holds_a_model(Path(origin.name)):
         return
-    local = Path(origin.name).exists() or os.path.isabs(origin.name) or origin.files is not None
+    local = os.path.exists(origin.name) or os.path.isabs(origin.name) or origin.files is not None
     try:
         if not local:
             hub_commit(origin.name, origin.revision)
@@ -101,7 +101,7 @@ def verify_origin(role: str, recorded: Origin | None, used: Origin, model: str) 
     if recorded is None or (recorded.files is None and not _COMMIT.fullmatch(recorded.revision or "")):
         return []  # nothing is known: saved by an rmkit that recorded nothing
     folder, files = Path(used.name), recorded.files
-    if folder.is_dir() != (files is not None):
+    if os.path.isdir(folder) != (files is not None):
         return [f"{used.name} could not be compared with the {role} of training: a folder against a hub repository."]
     if files is not None:
         changed = on_main_process(lambda: changed_files(files, model_digests(folder)))
@@ -123,7 +123,7 @@ def verify_tokenizer(recorded: Mapping[str, str] | None, model: str) -> None:
         RmkitError: if they are others, naming them.
     """
     folder = Path(model)
-    if recorded is None or not folder.is_dir():
+    if recorded is None or not os.path.isdir(folder):
         return
     changed = on_main_process(lambda: changed_files(recorded, tokenizer_digests(folder)))
     if changed:
@@ -134,4 +134,5 @@ def verify_tokenizer(recorded: Mapping[str, str] | None, model: str) -> None:
 
 
 def _holds_a_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in CONFIGS)
+    # os.path takes any text for a path, also one that is too long to be one.
+    return any(os.path.isfile(folder / name) for name in CONFIGS)

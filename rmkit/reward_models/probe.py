@@ -123,7 +123,9 @@ def check_forward(
         own, same = _own_log_probs(logits, batch), ours
         scale = logits[logits.isfinite()].abs().max() if logits.isfinite().any() else logits.new_tensor(torch.nan)
     if not scale.isfinite():
-        raise RmkitError(f"{name} gives values that are not finite, in its own forward pass too.", _DAMAGED)
+        raise RmkitError(
+            f"{inner.name_or_path}: {name} gives values that are not finite, in its own forward pass too.", _DAMAGED
+        )
     if (off := _difference(same, own)) > (_SAME_HALF if half else _SAME) * float(scale):
         what = "rewards" if reward_model.head else "log-probabilities"
         raise RmkitError(
@@ -144,7 +146,7 @@ def check_forward(
 
 
 _OTHER = "Use a model of another architecture, such as Llama, Qwen or Gemma."
-_DAMAGED = "Its weights are damaged: fetch or save it again."
+_DAMAGED = "Fetch or save it again; if its weights are finite, look at what its config.json says."
 
 
 def _log_probs(model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
