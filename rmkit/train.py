@@ -62,6 +62,7 @@ from rmkit.reload_check import PROBE_PAIRS, check_outputs, check_weights, probe_
 from rmkit.reward_models import RewardModel, reward_model, trainer_class
 from rmkit.reward_models.checkpoint import Origin, Record, load, load_model, save
 from rmkit.reward_models.origins import identify
+from rmkit.reward_models.probe import check_forward
 from rmkit.run_directory import FINAL, RunDirectory, write_json
 from rmkit.run_record import run_record
 from rmkit.trainers.scoring import ScoringCallback
@@ -129,6 +130,9 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
             processing_class=kind.encoder.tokenizer,
             peft_config=lora_config(recipe, kind),
         )
+    if not distributed.running_sharding(arguments).startswith("zero"):  # sharded, a model can be run only in training
+        with record.precision(arguments.device):
+            check_forward(trainer.model, kind, half=record.half)
     if state.is_main_process:
         run.claim(recipe.to_yaml(), overwrite, resume)  # only now: no mistake above costs an old run
     state.wait_for_everyone()

@@ -65,11 +65,11 @@ def test_logits_that_are_more_than_the_unembedding_are_refused(tmp_path, model_t
         assert error.value.remedy == "Use a model of another architecture, such as Llama, Qwen or Gemma."
 
 
-def test_training_such_a_model_is_refused_before_the_first_score(tmp_path, run):
+def test_training_such_a_model_is_refused_before_the_run_directory_is_taken(tmp_path, run):
     folder = save(tmp_path / "model", "granite", logits_scaling=4.0)
     with pytest.raises(RmkitError, match=r"\(granite\) computes more"):
         trained_from(folder, run)
-    assert not (tmp_path / "run" / "rewards").exists()
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
     reference = {"type": "implicit", "reference": str(folder), "beta": 0.1}
     with pytest.raises(RmkitError, match=r"\(granite\) computes more"):
         run("explicit", reward_model=reference)
