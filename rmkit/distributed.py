@@ -6,8 +6,10 @@ sharding goes through TrainingArguments.deepspeed; a `--config_file` given to ac
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,6 +241,26 @@ def _check_gpus(processes: int) -> None:
 def running_processes() -> int:
     """How many processes the launcher has started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextlib.contextmanager
+def skipping_teardown() -> Iterator[None]:
+    """Once the block has ended well, end a process of a distributed run before its libraries are torn down.
+
+    There DeepSpeed sometimes aborts, after all work is done, and the run would count as failed. What is registered with
+    `atexit` inside the block, by experiment trackers for example, still runs.
+    """
+    finished = False
+
+    def end() -> None:
+        if finished and PartialState().distributed_type != DistributedType.NO:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+
+    atexit.register(end)
+    yield
+    finished = True
 
 
 @contextlib.contextmanager

@@ -325,9 +325,9 @@ def main(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in output_dir.")] = False,
 ) -> None:
     """Train a reward model from a recipe."""
-    with reported():
+    with reported(), distributed.skipping_teardown():
         train(load_recipe(recipe, overrides or []), overwrite)
-        PartialState().destroy_process_group()  # left to the interpreter's exit, it sometimes aborts
+        PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

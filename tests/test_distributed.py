@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -319,23 +320,22 @@ DIST = pytest.mark.dist
 
 FEW_LOGITS_AT_ONCE = """
 import sys
-from accelerate import PartialState
-from rmkit import language_model
+from rmkit import distributed, language_model
 from rmkit.recipe import load_recipe
 from rmkit.train import train
 language_model._LOGITS_AT_ONCE = 3000  # 7 positions of this vocabulary
-train(load_recipe(sys.argv[1], sys.argv[2:]))
-PartialState().destroy_process_group()
+with distributed.skipping_teardown():
+    train(load_recipe(sys.argv[1], sys.argv[2:]))
 """
 
 SEVERAL_RUNS = """
 import sys
-from accelerate import PartialState
+from rmkit import distributed
 from rmkit.recipe import load_recipe
 from rmkit.train import train
-for path in sys.argv[1:]:
-    train(load_recipe(path))
-PartialState().destroy_process_group()
+with distributed.skipping_teardown():
+    for path in sys.argv[1:]:
+        train(load_recipe(path))
 """
 ONE_WEIGHT_IS_SAVED_WRONG = """
 import sys
@@ -350,6 +350,24 @@ train.save = wrong
 with reported():
     train.train(load_recipe(sys.argv[1], sys.argv[2:]))
 """
+
+
+ABORTS_AT_ITS_END = """
+import atexit, os, sys
+from accelerate import DistributedType, PartialState
+atexit.register(os.abort)
+from rmkit import distributed
+with distributed.skipping_teardown():
+    PartialState().distributed_type = DistributedType(sys.argv[1])
+    atexit.register(print, "tracker closed")
+"""
+
+
+@pytest.mark.parametrize(("kind", "code"), [("DEEPSPEED", 0), ("NO", -signal.SIGABRT)])
+def test_a_distributed_run_that_is_done_does_not_fail_at_its_exit(kind, code):
+    """The second case is the control: a process alone ends as Python ends it."""
+    ran = subprocess.run([sys.executable, "-c", ABORTS_AT_ITS_END, kind], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (code, "tracker closed\n")
 
 
 @pytest.fixture
