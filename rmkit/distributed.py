@@ -67,11 +67,8 @@ def launch_options(name: str | None, processes: int) -> list[str]:
     # Other types of configuration than DeepSpeed's start one process, whatever their number, unless they are told so.
     several = ["--multi_gpu"] if processes > 1 and _sharding_of(config) == "none" else []
     port = [] if config.get("main_process_port") else ["--main_process_port", "0"]  # any free one
-    where = (
-        ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        if name is None
-        else ["--config_file", str(config_file(name))]
-    )
+    # Always a file: without one accelerate reads the user's own default, whatever `rmkit train` was told.
+    where = ["--config_file", str(config_file(name or "single_gpu"))]
     return [*several, *where, *port, "--num_processes", str(processes)]
 
 
@@ -177,6 +174,21 @@ def check_launcher() -> None:
     for variable in _REFUSED_VARIABLES:
         if os.environ.get(variable, "false").lower() in ("true", "1"):
             raise RmkitError(f"{variable} is set: rmkit does not support it.", f"Unset it. {_INSTEAD}")
+
+
+def check_precision(bf16: bool) -> None:
+    """Stop before anything is loaded if the launcher asks for another precision than the recipe, which decides it.
+
+    Raises:
+        RmkitError: naming it; autocast would be on, and neither scoring nor the saved model would know of it.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", "bf16" if bf16 else "no"):
+        leave = "mixed_precision: no in accelerate's configuration (or `accelerate launch --mixed_precision no`)"
+        raise RmkitError(
+            f"accelerate was told mixed_precision {asked}, and the recipe does not say so.",
+            f"Set training.bf16=true, or {leave}." if asked == "bf16" else f"Set {leave}.",
+        )
 
 
 def training_options(plan: Plan | None) -> dict[str, Any]:

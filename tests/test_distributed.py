@@ -126,6 +126,34 @@ def test_rmkit_train_and_its_processes_count_alike(monkeypatch, name, gpus):
     distributed.check_processes(distributed.plan(recipe()), count)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"distributed_type": "FSDP", "num_processes": 2, "fsdp_config": {"fsdp_version": 2}},
+        {"distributed_type": "DEEPSPEED", "num_processes": 2, "deepspeed_config": {"zero_stage": 2}},
+        {"distributed_type": "NO", "num_processes": 1, "dynamo_config": {"dynamo_backend": "INDUCTOR"}},
+    ],
+    ids=lambda content: content["distributed_type"],
+)
+def test_rmkit_train_alone_ignores_what_accelerate_config_left(monkeypatch, tmp_path, content):
+    from accelerate.commands import launch
+
+    started = {}
+    for name in ("simple_launcher", "multi_gpu_launcher", "deepspeed_launcher"):
+        monkeypatch.setattr(launch, name, lambda args, name=name: started.update(vars(args), launcher=name))
+    default = tmp_path / "default_config.yaml"
+    common = {"compute_environment": "LOCAL_MACHINE", "num_machines": 1, "mixed_precision": "bf16"}
+    default.write_text(yaml.safe_dump(common | content))
+    monkeypatch.setattr(launch, "default_config_file", str(default))
+    for count, launcher in ((1, "simple_launcher"), (2, "multi_gpu_launcher")):
+        options = distributed.launch_options(None, count)
+        launch.launch_command(launch.launch_command_parser().parse_args([*options, "rmkit/train.py", "recipe.yaml"]))
+        assert (started["launcher"], started["num_processes"]) == (launcher, count)
+        assert (started["mixed_precision"], started["dynamo_backend"]) == ("no", "no")
+        assert not started["use_fsdp"]
+        assert not started["use_deepspeed"]
+
+
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(distributed, "visible_gpus", lambda: 2)
     with pytest.raises(RmkitError, match=r"4 processes for 2 visible GPUs. Give --num-processes 2"):
@@ -250,6 +278,18 @@ def test_a_cpu_is_used_whole_unless_somebody_says_otherwise(monkeypatch, command
     assert distributed.threads(2) == expected
     monkeypatch.setattr(distributed, "visible_gpus", lambda: 1)
     assert distributed.threads(2) is None
+
+
+@pytest.mark.parametrize(("asked", "mended"), [("bf16", {"bf16": True}), ("fp16", None), ("fp8", None)])
+def test_another_precision_than_the_recipes_is_an_error(monkeypatch, run, asked, mended):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    with pytest.raises(RmkitError, match=f"mixed_precision {asked}, and the recipe does not say so") as error:
+        run()
+    assert "mixed_precision: no" in error.value.remedy
+    assert ("training.bf16=true" in error.value.remedy) == (mended is not None)
+    if mended is None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert run(training=mended).record.exists()
 
 
 def test_another_sharding_than_asked_for_is_an_error():
