@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import json
 import math
 import types
 import typing
@@ -195,17 +196,13 @@ def training_options(training: Mapping[str, Any], source: str = "recipe") -> dic
     options = defaults | dict(training)
     of_transformers = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
     for key, (other, values) in _NEED_ANOTHER.items():
-        found = options.get(other, of_transformers[other])
-        if training.get(key) and found not in values:
+        if training.get(key) and options.get(other, of_transformers[other]) not in values:
+            wanted = " or ".join(map(json.dumps, values)).replace('"', "")
             raise RmkitError(
-                f"{source}: training.{key} is not used by training.{other} {_yaml(found)}.",
-                f"Set training.{other}={_yaml(values[0])}, or leave training.{key} out.",
+                f"{source}: training.{key} is used with training.{other} {wanted} only.",
+                f"Set training.{other}={wanted.partition(' ')[0]}, or leave training.{key} out.",
             )
     return options
-
-
-def _yaml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _check_value(key: str, value: Any, hint: Any) -> None:
