@@ -154,7 +154,10 @@ def plan(recipe: Recipe) -> Plan | None:
     explicit = os.environ.get(_CONFIG_FILE) or _option(command, "config_file")
     name = explicit or recipe.distributed
     if name is None:
-        return None if processes is None else Plan("--num_processes", int(processes), None, {})
+        sharding = _sharding_of_launcher()
+        if processes is None:
+            return None if sharding is None else Plan("accelerate", None, sharding, {})
+        return Plan("--num_processes", int(processes), sharding, {})
     config = read_config(name)
     if processes is not None:
         wanted: int | None = int(processes)
@@ -174,6 +177,8 @@ def check_launcher() -> None:
     for variable in _REFUSED_VARIABLES:
         if os.environ.get(variable, "false").lower() in ("true", "1"):
             raise RmkitError(f"{variable} is set: rmkit does not support it.", f"Unset it. {_INSTEAD}")
+    if os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none") != "none":
+        raise RmkitError("accelerate was given a file of DeepSpeed's own, which rmkit does not take.", _INSTEAD)
 
 
 def check_precision(bf16: bool) -> None:
@@ -352,6 +357,13 @@ def _sharding_of(config: Mapping[str, Any]) -> str:
     if config.get("distributed_type") == "DEEPSPEED":
         return f"zero{config['deepspeed_config']['zero_stage']}"
     return "none"
+
+
+def _sharding_of_launcher() -> str | None:
+    """What options of `accelerate launch` or its default configuration have set up; None but for DeepSpeed."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") != "true":
+        return None
+    return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', 2)}"  # accelerate's own default
 
 
 def _skip_shared_memory_build() -> None:

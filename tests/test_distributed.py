@@ -226,6 +226,20 @@ def test_variables_of_what_rmkit_does_not_do_are_refused(monkeypatch, run, varia
     assert distributed.launch_options("zero3", 2)
 
 
+def test_deepspeed_by_options_of_the_launcher_is_known(monkeypatch):
+    """`accelerate launch --use_deepspeed --zero_stage 3`, or its default configuration: the recipe names nothing."""
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    for command, processes in (["accelerate", "launch"], None), (["accelerate", "launch", "--num_processes=2"], 2):
+        monkeypatch.setattr(distributed, "launcher_command", lambda command=command: command)
+        plan = distributed.plan(recipe())
+        assert plan.uses_deepspeed
+        assert (plan.processes, plan.sharding) == (processes, "zero3")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "ds.json")
+    with pytest.raises(RmkitError, match=r"a file of DeepSpeed's own.*--config-file zero3"):
+        distributed.check_launcher()
+
+
 def test_tests_see_no_gpu_and_conftest_loads_no_torch_before_it_hides_them():
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
     command = [sys.executable, "-c", "import conftest, sys; sys.exit('torch' in sys.modules)"]
