@@ -240,6 +240,32 @@ def check_sharding(plan: Plan | None, arguments: Any) -> None:
         raise RmkitError(f"{plan.name} asks for sharding {plan.sharding}, but the run has {sharding}.", _remedy(plan))
 
 
+def check_deepspeed(arguments: Any) -> None:
+    """Stop before weights load if the launcher tells DeepSpeed what the recipe decides, or not to save the model.
+
+    Raises:
+        RmkitError: naming the key of accelerate's configuration.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") != "true":
+        return
+    where = "under deepspeed_config in accelerate's configuration"
+    for key, ours, field in (
+        ("gradient_accumulation_steps", arguments.gradient_accumulation_steps, "training.batch_size"),
+        ("gradient_clipping", arguments.max_grad_norm, "training.max_grad_norm"),
+    ):
+        told = os.environ.get(f"ACCELERATE_{key.upper()}", "auto")
+        if told != "auto" and float(told) != ours:
+            raise RmkitError(
+                f"{key} is {told} {where}, and {ours} by the recipe.", f"Set it to auto: {field} decides it."
+            )
+    gathers = os.environ.get("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", "false") == "true"
+    if running_sharding(arguments) == "zero3" and not gathers:
+        raise RmkitError(
+            "ZeRO-3 was not told to gather the weights, so the trained model could not be saved.",
+            f"Set zero3_save_16bit_model: true {where} (or `accelerate launch --zero3_save_16bit_model true`).",
+        )
+
+
 def _remedy(plan: Plan) -> str:
     if plan.config.get("num_machines", 1) > 1:
         return _BY_HAND

@@ -178,6 +178,7 @@ def _training_arguments(recipe: Recipe) -> tuple[Any, distributed.Plan | None]:
     # With several GPUs in sight of one process, transformers would take all of them through DataParallel.
     arguments._n_gpu = min(1, arguments.n_gpu)
     distributed.check_sharding(plan, arguments)
+    distributed.check_deepspeed(arguments)
     return arguments, plan
 
 

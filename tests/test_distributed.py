@@ -316,6 +316,28 @@ def test_another_sharding_than_asked_for_is_an_error():
     distributed.check_sharding(plan, SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3)))
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "mended", "said"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1", "auto", "gradient_accumulation_steps is 1 .* 2 by the recipe"),
+        ("ACCELERATE_GRADIENT_CLIPPING", "1.0", "auto", r"gradient_clipping is 1\.0 .* 0\.0 by the recipe"),
+        ("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", "false", "true", "not told to gather"),
+    ],
+)
+def test_what_the_launcher_tells_deepspeed_is_what_the_recipe_says(monkeypatch, variable, value, mended, said):
+    """Found after training, or by transformers at its first step, otherwise."""
+    plugin = SimpleNamespace(zero_stage=3)
+    arguments = SimpleNamespace(deepspeed_plugin=plugin, gradient_accumulation_steps=2, max_grad_norm=0.0)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", "true")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(RmkitError, match=said) as error:
+        distributed.check_deepspeed(arguments)
+    assert mended in error.value.remedy
+    monkeypatch.setenv(variable, mended)
+    distributed.check_deepspeed(arguments)
+
+
 def test_an_unknown_configuration_names_the_known_ones():
     with pytest.raises(RmkitError, match="neither a file nor one of cpu, cpu_zero3, ddp"):
         distributed.plan(recipe(distributed="zero4"))
