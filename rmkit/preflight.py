@@ -30,7 +30,7 @@ from rmkit.encoding import ChatEncoder
 from rmkit.errors import RmkitError
 from rmkit.recipe import Recipe, training_arguments
 from rmkit.reward_models import RewardModel
-from rmkit.reward_models.checkpoint import Record, keep_generation_config, read_record, save
+from rmkit.reward_models.checkpoint import Origin, Record, check_reference, keep_generation_config, read_record, save
 from rmkit.run_directory import RunDirectory
 from rmkit.vocabulary import load_tokenizer
 
@@ -79,6 +79,9 @@ def preflight(
     sharding = (plan.sharding if plan else None) or distributed.running_sharding(arguments)
     _check_sharding(plan, sharding)
     steps_per_epoch, steps = training_steps(recipe, pairs)
+    if kind.reference not in (None, "base"):
+        revision = kind.settings.reference_revision
+        check_reference(kind, record.reference or Origin(name=str(kind.reference), revision=revision))
     with distributed.unsharded():
         model = empty_model(recipe, kind, config)
     notes = check_training(arguments, model, steps)

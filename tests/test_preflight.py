@@ -173,6 +173,21 @@ def test_adapters_without_a_module_are_refused(recipe):
     assert tried(recipe(lora={"target_modules": ["q_proj"]})) == []
 
 
+def test_a_reference_that_is_not_there_or_counts_tokens_otherwise_is_refused(recipe, models, tmp_path):
+    def given(name):
+        return recipe(reward_model={"type": "implicit", "reference": str(name)})
+
+    for missing in ("/no/such", "nobody/nothing"):
+        assert missing in refusal(given(missing)).cause
+        with pytest.raises(RmkitError, match=missing):
+            train(load_recipe(given(missing)))
+    assert not (tmp_path / "runs").exists()
+    other = refusal(given(models["gpt_neox"]))
+    assert "another tokenizer" in other.cause
+    assert "Give the model that training started from" in other.remedy
+    assert tried(given(models["qwen2"])) == []
+
+
 def test_offloading_to_nvme_is_refused(recipe):
     def plan(device):
         return distributed.Plan("mine", 1, "zero3", {"deepspeed_config": {"offload_param_device": device}})
