@@ -137,7 +137,7 @@ def _saves(arguments: Any, steps: int, steps_per_epoch: int) -> int:
             return 0
 
 
-def check_room(path: Path, folder: Path, needed: Room) -> list[str]:
+def check_room(path: Path, folder: Path, needed: Room, resume: bool = False) -> list[str]:
     """Compare with the free bytes at `folder`, which lies in `path`; what is there now is replaced or counted already.
 
     Returns:
@@ -148,7 +148,8 @@ def check_room(path: Path, folder: Path, needed: Room) -> list[str]:
     """
     free = shutil.disk_usage(folder).free + sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
     if needed.least > free:
-        fewer = ", or set training.save_total_limit or save_only_model" if needed.checkpoints else ""
+        only_model = "" if resume else " or save_only_model"  # nothing to go on from
+        fewer = f", or set training.save_total_limit{only_model}" if needed.checkpoints else ""
         raise RmkitError(
             f"output_dir {path} has room for {gib(free)}, and the run writes {needed}.",
             f"Make room, or give another output_dir{fewer}.",

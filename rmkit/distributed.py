@@ -69,11 +69,8 @@ def launch_options(name: str | None, processes: int) -> list[str]:
     # Other types of configuration than DeepSpeed's start one process, whatever their number, unless they are told so.
     several = ["--multi_gpu"] if processes > 1 and _sharding_of(config) == "none" else []
     port = [] if config.get("main_process_port") else ["--main_process_port", "0"]  # any free one
-    where = (
-        ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        if name is None
-        else ["--config_file", str(config_file(name))]
-    )
+    # Always a file: without one accelerate reads the user's own default, whatever `rmkit train` was told.
+    where = ["--config_file", str(config_file(name or "single_gpu"))]
     return [*several, *where, *port, "--num_processes", str(processes)]
 
 
@@ -159,7 +156,10 @@ def plan(recipe: Recipe) -> Plan | None:
     explicit = os.environ.get(_CONFIG_FILE) or _option(command, "config_file")
     name = explicit or recipe.distributed
     if name is None:
-        return None if processes is None else Plan("--num_processes", int(processes), None, {})
+        sharding = _sharding_of_launcher()
+        if processes is None:
+            return None if sharding is None else Plan("accelerate", None, sharding, {})
+        return Plan("--num_processes", int(processes), sharding, {})
     config = read_config(name)
     if processes is not None:
         wanted: int | None = int(processes)
@@ -179,6 +179,23 @@ def check_launcher() -> None:
     for variable in _REFUSED_VARIABLES:
         if os.environ.get(variable, "false").lower() in ("true", "1"):
             raise RmkitError(f"{variable} is set: rmkit does not support it.", f"Unset it. {_INSTEAD}")
+    if os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none") != "none":
+        raise RmkitError("accelerate was given a file of DeepSpeed's own, which rmkit does not take.", _INSTEAD)
+
+
+def check_precision(bf16: bool) -> None:
+    """Stop before anything is loaded if the launcher asks for another precision than the recipe, which decides it.
+
+    Raises:
+        RmkitError: naming it; autocast would be on, and neither scoring nor the saved model would know of it.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", "bf16" if bf16 else "no"):
+        leave = "mixed_precision: no in accelerate's configuration (or `accelerate launch --mixed_precision no`)"
+        raise RmkitError(
+            f"accelerate was told mixed_precision {asked}, and the recipe does not say so.",
+            f"Set training.bf16=true, or {leave}." if asked == "bf16" else f"Set {leave}.",
+        )
 
 
 def training_options(plan: Plan | None) -> dict[str, Any]:
@@ -223,6 +240,32 @@ def check_sharding(plan: Plan | None, arguments: Any) -> None:
     sharding = running_sharding(arguments)
     if plan is not None and plan.sharding not in (None, sharding):
         raise RmkitError(f"{plan.name} asks for sharding {plan.sharding}, but the run has {sharding}.", _remedy(plan))
+
+
+def check_deepspeed(arguments: Any) -> None:
+    """Stop before weights load if the launcher tells DeepSpeed what the recipe decides, or not to save the model.
+
+    Raises:
+        RmkitError: naming the key of accelerate's configuration.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") != "true":
+        return
+    where = "under deepspeed_config in accelerate's configuration"
+    for key, ours, field in (
+        ("gradient_accumulation_steps", arguments.gradient_accumulation_steps, "training.batch_size"),
+        ("gradient_clipping", arguments.max_grad_norm, "training.max_grad_norm"),
+    ):
+        told = os.environ.get(f"ACCELERATE_{key.upper()}", "auto")
+        if told != "auto" and float(told) != ours:
+            raise RmkitError(
+                f"{key} is {told} {where}, and {ours} by the recipe.", f"Set it to auto: {field} decides it."
+            )
+    gathers = os.environ.get("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", "false") == "true"
+    if running_sharding(arguments) == "zero3" and not gathers:
+        raise RmkitError(
+            "ZeRO-3 was not told to gather the weights, so the trained model could not be saved.",
+            f"Set zero3_save_16bit_model: true {where} (or `accelerate launch --zero3_save_16bit_model true`).",
+        )
 
 
 def _remedy(plan: Plan) -> str:
@@ -362,6 +405,13 @@ def _sharding_of(config: Mapping[str, Any]) -> str:
     if config.get("distributed_type") == "DEEPSPEED":
         return f"zero{config['deepspeed_config']['zero_stage']}"
     return "none"
+
+
+def _sharding_of_launcher() -> str | None:
+    """What options of `accelerate launch` or its default configuration have set up; None but for DeepSpeed."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") != "true":
+        return None
+    return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', 2)}"  # accelerate's own default
 
 
 def _skip_shared_memory_build() -> None:

@@ -30,7 +30,7 @@ from rmkit.encoding import ChatEncoder
 from rmkit.errors import RmkitError
 from rmkit.recipe import Recipe, training_arguments
 from rmkit.reward_models import RewardModel
-from rmkit.reward_models.checkpoint import Record, keep_generation_config, read_record, save
+from rmkit.reward_models.checkpoint import Origin, Record, check_reference, keep_generation_config, read_record, save
 from rmkit.run_directory import RunDirectory
 from rmkit.vocabulary import load_tokenizer
 
@@ -79,12 +79,15 @@ def preflight(
     sharding = (plan.sharding if plan else None) or distributed.running_sharding(arguments)
     _check_sharding(plan, sharding)
     steps_per_epoch, steps = training_steps(recipe, pairs)
+    if kind.reference not in (None, "base"):
+        revision = kind.settings.reference_revision
+        check_reference(kind, record.reference or Origin(name=str(kind.reference), revision=revision))
     with distributed.unsharded():
         model = empty_model(recipe, kind, config)
     notes = check_training(arguments, model, steps)
     with scratch(recipe.output_dir, "output_dir", "Give another output_dir.") as folder:
         needed = room(recipe, model, record, arguments, sharding, steps, steps_per_epoch)
-        notes += check_room(recipe.output_dir, folder, needed)
+        notes += check_room(recipe.output_dir, folder, needed, recipe.resume == "auto")
         rehearse_save(folder, model, kind, record)
     if recipe.hub is not None:
         hub.check_access(
@@ -200,18 +203,27 @@ def _check_optimizer(arguments: Any, model: nn.Module, toy: nn.Module) -> torch.
         if not own:
             toy(torch.ones(1, 4, device=arguments.device)).sum().backward()
             optimizer.step()
-    if arguments.optim_args and not _uses_optim_args(arguments, model):
-        raise RmkitError(f"training.optim_args is not used by optim {name}.", "Leave training.optim_args out.")
+    for field in ("optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon"):
+        if not _is_used(field, arguments, model):
+            raise RmkitError(
+                f"training.{field} is not used by optim {name}.", f"Leave training.{field} out, or use another optim."
+            )
     return optimizer
 
 
-def _uses_optim_args(arguments: Any, model: nn.Module) -> bool:
-    given, arguments.optim_args = arguments.optim_args, None
+def _is_used(field: str, arguments: Any, model: nn.Module) -> bool:
+    """Whether the optimizer would be another one with a field's default; true if it has that already."""
+    given, default = getattr(arguments, field), type(arguments).__dataclass_fields__[field].default
+    if given == default:
+        return True
+    with_it = Trainer.get_optimizer_cls_and_kwargs(arguments, model)[1]
+    setattr(arguments, field, default)
     try:
-        without = Trainer.get_optimizer_cls_and_kwargs(arguments, model)[1]
+        return str(with_it) != str(Trainer.get_optimizer_cls_and_kwargs(arguments, model)[1])
+    except ValueError:  # some need their target modules
+        return True
     finally:
-        arguments.optim_args = given
-    return str(without) != str(Trainer.get_optimizer_cls_and_kwargs(arguments, model)[1])
+        setattr(arguments, field, given)
 
 
 def _check_schedule(arguments: Any, optimizer: torch.optim.Optimizer, steps: int) -> list[str]:

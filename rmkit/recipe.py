@@ -301,13 +301,19 @@ def training_arguments(recipe: Recipe, source: str = "recipe") -> dict[str, Any]
     """The keyword arguments for TrainingArguments; see `rmkit.training_options.training_options`.
 
     Raises:
-        RmkitError: as there, or if pushes are asked for at saves that do not happen.
+        RmkitError: as there; if pushes are asked for at saves that do not happen, or to go on from saves without the
+            optimizer's states, which would be another run.
     """
     options = training_options(recipe.training, source)
     if recipe.hub is not None and recipe.hub.push == "every_save" and options["save_strategy"] == "no":
         raise RmkitError(
             f"{source}: hub.push is every_save, but training.save_strategy is no.",
             "Give training.save_strategy steps or epoch, or hub.push end.",
+        )
+    if recipe.resume == "auto" and options.get("save_only_model"):
+        raise RmkitError(
+            f"{source}: resume is auto, but with training.save_only_model checkpoints hold no optimizer to go on with.",
+            "Set training.save_only_model=false, or resume=never.",
         )
     return options
 

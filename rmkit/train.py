@@ -177,10 +177,12 @@ def _training_arguments(recipe: Recipe) -> tuple[Any, distributed.Plan | None]:
     launch = distributed.training_options(plan)
     if recipe.base.dtype == "bfloat16" and plan is not None and plan.uses_deepspeed:
         launch["bf16"] = True  # DeepSpeed has one dtype for the whole model, float32 unless it is told
+    distributed.check_precision(bool(launch.get("bf16") or recipe.training.get("bf16")))
     arguments = trainer_arguments(recipe, processes, **launch)
     # With several GPUs in sight of one process, transformers would take all of them through DataParallel.
     arguments._n_gpu = min(1, arguments.n_gpu)
     distributed.check_sharding(plan, arguments)
+    distributed.check_deepspeed(arguments)
     return arguments, plan
 
 

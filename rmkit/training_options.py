@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import json
 import math
 import types
 import typing
@@ -152,6 +153,16 @@ _BOUNDS: dict[str, Any] = {
 _NEED_A_METRIC = {"save_strategy": ["best"], "lr_scheduler_type": ["reduce_lr_on_plateau", "greedy"]}
 """Values that follow a metric of the Trainer's own evaluation, of which there is none: rmkit scores sets by itself."""
 
+_NEED_ANOTHER: dict[str, tuple[str, list[Any]]] = {
+    # fields that are read only where another has one of these values, the first of which a remedy names
+    "save_steps": ("save_strategy", ["steps"]),
+    "save_total_limit": ("save_strategy", ["steps", "epoch"]),
+    "save_only_model": ("save_strategy", ["steps", "epoch"]),
+    "logging_steps": ("logging_strategy", ["steps"]),
+    "activation_checkpointing_kwargs": ("activation_checkpointing", [True]),
+    "liger_kernel_config": ("use_liger_kernel", [True]),
+}
+
 
 def training_options(training: Mapping[str, Any], source: str = "recipe") -> dict[str, Any]:
     """The keyword arguments for TrainingArguments, rmkit's defaults under a recipe's `training:`.
@@ -182,7 +193,16 @@ def training_options(training: Mapping[str, Any], source: str = "recipe") -> dic
             )
     _check_reporters(training.get("report_to") or [], source)
     defaults = TRAINING_DEFAULTS | {"batch_size": BATCH_SIZE, "per_device_train_batch_size": MICRO_BATCH_SIZE}
-    return defaults | dict(training)
+    options = defaults | dict(training)
+    of_transformers = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+    for key, (other, values) in _NEED_ANOTHER.items():
+        if training.get(key) and options.get(other, of_transformers[other]) not in values:
+            wanted = " or ".join(map(json.dumps, values)).replace('"', "")
+            raise RmkitError(
+                f"{source}: training.{key} is used with training.{other} {wanted} only.",
+                f"Set training.{other}={wanted.partition(' ')[0]}, or leave training.{key} out.",
+            )
+    return options
 
 
 def _check_value(key: str, value: Any, hint: Any) -> None:

@@ -127,6 +127,34 @@ def test_rmkit_train_and_its_processes_count_alike(monkeypatch, name, gpus):
     distributed.check_processes(distributed.plan(recipe()), count)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"distributed_type": "FSDP", "num_processes": 2, "fsdp_config": {"fsdp_version": 2}},
+        {"distributed_type": "DEEPSPEED", "num_processes": 2, "deepspeed_config": {"zero_stage": 2}},
+        {"distributed_type": "NO", "num_processes": 1, "dynamo_config": {"dynamo_backend": "INDUCTOR"}},
+    ],
+    ids=lambda content: content["distributed_type"],
+)
+def test_rmkit_train_alone_ignores_what_accelerate_config_left(monkeypatch, tmp_path, content):
+    from accelerate.commands import launch
+
+    started = {}
+    for name in ("simple_launcher", "multi_gpu_launcher", "deepspeed_launcher"):
+        monkeypatch.setattr(launch, name, lambda args, name=name: started.update(vars(args), launcher=name))
+    default = tmp_path / "default_config.yaml"
+    common = {"compute_environment": "LOCAL_MACHINE", "num_machines": 1, "mixed_precision": "bf16"}
+    default.write_text(yaml.safe_dump(common | content))
+    monkeypatch.setattr(launch, "default_config_file", str(default))
+    for count, launcher in ((1, "simple_launcher"), (2, "multi_gpu_launcher")):
+        options = distributed.launch_options(None, count)
+        launch.launch_command(launch.launch_command_parser().parse_args([*options, "rmkit/train.py", "recipe.yaml"]))
+        assert (started["launcher"], started["num_processes"]) == (launcher, count)
+        assert (started["mixed_precision"], started["dynamo_backend"]) == ("no", "no")
+        assert not started["use_fsdp"]
+        assert not started["use_deepspeed"]
+
+
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(distributed, "visible_gpus", lambda: 2)
     with pytest.raises(RmkitError, match=r"4 processes for 2 visible GPUs. Give --num-processes 2"):
@@ -199,6 +227,20 @@ def test_variables_of_what_rmkit_does_not_do_are_refused(monkeypatch, run, varia
     assert distributed.launch_options("zero3", 2)
 
 
+def test_deepspeed_by_options_of_the_launcher_is_known(monkeypatch):
+    """`accelerate launch --use_deepspeed --zero_stage 3`, or its default configuration: the recipe names nothing."""
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    for command, processes in (["accelerate", "launch"], None), (["accelerate", "launch", "--num_processes=2"], 2):
+        monkeypatch.setattr(distributed, "launcher_command", lambda command=command: command)
+        plan = distributed.plan(recipe())
+        assert plan.uses_deepspeed
+        assert (plan.processes, plan.sharding) == (processes, "zero3")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "ds.json")
+    with pytest.raises(RmkitError, match=r"a file of DeepSpeed's own.*--config-file zero3"):
+        distributed.check_launcher()
+
+
 def test_tests_see_no_gpu_and_conftest_loads_no_torch_before_it_hides_them():
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
     command = [sys.executable, "-c", "import conftest, sys; sys.exit('torch' in sys.modules)"]
@@ -253,6 +295,18 @@ def test_a_cpu_is_used_whole_unless_somebody_says_otherwise(monkeypatch, command
     assert distributed.threads(2) is None
 
 
+@pytest.mark.parametrize(("asked", "mended"), [("bf16", {"bf16": True}), ("fp16", None), ("fp8", None)])
+def test_another_precision_than_the_recipes_is_an_error(monkeypatch, run, asked, mended):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    with pytest.raises(RmkitError, match=f"mixed_precision {asked}, and the recipe does not say so") as error:
+        run()
+    assert "mixed_precision: no" in error.value.remedy
+    assert ("training.bf16=true" in error.value.remedy) == (mended is not None)
+    if mended is None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert run(training=mended).record.exists()
+
+
 def test_another_sharding_than_asked_for_is_an_error():
     plan = distributed.plan(recipe(distributed="cpu_zero3"))
     running = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=2))
@@ -261,6 +315,28 @@ def test_another_sharding_than_asked_for_is_an_error():
     with pytest.raises(RmkitError, match="has none"):
         distributed.check_sharding(plan, SimpleNamespace(deepspeed_plugin=None))
     distributed.check_sharding(plan, SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3)))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "mended", "said"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1", "auto", "gradient_accumulation_steps is 1 .* 2 by the recipe"),
+        ("ACCELERATE_GRADIENT_CLIPPING", "1.0", "auto", r"gradient_clipping is 1\.0 .* 0\.0 by the recipe"),
+        ("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", "false", "true", "not told to gather"),
+    ],
+)
+def test_what_the_launcher_tells_deepspeed_is_what_the_recipe_says(monkeypatch, variable, value, mended, said):
+    """Found after training, or by transformers at its first step, otherwise."""
+    plugin = SimpleNamespace(zero_stage=3)
+    arguments = SimpleNamespace(deepspeed_plugin=plugin, gradient_accumulation_steps=2, max_grad_norm=0.0)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", "true")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(RmkitError, match=said) as error:
+        distributed.check_deepspeed(arguments)
+    assert mended in error.value.remedy
+    monkeypatch.setenv(variable, mended)
+    distributed.check_deepspeed(arguments)
 
 
 def test_an_unknown_configuration_names_the_known_ones():

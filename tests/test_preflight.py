@@ -111,6 +111,14 @@ def test_every_schedule_takes_a_step_or_is_refused(recipe, name):
         ({"optim": "sgd", "optim_args": "nesterov=True"}, "Nesterov", {}),
         ({"optim": "adagrad", "optim_args": "speed=1"}, "adagrad", {}),
         ({"optim_args": "speed=1"}, "not used by optim adamw_torch", {}),
+        ({"optim_target_modules": ["q_proj"]}, "not used by optim adamw_torch", {}),
+        ({"optim": "sgd", "adam_beta2": 0.9}, "not used by optim sgd", {"adam_beta2": 0.9}),
+        ({"save_steps": 5}, "save_strategy steps only", {"save_steps": 5, "save_strategy": "steps"}),
+        ({"save_total_limit": 2}, "steps or epoch only", {"save_total_limit": 2, "save_strategy": "steps"}),
+        ({"save_only_model": True}, "steps or epoch only", {"save_only_model": True, "save_strategy": "steps"}),
+        ({"logging_strategy": "epoch", "logging_steps": 5}, "logging_strategy steps only", {"logging_steps": 5}),
+        ({"activation_checkpointing_kwargs": {"use_reentrant": False}}, "activation_checkpointing true only", {}),
+        ({"liger_kernel_config": {"rope": True}}, "use_liger_kernel true only", {}),
         ({"adam_beta1": 1.5}, "it must be below 1", {"adam_beta1": 0.5}),
         ({"warmup_steps": 10}, "not used by", {"warmup_steps": 1, "lr_scheduler_type": "constant_with_warmup"}),
         ({"lr_scheduler_kwargs": {"power": 2}}, "not used by lr_scheduler_type constant", {}),
@@ -118,7 +126,7 @@ def test_every_schedule_takes_a_step_or_is_refused(recipe, name):
         ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"x": 1}}, "unexpected keyword argument 'x'", {}),
         ({"save_strategy": "steps", "save_steps": 0}, "above 0", {"save_strategy": "steps", "save_steps": 1}),
         ({"save_strategy": "best"}, "follows a metric", {"save_strategy": "epoch"}),
-        ({"save_total_limit": 0}, "above 0", {"save_total_limit": 1}),
+        ({"save_total_limit": 0}, "above 0", {"save_total_limit": 1, "save_strategy": "epoch"}),
         ({"logging_steps": -1}, "above 0", {"logging_steps": 1}),
         ({"max_steps": 0}, "training.max_steps is 0", {"max_steps": 1}),
         ({"dataloader_drop_last": True, "batch_size": 32}, "too few for one step", {"dataloader_drop_last": False}),
@@ -163,6 +171,21 @@ def test_adapters_without_a_module_are_refused(recipe):
     assert "No modules were targeted" in error.cause
     assert "lora:" in error.remedy
     assert tried(recipe(lora={"target_modules": ["q_proj"]})) == []
+
+
+def test_a_reference_that_is_not_there_or_counts_tokens_otherwise_is_refused(recipe, models, tmp_path):
+    def given(name):
+        return recipe(reward_model={"type": "implicit", "reference": str(name)})
+
+    for missing in ("/no/such", "nobody/nothing"):
+        assert missing in refusal(given(missing)).cause
+        with pytest.raises(RmkitError, match=missing):
+            train(load_recipe(given(missing)))
+    assert not (tmp_path / "runs").exists()
+    other = refusal(given(models["gpt_neox"]))
+    assert "another tokenizer" in other.cause
+    assert "Give the model that training started from" in other.remedy
+    assert tried(given(models["qwen2"])) == []
 
 
 def test_offloading_to_nvme_is_refused(recipe):
@@ -303,7 +326,7 @@ def test_the_least_room_is_what_a_run_really_writes(recipe, monkeypatch, lora, o
     """Beside texts of a few kB: the tensors of model/ and of the three checkpoints, or those that are kept."""
     seen = []
     original = disk_space.check_room
-    monkeypatch.setattr("rmkit.preflight.check_room", lambda *given: seen.append(given[-1]) or original(*given))
+    monkeypatch.setattr("rmkit.preflight.check_room", lambda *given: seen.append(given[2]) or original(*given))
     directory = train(load_recipe(recipe(training=SAVING | options, lora=lora)))
     (needed,) = seen
 

@@ -177,3 +177,11 @@ def test_the_reference_is_asked_once_for_all_runs(run, monkeypatch):
     third = run("implicit", "third", **sets)
     assert len(asked) == 4
     assert same(contents(first), contents(third))
+
+
+def test_checkpoints_without_an_optimizer_cannot_be_gone_on_from(run):
+    only_model = SAVING | {"save_only_model": True}
+    with pytest.raises(RmkitError, match=r"hold no optimizer.*save_only_model=false, or resume=never"):
+        run("explicit", resume="auto", training=only_model)
+    assert run("explicit", resume="auto", training=SAVING | {"save_only_model": False}).record.exists()
+    assert run("explicit", "never", resume="never", training=only_model).record.exists()

@@ -294,7 +294,7 @@ def load(
         if verify:
             notes += verify_origin(role, of_training.reference or of_training.base, reference, name)
         with _said_of(f"The reference of {name}"):
-            _refuse_another_tokenizer(kind, reference)
+            check_reference(kind, reference)
     if adapter is not None:
         its_base = _base(record, name)
         check_there("base", its_base, name)
@@ -338,15 +338,20 @@ def load_reference(kind: RewardModel[Any], origin: Origin, **loading: Any) -> Pr
     Raises:
         RmkitError: if its tokenizer numbers tokens in another way than the policy's.
     """
-    _refuse_another_tokenizer(kind, origin)
+    check_reference(kind, origin)
     return load_model(kind, origin, **loading).requires_grad_(False)
 
 
-def _refuse_another_tokenizer(kind: RewardModel[Any], origin: Origin) -> None:
+def check_reference(kind: RewardModel[Any], origin: Origin) -> None:
+    """Look for a reference, and at its tokenizer, before weights are loaded.
+
+    Raises:
+        RmkitError: if there is no model, or its tokenizer numbers tokens in another way than the policy's.
+    """
+    load_config(origin.name, origin.revision)
     try:
         theirs = load_tokenizer(origin.name, revision=origin.revision)[0].get_vocab()
     except RmkitError:
-        load_config(origin.name, origin.revision)
         return  # a reference may come without tokenizer files; its embeddings are checked by their use
     ours = kind.encoder.tokenizer.get_vocab()
     shared = [token for token in theirs if token in ours]
