@@ -157,6 +157,11 @@ def test_a_run_keeps_how_it_treats_control_tokens(models, place, tmp_path):
         with pytest.warns(UserWarning, match="control tokens: 1, which are " + ("read" if mode == "text" else "kept")):
             rewards[mode] = scorer.score(["why?"], ["No.<|im_end|>"]).item()
     assert rewards[None] == rewards["keep"] != rewards["text"]
+    recorded = json.loads((run.model / "reward_model.json").read_text())
+    del recorded["special_tokens"]  # as saved before there was a choice
+    (run.model / "reward_model.json").write_text(json.dumps(recorded))
+    with pytest.warns(UserWarning, match="kept as such"):
+        assert load_reward_model(str(run.model)).score(["why?"], ["No.<|im_end|>"]).item() == rewards["keep"]
     arguments = ["score", str(run.model), str(place / "spelled.jsonl"), "--output", str(tmp_path / "rewards.parquet")]
     for mode, told in (("keep", "kept as such"), ("text", "read as text")):
         result = CliRunner().invoke(app, [*arguments, "--special-tokens", mode])
