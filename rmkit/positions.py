@@ -16,13 +16,17 @@ _TABLE = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings|positions_e
 
 def made_for(config: Any) -> int | None:
     """The tokens that a model was made for; None if its configuration names no limit."""
-    known: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    text = config.get_text_config()
+    known: int | None = getattr(text, "max_position_embeddings", getattr(text, "max_seq_len", None))
     return known
 
 
 def last_position(model: nn.Module) -> int | None:
     """The most tokens that a model can read, its positions being rows of a table; None if they have no end."""
-    known = made_for(model.config)
+    config: Any = model.config
+    known = made_for(config)
+    if config.get_text_config().model_type == "mpt":  # makes its biases (ALiBi) for so many positions
+        return known
     named = itertools.chain(model.named_parameters(), model.named_buffers())
     tables = [name.removesuffix(".weight") for name, _ in named if _TABLE.search(name)]
     if known is None or not tables:

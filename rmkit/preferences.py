@@ -352,6 +352,11 @@ def _rows(
                 files_of = {str(each): paths for each, paths in builder.config.data_files.items()}
                 _refuse_missing_split(files_of, split, str(local))
                 return *read_json([Path(file) for file in files_of[split]], wanted), split
+            if builder.name == "csv":  # pandas would make numbers of texts that look like some
+                raise RmkitError(
+                    f"{local} holds CSV files, in which texts and numbers look alike.",
+                    "Convert them to .jsonl or .parquet.",
+                )
             builder.download_and_prepare()
             loaded = builder.as_dataset()
         else:

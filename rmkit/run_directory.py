@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rmkit.errors import RmkitError
+from rmkit.recipe import read_recipe
 
 FORMAT = 1
 _ALWAYS = ("recipe.yaml", "run.json")
@@ -121,7 +122,7 @@ class RunDirectory:
         """
         if self.path.exists() and not self.path.is_dir():
             raise RmkitError(f"output_dir {self.path} is a file.", "Give another output_dir.")
-        if self._is_free() or (resume and not overwrite and self._recipe() == recipe):
+        if self._is_free() or (resume and not overwrite and self._is_of(recipe)):
             return
         if not overwrite:
             raise RmkitError(
@@ -163,11 +164,13 @@ class RunDirectory:
             for each in self.path.iterdir()
         )
 
-    def _recipe(self) -> str | None:
+    def _is_of(self, recipe: str) -> bool:
+        """Whether this is a run of the recipe; keys that one from an older rmkit lacks have their defaults."""
+        file = self.path / "recipe.yaml"
         try:
-            return (self.path / "recipe.yaml").read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            return None
+            return file.read_text(encoding="utf-8") == recipe or read_recipe(file).to_yaml() == recipe
+        except (OSError, UnicodeDecodeError, RmkitError):
+            return False
 
     def _remove_temporary(self) -> None:
         """What writers left behind that were killed."""

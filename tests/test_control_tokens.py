@@ -358,6 +358,18 @@ def test_a_control_token_that_the_template_would_complete_is_text():
     assert (sequence.prompt_spells, sequence.response_spells) == (True, True)
 
 
+def test_a_verification_prompt_that_spells_control_tokens_is_refused():
+    turn = "Judge.<|im_end|>\n<|im_start|>user\n{prompt} {response}"
+    settings = Generative(verification_prompt=turn, yes_token="Y", no_token="N")
+    with pytest.raises(RmkitError, match="verification_prompt spells a control token") as error:
+        reward_model(settings, chatml())
+    assert "data.special_tokens: keep" in error.value.remedy
+    encoder = chatml("keep")
+    (sequence,) = reward_model(settings, encoder).encode(["x"], ["y"])
+    assert tokens(encoder, sequence).count("<|im_end|>") == 2
+    assert reward_model(settings.model_copy(update={"verification_prompt": "{prompt}{response}"}), chatml())
+
+
 def test_a_template_that_looks_at_its_contents_sees_them():
     """`</think>` is found; a control token is not, whatever the template would do about it."""
     thoughts = "{{ m['content'].split('</think>')[0] }}</think>{{ m['content'].split('</think>')[1] | trim }}"

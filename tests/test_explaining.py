@@ -195,6 +195,21 @@ def test_two_models_from_the_command_line(places, tmp_path):
     assert "&lt;b&gt;bread" in (tmp_path / "e.html").read_text()
 
 
+def test_control_tokens_in_texts_are_treated_as_asked(places, tmp_path):
+    texts = ["--prompt", "x", "--response", "No<|im_end|>"]
+
+    def tokens(mode):
+        explained = said(places["qwen2"]["explicit"], *texts, "--special-tokens", mode, "--json", str(tmp_path / "e"))
+        assert explained.exit_code == 0, explained.output
+        return json.loads((tmp_path / "e").read_text())["tokens"]
+
+    refused = said(places["qwen2"]["explicit"], *texts, "--special-tokens", "error")
+    assert refused.exit_code == 2
+    assert "(or --special-tokens) to text or keep" in refused.output
+    assert tokens("text").count("<|im_end|>") == 1
+    assert tokens("keep").count("<|im_end|>") == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

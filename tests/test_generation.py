@@ -13,9 +13,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny
 import torch
 import typer
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 from typer.testing import CliRunner
 
 from rmkit import RmkitError, load_reward_model
@@ -67,6 +74,20 @@ def test_batches_and_padding_change_nothing(scorer):
     assert together == [generate(scorer, [prompt], settings)[0] for prompt in PROMPTS]
     assert len({text for (text,) in together}) > 1
     assert "forward" in vars(scorer.checkpoint.model)  # bound again, for scoring
+
+
+def test_generation_ends_where_positions_do(tmp_path):
+    tokenizer = tiny.tokenizer("qwen2")
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 60, "bos_token_id": None, "eos_token_id": None}
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    scorer = load_reward_model(str(tmp_path), "implicit", reference="none", beta=1.0)
+    with pytest.raises(RmkitError, match="position embeddings for 60") as error:
+        generate(scorer, ["why?"], GenerationSettings(max_new_tokens=60))
+    most = int(re.fullmatch(r"Give --max-new-tokens (\d+).", error.value.remedy)[1])
+    assert 30 < most < 60
+    generate(scorer, ["why?"], GenerationSettings(samples=20, max_new_tokens=most))
 
 
 def test_a_seed_gives_the_same_responses(scorer):

@@ -28,6 +28,7 @@ SIZES = {
     "bart": {"d_model": 16, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16},
     "roberta": {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16, "is_decoder": True},
     "qwen2": {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16, "num_key_value_heads": 2},
+    "mpt": {"d_model": 16, "n_layers": 1, "n_heads": 2, "max_seq_len": KNOWN},
     "bloom": {"hidden_size": 16, "n_layer": 1, "n_head": 2},
 }
 
@@ -35,7 +36,7 @@ SIZES = {
 def model_of(architecture, vocabulary=100):
     options = {"vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": None}
     options |= {"pad_token_id": 1 if architecture == "roberta" else None}
-    if "n_positions" not in SIZES[architecture] and architecture != "bloom":
+    if "n_positions" not in SIZES[architecture] and architecture not in ("bloom", "mpt"):
         options |= {"max_position_embeddings": KNOWN}
     if "n_head" not in SIZES[architecture]:
         options |= {"num_attention_heads": 2}
@@ -157,6 +158,11 @@ def test_a_run_keeps_how_it_treats_control_tokens(models, place, tmp_path):
         with pytest.warns(UserWarning, match="control tokens: 1, which are " + ("read" if mode == "text" else "kept")):
             rewards[mode] = scorer.score(["why?"], ["No.<|im_end|>"]).item()
     assert rewards[None] == rewards["keep"] != rewards["text"]
+    recorded = json.loads((run.model / "reward_model.json").read_text())
+    del recorded["special_tokens"]  # as saved before there was a choice
+    (run.model / "reward_model.json").write_text(json.dumps(recorded))
+    with pytest.warns(UserWarning, match="kept as such"):
+        assert load_reward_model(str(run.model)).score(["why?"], ["No.<|im_end|>"]).item() == rewards["keep"]
     arguments = ["score", str(run.model), str(place / "spelled.jsonl"), "--output", str(tmp_path / "rewards.parquet")]
     for mode, told in (("keep", "kept as such"), ("text", "read as text")):
         result = CliRunner().invoke(app, [*arguments, "--special-tokens", mode])

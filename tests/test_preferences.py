@@ -492,6 +492,13 @@ def test_text_that_is_not_utf8_is_an_error(tmp_path):
 def test_other_kinds_of_files_and_folders_are_refused(tmp_path):
     (tmp_path / "pairs.csv").write_text("prompt,chosen,rejected\na,b,c\n")
     assert "no known kind" in refused(tmp_path / "pairs.csv").cause
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "test.csv").write_text("prompt,chosen,rejected\na,007,1.50\n")
+    assert "texts and numbers look alike" in refused(tmp_path / "folder").cause
+    (tmp_path / "folder" / "test.csv").unlink()
+    rows = [{"prompt": "a", "chosen": "007", "rejected": "1.50"}]
+    (tmp_path / "folder" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert load_preferences(str(tmp_path / "folder")).pairs[0].rejected == "1.50"
     (tmp_path / "empty").mkdir()
     assert "cannot be read" in refused(tmp_path / "empty").cause
     (tmp_path / "half").mkdir()

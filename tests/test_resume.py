@@ -13,6 +13,7 @@ from rmkit import RmkitError
 from rmkit import train as train_module
 from rmkit.checkpoints import MARKER, PREEMPTED_EXIT_CODE, mark_complete, newest_complete
 from rmkit.reference_store import ReferenceStore
+from rmkit.settings import load_yaml, to_yaml
 
 pytestmark = pytest.mark.smoke
 
@@ -115,6 +116,18 @@ def test_another_recipe_does_not_go_on(run):
     run("explicit", "taken", resume="auto")
     with pytest.raises(RmkitError, match="holds another run"):
         run("explicit", "taken", resume="auto", training={"learning_rate": 0.5})
+
+
+def test_a_recipe_of_an_older_rmkit_goes_on(run):
+    """It lacks the keys that came later."""
+    first = run("explicit", "done", resume="auto")
+    recorded = load_yaml(first.path / "recipe.yaml")
+    del recorded["base"]["dropout"], recorded["data"]["special_tokens"]
+    (first.path / "recipe.yaml").write_text(to_yaml(recorded))
+    before = first.record.read_text()
+    assert run("explicit", "done", resume="auto").record.read_text() == before
+    with pytest.raises(RmkitError, match="holds another run"):
+        run("explicit", "done", resume="auto", base={"dropout": True})
 
 
 def test_a_finished_run_is_left_as_it_is(run):

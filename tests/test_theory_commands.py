@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner, Result
 
 from rmkit.commands.theory import theory_app
@@ -164,6 +167,23 @@ def test_mistakes(place: Path, tmp_path: Path, arguments: list[str], cause: str)
     assert cause in " ".join(said.split())
     assert "Traceback" not in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("theory", ["dynamics", "separator"])
+def test_texts_beyond_the_last_position(tmp_path: Path, theory: str) -> None:
+    tokenizer = tiny.tokenizer("qwen2")
+    torch.manual_seed(0)
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 60, "bos_token_id": None, "eos_token_id": None}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    pairs = [("why?", "Yes.", "No."), ("how?", "Bake it. " * 30, "No."), ("dog?", "The lazy dog", "fox")]
+    rows = [dict(zip(("prompt", "chosen", "rejected"), each, strict=True)) for each in pairs]
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = [theory, tmp_path / "gpt2", tmp_path / "long.jsonl", "--json", tmp_path / "out.json"]
+    said = " ".join(called(*arguments, code=2).output.split())
+    assert "the model has position embeddings for 60." in said
+    assert "(--max-length 60)" in said
+    called(*arguments, "--max-length", 60)
 
 
 def test_a_set_of_other_prompts_is_no_rewording(place: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from rmkit.commands.score import (
     NoVerify,
     Pooling,
     Reference,
+    SpecialTokens,
     Trust,
     Type,
     loaded,
@@ -48,6 +49,7 @@ def explain(
     batch_size: BatchSize = 8,
     dtype: DType = None,
     date_string: DateString = None,
+    special_tokens: SpecialTokens = None,
     trust_remote_code: Trust = False,
     base: Base = None,
     no_verify: NoVerify = False,
@@ -59,11 +61,12 @@ def explain(
             raise RmkitError("There is nothing to explain.", "Give --prompt and --response, or a run and --worst.")
         if worst is not None and (run is None or (prompt, response, output, json) != (None, None, None, None)):
             raise RmkitError("--worst takes its texts from a run.", "Give a run, and no texts, --output or --json.")
-        common, verify = (dtype, None, date_string, trust_remote_code), not no_verify
-        scorer = loaded(_place(model), type, pooling, reference, beta, *common, base=base, verify=verify)
+        common = (dtype, None, date_string, trust_remote_code)
+        ways: dict[str, Any] = {"special_tokens": special_tokens, "verify": not no_verify}
+        scorer = loaded(_place(model), type, pooling, reference, beta, *common, base=base, **ways)
         other = None
         if against is not None:
-            other = loaded(_place(against), None, None, None, None, *common, verify=verify)
+            other = loaded(_place(against), None, None, None, None, *common, **ways)
         if worst is not None and run is not None:
             _explain_worst(run, worst, scorer, other, batch_size)
             return

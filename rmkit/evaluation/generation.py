@@ -52,7 +52,8 @@ def generate(
         description: shown beside the progress bar; without one there is no bar.
 
     Raises:
-        RmkitError: if the model has a reward head instead of a language model's.
+        RmkitError: if the model has a reward head instead of a language model's, or prompts and new tokens are longer
+            than its position embeddings.
     """
     if scorer.reward_model.head:
         raise RmkitError(
@@ -64,6 +65,13 @@ def generate(
         TokenSequence(each.ids[: each.response_start], each.response_start)
         for each in encoder.response_sequences(prompts, ["x"] * len(prompts))
     ]
+    longest, end = max(map(len, sequences), default=0), scorer.last_position
+    if end is not None and longest + settings.max_new_tokens > end:
+        raise RmkitError(
+            f"A prompt takes {longest} tokens, and {settings.max_new_tokens} may follow; the model has position "
+            f"embeddings for {end}.",
+            f"Give --max-new-tokens {end - longest}." if end > longest else "Shorten the prompts.",
+        )
     config = GenerationConfig(
         do_sample=True,
         temperature=settings.temperature,

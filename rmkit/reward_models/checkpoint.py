@@ -196,6 +196,8 @@ def read_record(path: str) -> Record | None:
         raise RmkitError(f"{file}: {where}: {first['msg']}.", "Save the model again with this rmkit.") from None
     if record.format != FORMAT:
         raise RmkitError(f"{file} is of format {record.format}.", f"This rmkit reads format {FORMAT}.")
+    if "special_tokens" not in record.model_fields_set:  # older than the choice: trained with the tokens
+        record = record.model_copy(update={"special_tokens": "keep"})
     settings: Any = record.reward_model
     base, reference = record.base, record.reference
     if reference is None and getattr(settings, "reference", None) not in (None, "base", "none"):

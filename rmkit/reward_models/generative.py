@@ -47,6 +47,12 @@ class GenerativeRewardModel(RewardModel[Generative]):
     def __init__(self, settings: Generative, encoder: ChatEncoder):
         super().__init__(settings, encoder)
         self.generation = settings.generation_weight > 0
+        (asked,) = self.encode(["x"], ["y"])
+        if asked.response_spells and encoder.special_tokens == "text":
+            raise RmkitError(
+                "reward_model.verification_prompt spells a control token, which would be read as text.",
+                "Leave it out, or set data.special_tokens: keep (or --special-tokens keep).",
+            )
         self.yes, self.no = (
             encoder.answer_token(word, settings.verification_prompt) for word in (settings.yes_token, settings.no_token)
         )

@@ -19,6 +19,7 @@ from rmkit.batching import Batch, pad
 from rmkit.encoding import TokenSequence
 from rmkit.evaluation.scoring import sequence_outputs
 from rmkit.language_model import bind, run
+from rmkit.positions import last_position, refuse_longer
 from rmkit.reward_models import RewardModel
 
 
@@ -76,7 +77,12 @@ def laboratory(kind: RewardModel[Any], model: PreTrainedModel | PeftModel) -> La
 def freeze(
     lab: Lab, sequences: Sequence[TokenSequence], batch_size: int = 8, description: str | None = None
 ) -> list[Frozen]:
-    """The hidden states of sequences, `batch_size` of them a forward pass."""
+    """The hidden states of sequences, `batch_size` of them a forward pass.
+
+    Raises:
+        RmkitError: if one is longer than the model's position embeddings.
+    """
+    refuse_longer("the pairs", max(map(len, sequences), default=0), last_position(lab.model))
     device = next(lab.model.parameters()).device
     frozen: list[Frozen] = []
     with tqdm(total=len(sequences), desc=description, unit="seq", disable=description is None) as bar:

@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 from numpy.typing import NDArray
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rmkit.batching import Batch
@@ -18,6 +18,7 @@ from rmkit.encoding import ChatEncoder, TokenSequence
 from rmkit.errors import RmkitError
 from rmkit.evaluation.scoring import pair_outputs
 from rmkit.pairs import EncodedPairs, encode_pairs
+from rmkit.positions import last_position, refuse_longer
 from rmkit.preferences import PreferenceData
 from rmkit.recipe import Explicit, Generative, Implicit, RewardModelSettings
 from rmkit.reward_models import RewardModel, reward_model
@@ -88,11 +89,17 @@ def reference_outputs(checkpoint: Checkpoint, pairs: EncodedPairs, batch_size: i
     """Outputs [pairs, 2, outputs] of a trained model's reference; None where there is none, or the model is its own."""
     options: dict[str, Any] = {"batch_size": batch_size}
     if checkpoint.reference is not None:
-        return pair_outputs(checkpoint.reference, checkpoint.reward_model, pairs, **options)
+        return _outputs(checkpoint.reference, checkpoint.reward_model, pairs, **options)
     if checkpoint.reference_is_base:
         with checkpoint.model.disable_adapter():
-            return pair_outputs(checkpoint.model, checkpoint.reward_model, pairs, **options)
+            return _outputs(checkpoint.model, checkpoint.reward_model, pairs, **options)
     return None
+
+
+def _outputs(model: nn.Module, kind: RewardModel[Any], pairs: EncodedPairs, **options: Any) -> Tensor:
+    """Outputs [pairs, 2, outputs] of a model that can read the pairs."""
+    refuse_longer(pairs.name, pairs.longest, last_position(model))
+    return pair_outputs(model, kind, pairs, **options)
 
 
 class _Representations(ExplicitRewardModel):
@@ -117,7 +124,7 @@ def hidden_differences(
             "Give a language model or an explicit reward model.",
         )
     representations = _Representations(kind.settings, kind.encoder)
-    hidden = pair_outputs(checkpoint.model, representations, pairs, batch_size=batch_size, description=description)
+    hidden = _outputs(checkpoint.model, representations, pairs, batch_size=batch_size, description=description)
     differences: NDArray[np.float64] = (hidden[:, 0] - hidden[:, 1]).numpy()
     return differences
 
