@@ -116,11 +116,9 @@ def check_forward(
     cut_batch = {key: value.to(device) for key, value in laid_out(cut, layout, pad_token_id).items()}
     head, read = (_scores, "response") if reward_model.head else (_log_probs, "predictor")
 
-    refusing, own_pass = _refusing(f"{name} cannot be run by rmkit", _OTHER), contextlib.nullcontext()
-    if architecture in ARCHITECTURES:  # rmkit's own errors stay tracebacks; what else fails is the folder's fault
-        refusing, own_pass = own_pass, _refusing(f"{name} fails in its own forward pass", _DAMAGED)
-    with _evaluating(model), refusing:
-        with own_pass:
+    tested = architecture in ARCHITECTURES  # what rmkit's passes raise there is rmkit's error, and stays a traceback
+    with _evaluating(model), contextlib.nullcontext() if tested else _refusing(f"{name} cannot be run by rmkit", _OTHER):
+        with _refusing(f"{name} fails in its own forward pass", _DAMAGED) if tested else contextlib.nullcontext():
             found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
             logits = at_least_float32(found.logits)
         ours = run(model, head, batch)
