@@ -247,7 +247,7 @@ def test_the_base_of_an_adapter_is_part_of_what_a_run_knows(base, adapter, run, 
     start = run("implicit", base={"name": str(adapter)}, training={"max_steps": 1}).model
     expected = rewards(start)
     below = below.rename(tmp_path / "moved")
-    with pytest.raises(RmkitError, match="base of the adapter .* is missing") as error:
+    with pytest.raises(RmkitError, match=r"base of the adapter .* is missing") as error:
         rewards(start)
     assert "Set base_model_name_or_path in" in error.value.remedy
     change_config(adapter, base_model_name_or_path=str(below))

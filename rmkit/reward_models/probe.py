@@ -117,8 +117,9 @@ def check_forward(
     head, read = (_scores, "response") if reward_model.head else (_log_probs, "predictor")
 
     tested = architecture in ARCHITECTURES  # what rmkit's passes raise there is rmkit's error, and stays a traceback
-    with _evaluating(model), contextlib.nullcontext() if tested else _refusing(f"{name} cannot be run by rmkit", _OTHER):
-        with _refusing(f"{name} fails in its own forward pass", _DAMAGED) if tested else contextlib.nullcontext():
+    untested, own = _refusing(f"{name} cannot be run by rmkit", _OTHER), _refusing(f"{name} cannot be run", _DAMAGED)
+    with _evaluating(model), contextlib.nullcontext() if tested else untested:
+        with own if tested else contextlib.nullcontext():
             found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
             logits = at_least_float32(found.logits)
         ours = run(model, head, batch)
