@@ -9,7 +9,15 @@ from pathlib import Path
 
 from rmkit.adapters import chain
 from rmkit.errors import RmkitError
-from rmkit.identity import CONFIGS, changed_files, hub_commit, model_digests, on_main_process, tokenizer_digests
+from rmkit.identity import (
+    CONFIGS,
+    Digests,
+    changed_files,
+    hub_commit,
+    model_digests,
+    on_main_process,
+    tokenizer_digests,
+)
 from rmkit.publication import BASE, REFERENCE
 from rmkit.settings import Section
 
@@ -33,6 +41,12 @@ class Origin(Section):
     files: dict[str, str] | None = None
     relative: str | None = None
     bases: dict[str, str] | None = None
+
+    @property
+    def digests(self) -> Digests:
+        """All that tells it from a changed one: sha256 by file, and the commit."""
+        commit = {} if self.revision is None else {"commit": self.revision}
+        return (self.files or {}) | (self.bases or {}) | commit
 
 
 def identify(origin: Origin, directory: Path) -> Origin:
@@ -78,10 +92,10 @@ def locate(origin: Origin, directory: Path) -> Origin:
     return origin if found is None else origin.model_copy(update={"name": str(found)})
 
 
-def moved(origin: Origin | None, place: str) -> Origin:
-    """The same model at the place that the user names: a folder, or a hub id that may end in @revision."""
+def moved(place: str) -> Origin:
+    """A model at the place that the user names: a folder, or a hub id that may end in @revision."""
     hub_id, _, revision = (place, "", "") if os.path.exists(place) else place.partition("@")
-    return Origin(name=hub_id, revision=revision or None, files=origin.files if origin else None)
+    return Origin(name=hub_id, revision=revision or None)
 
 
 def check_there(role: str, origin: Origin, model: str) -> None:

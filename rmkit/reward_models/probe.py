@@ -117,9 +117,12 @@ def check_forward(
     head, read = (_scores, "response") if reward_model.head else (_log_probs, "predictor")
 
     tested = architecture in ARCHITECTURES  # what rmkit's passes raise there is rmkit's error, and stays a traceback
-    untested, own = _refusing(f"{name} cannot be run by rmkit", _OTHER), _refusing(f"{name} cannot be run", _DAMAGED)
+    untested, own_pass = (
+        _refusing(f"{name} cannot be run by rmkit", _OTHER),
+        _refusing(f"{name} cannot be run", _DAMAGED),
+    )
     with _evaluating(model), contextlib.nullcontext() if tested else untested:
-        with own if tested else contextlib.nullcontext():
+        with own_pass if tested else contextlib.nullcontext():
             found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
             logits = at_least_float32(found.logits)
         ours = run(model, head, batch)
