@@ -206,9 +206,7 @@ def test_a_hub_id_is_a_place_too(place, trained, monkeypatch):
         shutil.rmtree(place / "away")
         (snapshot.parents[1] / "refs").mkdir()
         (snapshot.parents[1] / "refs" / "main").write_text(commit)
-        monkeypatch.setattr("transformers.utils.hub.HF_HUB_CACHE", str(cache), raising=False)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-        monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(cache), raising=False)
         for place_of in (f"someone/{folder}", f"someone/{folder}@{commit}"):
             scorer = load_reward_model(str(place / "runs" / name / "model"), **{role: place_of})
             assert scorer.score(*PAIR) == reward(trained / "runs" / name)
