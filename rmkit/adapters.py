@@ -106,16 +106,19 @@ def find_adapter(name: str, revision: str | None = None, base: tuple[str, str | 
 
 def _named_base(name: str, file: Path, content: dict[str, Any]) -> tuple[str, str | None]:
     """What adapter_config.json says of the base, or reward_model.json, since published adapters leave it to that."""
+    relative = None
     if (file.parent / RECORD).is_file():
         told = read_json(file.parent / RECORD, _SAVE).get("base")
         if isinstance(told, dict):
             content = {"base_model_name_or_path": told.get("name"), "revision": told.get("revision")}
+            relative = told.get("relative")
     base, revision = content.get("base_model_name_or_path"), content.get("revision")
     edit = f"Set base_model_name_or_path in {file} to the folder or hub id of the model that it was trained on."
     if not isinstance(base, str) or not base or not (revision is None or isinstance(revision, str)):
         raise RmkitError(f"The adapter {name} does not say what its base is.", edit)
-    beside = file.parent / base  # where a relative path is not meant from here, it may be meant from there
-    if not os.path.exists(base) and not os.path.isabs(base) and os.path.exists(beside):
+    # Where a path is not meant from here, it may be meant from there, or adapter and base have moved together.
+    beside = file.parent / (relative if isinstance(relative, str) else base)
+    if not os.path.exists(base) and os.path.exists(beside):
         base = str(beside)
     if model_file(base, "config.json", revision) is None and model_file(base, CONFIG, revision) is None:
         raise RmkitError(f"The base of the adapter {name} is missing: {base}.", f"Fetch it to this machine. Or: {edit}")
@@ -167,6 +170,9 @@ def _attach(model: PreTrainedModel, adapter: Adapter, rows: int) -> tuple[PeftMo
     embeddings = _saved_embeddings(model, weights, rows)
     _grow_embeddings(model, adapter, weights)
     before = {name: (tensor, tensor._version, tensor.data_ptr()) for name, tensor in model.named_parameters()}
+    # PiSSA and OLoRA take their start off the base's weights, by ways that leave no trace but the values.
+    computed = isinstance(getattr(adapter.config, "init_lora_weights", None), str)
+    values = {name: tensor.detach().clone() for name, tensor in model.named_parameters()} if computed else {}
     cause = f"The adapter {adapter.name} cannot be put on its base {adapter.base}"
     fitting = TaskType.SEQ_CLS if hasattr(model, "score") else TaskType.CAUSAL_LM
     config = copy.deepcopy(adapter.config)
@@ -193,7 +199,10 @@ def _attach(model: PreTrainedModel, adapter: Adapter, rows: int) -> tuple[PeftMo
     changed = [
         name
         for name, (tensor, version, address) in before.items()
-        if id(tensor) not in current or tensor._version != version or tensor.data_ptr() != address
+        if id(tensor) not in current
+        or tensor._version != version
+        or tensor.data_ptr() != address
+        or (name in values and not torch.equal(values[name], tensor))
     ]
     unchanged = {
         name for name, old in embeddings.items() if torch.equal(old, before[name][0][: len(old)].to(old.dtype))
@@ -255,6 +264,12 @@ def _check_method(name: str, config: PeftConfig) -> None:
         raise RmkitError(
             f"{name} is an adapter of PEFT's method {method}, which changes what a model reads, and not its layers.",
             "Train with a method that can be merged, such as LoRA.",
+        )
+    start = getattr(config, "init_lora_weights", None)
+    if isinstance(start, str) and start.startswith("pissa_niter"):
+        raise RmkitError(
+            f"{name} is an adapter that started as {start}: what remains of the base is drawn at random on each load.",
+            _MERGE,
         )
 
 

@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from rmkit.errors import RmkitError
+from rmkit.identity import Digests, changed_files
 from rmkit.run_directory import write_json
 
 MARKER = "complete.json"
@@ -40,14 +41,39 @@ def newest_complete(folder: Path) -> Path | None:
     return found
 
 
-def mark_complete(checkpoint: Path) -> None:
-    """Write the marker of a checkpoint whose files are all there."""
+def mark_complete(checkpoint: Path, models: Mapping[str, Digests] | None = None) -> None:
+    """Write the marker of a checkpoint whose files are all there, with what tells base, reference and tokenizer."""
     sizes = {
         str(file.relative_to(checkpoint)): file.stat().st_size
         for file in sorted(checkpoint.rglob("*"))
         if file.is_file() and file.name != MARKER
     }
-    write_json(checkpoint / MARKER, {"sizes": sizes})
+    write_json(checkpoint / MARKER, {"sizes": sizes, "models": dict(models or {})})
+
+
+def check_models(checkpoint: Path, models: Mapping[str, Digests]) -> None:
+    """Refuse to go on from a checkpoint with another base, reference or tokenizer than it was trained with.
+
+    Raises:
+        RmkitError: naming the files that differ.
+    """
+    for role, digests in _models(checkpoint).items():
+        if changed := changed_files(digests, models.get(role, {})):
+            raise RmkitError(
+                f"The {role} is not the one that {checkpoint} was trained with. Changed: {', '.join(changed)}.",
+                "Put that one back, or start again with --overwrite.",
+            )
+
+
+def recorded_commits(checkpoint: Path | None) -> dict[str, str]:
+    """The commits of base and reference in training, by role, so that a branch that has moved on changes nothing."""
+    models = {} if checkpoint is None else _models(checkpoint)
+    return {role: digests["commit"] for role, digests in models.items() if "commit" in digests}
+
+
+def _models(checkpoint: Path) -> dict[str, Digests]:
+    models: dict[str, Digests] = json.loads((checkpoint / MARKER).read_text(encoding="utf-8")).get("models") or {}
+    return models  # old checkpoints have none
 
 
 def _is_complete(checkpoint: Path) -> bool:
@@ -68,10 +94,15 @@ class Preempted(SystemExit):
 
 
 class CheckpointCallback(TrainerCallback):
-    """Marks checkpoints; after SIGTERM saves one at the end of the step and stops, on all processes together."""
+    """Marks checkpoints; after SIGTERM saves one at the end of the step and stops, on all processes together.
+
+    Attributes:
+        models: what is written into the markers, see `mark_complete`.
+    """
 
     def __init__(self, accelerator: Any):
         self.accelerator = accelerator
+        self.models: dict[str, Digests] = {}
         self.stopping = False
 
     @contextlib.contextmanager
@@ -101,7 +132,7 @@ class CheckpointCallback(TrainerCallback):
         """All processes have written their part: mark it."""
         self.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.models)
 
 
 @contextlib.contextmanager

@@ -31,7 +31,11 @@ Digests = dict[str, str]
 CONFIGS = ("config.json", "adapter_config.json")
 _WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 _INDEX = "model.safetensors.index.json"
-_IGNORED_KEYS = (*LOCAL_KEYS, "transformers_version", "padding", "padding_side", "truncation", "truncation_side")
+_IGNORED_KEYS = (
+    *LOCAL_KEYS,
+    *("transformers_version", "padding", "padding_side", "truncation", "truncation_side"),
+    *("base_model_name_or_path", "revision"),  # of an adapter: its base is told by what it is, not by where
+)
 
 Result = TypeVar("Result")
 

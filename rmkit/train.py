@@ -36,7 +36,15 @@ from transformers import PreTrainedModel, set_seed
 from rmkit import distributed, hub
 from rmkit.attention import possible_layout
 from rmkit.batching import PairCollator
-from rmkit.checkpoints import PREEMPTED_EXIT_CODE, CheckpointCallback, Preempted, disk_errors, newest_complete
+from rmkit.checkpoints import (
+    PREEMPTED_EXIT_CODE,
+    CheckpointCallback,
+    Preempted,
+    check_models,
+    disk_errors,
+    newest_complete,
+    recorded_commits,
+)
 from rmkit.dropout import ConfigValue, turn_off_dropout
 from rmkit.errors import reported
 from rmkit.evaluation.tables import print_counts, print_metrics
@@ -94,9 +102,12 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
     with state.main_process_first():
         data = load_data(recipe)
         base = _base(recipe, data[recipe.data.train.name])
+    checkpoint = newest_complete(Path(arguments.output_dir)) if resume and not overwrite else None
+    commits = recorded_commits(checkpoint)
+    base = base.model_copy(update={"revision": commits.get("base", base.revision)})
     identified = identify(base, run.model)
     base = base.model_copy(update={"revision": identified.revision})  # of a hub id the commit that is recorded
-    kind, record = _reward_model(recipe, base, arguments, state)
+    kind, record = _reward_model(recipe, base, arguments, state, commits.get("reference"))
     record = record.model_copy(update={"base": identified})
     encoded = _encode(recipe, data, kind, base, state)
     training_set = encoded[recipe.data.train.name]
@@ -139,13 +150,15 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
     trainer.reward_model = kind
     scoring = ScoringCallback(recipe, trainer, kind, encoded, run, references)
     stopping = CheckpointCallback(trainer.accelerator)
+    stopping.models = record.models
     trainer.add_callback(scoring)
     trainer.add_callback(stopping)
     if recipe.hub is not None and recipe.hub.push == "every_save":
         write = partial(_write_model, trainer, kind, record, dropout)
         describe = partial(run_record, recipe, data, encoded, scoring, record, trainer, {}, plan, started)
         trainer.add_callback(PushCallback(recipe.hub, run, write, describe))
-    checkpoint = newest_complete(Path(arguments.output_dir)) if resume else None
+    if checkpoint is not None:
+        check_models(checkpoint, record.models)
     if checkpoint is not None and state.is_main_process:
         print(f"Going on from {checkpoint}.")
     with disk_errors(run.path), stopping.listening():
@@ -196,7 +209,10 @@ def _base(recipe: Recipe, training_set: PreferenceData) -> Origin:
     return Origin(name=str(ensure_base(build, *training_documents(build, training_set))))
 
 
-def _reward_model(recipe: Recipe, base: Origin, arguments: Any, state: PartialState) -> tuple[RewardModel[Any], Record]:
+def _reward_model(
+    recipe: Recipe, base: Origin, arguments: Any, state: PartialState, commit: str | None = None
+) -> tuple[RewardModel[Any], Record]:
+    """The reward model of a recipe and its record; `commit` is that of the reference, where it is known."""
     encoder, notes = load_encoder(recipe, base)
     layout, fallback = possible_layout(recipe.layout, load_config(recipe, base), recipe.base.attention)
     for note in [*notes, *fallback] if state.is_main_process else []:
@@ -204,7 +220,7 @@ def _reward_model(recipe: Recipe, base: Origin, arguments: Any, state: PartialSt
     kind = reward_model(recipe.reward_model, encoder)
     reference = None
     if kind.reference not in (None, "base"):
-        named = Origin(name=str(kind.reference), revision=kind.settings.reference_revision)
+        named = Origin(name=str(kind.reference), revision=commit or kind.settings.reference_revision)
         reference = identify(named, RunDirectory(recipe.output_dir).model)
     # DeepSpeed turns the whole model to bfloat16, and that is what is saved; elsewhere bf16 means autocast.
     whole = arguments.bf16 and distributed.running_sharding(arguments).startswith("zero")

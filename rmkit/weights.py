@@ -103,7 +103,7 @@ def folder_notes(name: str, revision: str | None = None) -> list[str]:
 
 
 def check_config(name: str, revision: str | None = None) -> None:
-    """Refuse numbers in config.json with which a model could not even be laid out, and weights of another name.
+    """Refuse entries of config.json with which a model could not even be laid out, and weights of another name.
 
     Raises:
         RmkitError: naming the entry.
@@ -115,6 +115,11 @@ def check_config(name: str, revision: str | None = None) -> None:
     for key, value in _numbers(config):
         if re.match(r"num_|n_(layer|head)|encoder_layers|decoder_layers", key) and not 0 <= value <= _MOST:
             raise RmkitError(f"{name}: {key} is {value} in config.json.", _FETCH)
+    architectures = config.get("architectures")
+    if architectures is not None and not (
+        isinstance(architectures, list) and all(isinstance(each, str) for each in architectures)
+    ):
+        raise RmkitError(f"{name}: architectures is {architectures!r} in config.json, and no list of names.", _FETCH)
     explicit = config.get("transformers_weights")
     if explicit is not None:
         raise RmkitError(
@@ -151,6 +156,7 @@ def check_weights(auto_class: Any, config: PretrainedConfig, files: WeightFiles,
             output_loading_info=True,
         )
     check_report(auto_class, model, report, files.name)
+    _check_names(model, files)
     _check_tied(model, files)
 
 
@@ -217,10 +223,25 @@ def _finite(tensor: Any) -> bool:
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
+def _check_names(model: PreTrainedModel, files: WeightFiles) -> None:
+    """transformers takes names with and without the prefix of the base model, and of both silently one."""
+    prefix, own = f"{model.base_model_prefix}.", model.state_dict().keys()
+    for weight in sorted(files.shapes):
+        short = weight.removeprefix(prefix)
+        if short != weight and short in files.shapes and not {short, weight} <= own:
+            raise RmkitError(
+                f"{files.name} holds two weights for one place in the model: {weight} and {short}.",
+                "Save the model again without one of them.",
+            )
+
+
 def _check_tied(model: PreTrainedModel, files: WeightFiles) -> None:
     """transformers would leave weights untied that config.json ties, if both are saved and differ."""
     for one, other in (getattr(model, "all_tied_weights_keys", None) or {}).items():
         if {one, other} <= files.shapes.keys() and not torch.equal(files.read(one), files.read(other)):
+            for weight in (one, other):  # NaN differs from itself
+                if not _finite(files.read(weight)):
+                    raise not_finite(files.name, weight)
             raise RmkitError(
                 f"{files.name}: config.json ties {one} to {other}, and they differ.",
                 "Set tie_word_embeddings in config.json to false, or save the model again.",

@@ -241,6 +241,66 @@ def test_an_adapter_is_a_base_and_a_reference(base, adapter, run, kind):
     assert abs(rewards(again.model)).max() > 0
 
 
+def test_the_base_of_an_adapter_is_part_of_what_a_run_knows(base, adapter, run, tmp_path):
+    below = shutil.copytree(base, tmp_path / "below")
+    change_config(adapter, base_model_name_or_path=str(below))
+    start = run("implicit", base={"name": str(adapter)}, training={"max_steps": 1}).model
+    expected = rewards(start)
+    below = below.rename(tmp_path / "moved")
+    with pytest.raises(RmkitError, match=r"base of the adapter .* is missing") as error:
+        rewards(start)
+    assert "Set base_model_name_or_path in" in error.value.remedy
+    change_config(adapter, base_model_name_or_path=str(below))
+    assert (rewards(start) == expected).all()
+    weights = load_file(below / "model.safetensors")
+    save_file({name: 1.01 * tensor for name, tensor in weights.items()}, below / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RmkitError, match=r"is not the base that .* Changed: base/model.safetensors\."):
+        rewards(start)
+    assert (rewards(start, verify=False) != expected).all()
+    save_file(weights, below / "model.safetensors", {"format": "pt"})  # "put that one back"
+    assert (rewards(start) == expected).all()
+
+
+def test_runs_upon_runs_move_together(base, run, tmp_path):
+    shutil.copytree(base, tmp_path / "below")
+    options = {"lora": {"r": 2, "target_modules": ["q_proj"]}, "training": {"max_steps": 1, "learning_rate": 1e-1}}
+    first = run("implicit", "first", base={"name": str(tmp_path / "below")}, **options)
+    second = run("implicit", "second", base={"name": str(first.model)}, **options)
+    expected = rewards(second.model)
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("below", "first", "second"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    assert (rewards(tmp_path / "elsewhere" / "second" / "model") == expected).all()
+
+
+@pytest.mark.parametrize("start", ["olora", pytest.param("pissa", marks=pytest.mark.slow)])
+def test_an_adapter_that_starts_by_changing_its_base_is_not_its_reference(untied, tmp_path, start):
+    config = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=start, **LORA)
+    folder = save_adapter(untied, tmp_path / "adapter", config)
+    with pytest.raises(RmkitError, match="changes weights of its base") as error:
+        rewards(folder, "implicit", beta=1.0)
+    assert error.value.remedy == f"Give --reference {untied}."
+    scorer = load_reward_model(str(folder), "implicit", beta=1.0, reference=str(untied))
+    plain = AutoModelForCausalLM.from_pretrained(untied, dtype=torch.float32).eval()
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(untied, dtype=torch.float32), str(folder))
+    expected = plain_log_probs(model.eval(), scorer) - plain_log_probs(plain, scorer)
+    assert scorer.score(*zip(*PAIRS, strict=True)) == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+def test_an_adapter_that_starts_by_chance_is_refused(untied, tmp_path):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(untied, dtype=torch.float32)
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", init_lora_weights="pissa_niter_4", **LORA))
+    randomise(model)
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(RmkitError, match="pissa_niter_4: what remains of the base is drawn at random") as error:
+        rewards(tmp_path / "adapter", "generative")
+    assert "merge_and_unload" in error.value.remedy
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    AutoTokenizer.from_pretrained(untied).save_pretrained(tmp_path / "merged")
+    rewards(tmp_path / "merged", "generative")
+
+
 def test_a_published_adapter_is_a_base(base, run):
     """Its adapter_config.json names no base; its reward_model.json does, beside it."""
     lora = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["q_proj"]}

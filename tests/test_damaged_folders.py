@@ -328,6 +328,25 @@ def test_links_are_told(attacked, tmp_path):
     assert any(note.endswith(f"model.safetensors is a link to {tmp_path / 'elsewhere.safetensors'}.") for note in notes)
 
 
+@pytest.mark.parametrize(
+    ("entries", "options", "cause"),
+    [
+        ({"hidden_act": "x"}, {"type": "explicit"}, "No model could be built"),
+        ({"head_dim": -1.0}, {"type": "explicit"}, "No model could be built"),
+        ({"num_key_value_heads": 0}, {"type": "explicit"}, "No model could be"),
+        ({"architectures": True}, {"type": "explicit"}, "architectures is True"),
+        ({"architectures": 31}, {}, "architectures is 31"),
+        ({"output_hidden_states": "x"}, {"type": "generative"}, "cannot be run: TypeError"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, {"type": "generative"}, "cannot be run: TypeError"),
+    ],
+)
+def test_entries_that_no_model_can_be_built_or_run_with(intact, tmp_path, entries, options, cause):
+    folder = shutil.copytree(intact("plain"), tmp_path / "folder")
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | entries))
+    assert cause in outcome(folder, **options)
+
+
 def test_what_is_no_folder(intact, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")

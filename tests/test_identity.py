@@ -196,6 +196,23 @@ def test_records_of_old_still_load(place, trained, name, role, folder, monkeypat
     assert reward(place / "runs" / name) == expected
 
 
+def test_a_hub_id_is_a_place_too(place, trained, monkeypatch):
+    """In the Hub's cache; it cannot be compared with a folder, which a note says."""
+    commit, cache = "a" * 40, place / "hub"
+    for name, role, folder in ROLES:
+        snapshot = cache / f"models--someone--{folder}" / "snapshots" / commit
+        (place / "models" / folder).rename(place / "away")
+        shutil.copytree(place / "away", snapshot)
+        shutil.rmtree(place / "away")
+        (snapshot.parents[1] / "refs").mkdir()
+        (snapshot.parents[1] / "refs" / "main").write_text(commit)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+        for place_of in (f"someone/{folder}", f"someone/{folder}@{commit}"):
+            scorer = load_reward_model(str(place / "runs" / name / "model"), **{role: place_of})
+            assert scorer.score(*PAIR) == reward(trained / "runs" / name)
+            assert "could not be compared" in " ".join(scorer.checkpoint.notes)
+
+
 def test_an_option_without_use_is_refused(place):
     with pytest.raises(RmkitError, match="A base is of no use") as error:
         reward(place / "runs" / "whole", base=str(place / "models" / "base"))

@@ -113,6 +113,20 @@ def test_a_weight_without_a_place_is_refused_by_name(copy, case):
     assert (rewards(folder, *options) == before).all()
 
 
+def test_two_weights_for_one_place_are_refused(copy):
+    """transformers takes names with and without the base model's prefix, and would take one of the two."""
+    folder = copy("causal")
+    before, long = generative(folder), "model.layers.0.self_attn.q_proj.weight"
+    short = long.removeprefix("model.")
+    change_weights(folder, lambda weights: weights.update({short: 2 * weights[long]}))
+    with pytest.raises(RmkitError, match=f"{folder} holds two weights for one place .*: {long} and {short}"):
+        generative(folder)
+    change_weights(folder, lambda weights: weights.pop(short))  # the remedy
+    assert (generative(folder) == before).all()
+    change_weights(folder, lambda weights: weights.update({short: weights.pop(long)}))  # without prefix, one of them
+    assert (generative(folder) == before).all()
+
+
 def test_old_buffers_and_an_unembedding_need_no_place(copy):
     folder = copy("causal")
     before = generative(folder)
@@ -198,6 +212,12 @@ def test_weights_that_config_ties_and_files_do_not(copy):
         generative(folder)
     change_json(folder / "config.json", tie_word_embeddings=False)  # the remedy
     assert (generative(folder) != before).any()
+    change_json(folder / "config.json", tie_word_embeddings=True)
+    embeddings[3] = torch.nan  # which differs from itself
+    both = {"lm_head.weight": embeddings.clone(), "model.embed_tokens.weight": embeddings}
+    change_weights(folder, lambda weights: weights.update(both))
+    with pytest.raises(RmkitError, match=r"lm_head.weight has entries that are NaN"):
+        generative(folder)
 
 
 def test_an_index_says_where_weights_are(copy):

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 
 import pandas as pd
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny import TYPES
 
 from rmkit import RmkitError
 from rmkit import train as train_module
-from rmkit.checkpoints import MARKER, PREEMPTED_EXIT_CODE, mark_complete, newest_complete
+from rmkit.checkpoints import (
+    MARKER,
+    PREEMPTED_EXIT_CODE,
+    check_models,
+    mark_complete,
+    newest_complete,
+    recorded_commits,
+)
 from rmkit.reference_store import ReferenceStore
 from rmkit.settings import load_yaml, to_yaml
 
@@ -99,6 +108,35 @@ def test_an_adapter_run_resumes(run, at_step):
     with pytest.raises(KeyboardInterrupt):
         run("explicit", "cut", **options)
     assert same(contents(whole), contents(run("explicit", "cut", **options)))
+
+
+def test_a_run_goes_on_with_the_models_that_it_began_with(run, at_step, models, tmp_path):
+    folder = shutil.copytree(models["qwen2"], tmp_path / "base")
+    options = {"resume": "auto", "training": SAVING, "lora": {"r": 4, "alpha": 8}, "base": {"name": str(folder)}}
+    at_step(3, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run("implicit", "cut", **options)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: 1.01 * each for name, each in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        RmkitError, match=r"The base is not the one .*checkpoint-2 .* Changed: model.safetensors"
+    ) as error:
+        run("implicit", "cut", **options)
+    assert error.value.remedy == "Put that one back, or start again with --overwrite."
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert run("implicit", "cut", **options).record.exists()
+
+
+def test_a_checkpoint_knows_the_commits_of_its_models(tmp_path):
+    (tmp_path / "weights").write_bytes(b"x")
+    mark_complete(tmp_path, {"base": {"commit": "a" * 40}, "tokenizer": {"tokenizer.json": "1"}})
+    assert recorded_commits(tmp_path) == {"base": "a" * 40}
+    check_models(tmp_path, {"base": {"commit": "a" * 40}, "tokenizer": {"tokenizer.json": "1"}})
+    with pytest.raises(RmkitError, match=r"The tokenizer is not .* Changed: tokenizer.json"):
+        check_models(tmp_path, {"base": {"commit": "a" * 40}, "tokenizer": {"tokenizer.json": "2"}})
+    mark_complete(tmp_path)  # as checkpoints of old
+    assert recorded_commits(tmp_path) == recorded_commits(None) == {}
+    check_models(tmp_path, {})
 
 
 def test_sigterm_saves_and_exits_with_its_own_code(run, at_step):

@@ -28,6 +28,7 @@ from rmkit.batching import Layout
 from rmkit.dropout import ConfigValue, own_dropout
 from rmkit.encoding import ChatEncoder
 from rmkit.errors import RmkitError
+from rmkit.identity import Digests
 from rmkit.library_errors import library_errors, template_limit
 from rmkit.publication import RECORD
 from rmkit.recipe import DTypeName, RewardModelSettings, SpecialTokens
@@ -64,6 +65,13 @@ class Record(Section):
     def precision(self, device: torch.device) -> torch.autocast:
         """The precision in which the model was trained, beyond the dtype of its weights: a context to compute in."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.autocast)
+
+    @property
+    def models(self) -> dict[str, Digests]:
+        """What tells base, reference and tokenizer from changed ones."""
+        origins = {"base": self.base, "reference": self.reference}
+        found = {role: each.digests for role, each in origins.items() if each is not None}
+        return found | ({} if self.tokenizer is None else {"tokenizer": self.tokenizer})
 
     @property
     def half(self) -> bool:
@@ -248,7 +256,7 @@ def load(
         name, revision = str(published), None
     recorded = read_record(name)
     told = None if recorded is None else recorded.base
-    adapter = find_adapter(name, revision, _place(told if base is None else moved(told, base)))
+    adapter = find_adapter(name, revision, _place(told if base is None else moved(base)))
     record = recorded or Record(
         reward_model=_guessed(name, revision, options, trust_remote_code, adapter),
         base=None if adapter is None else Origin(name=adapter.base, revision=adapter.base_revision),
@@ -266,7 +274,7 @@ def load(
     if base is not None:
         if not record.adapter and getattr(settings, "reference", None) != "base":
             raise RmkitError(f"A base is of no use: {name} is scored without one.", "Leave --base (base=) out.")
-        record = record.model_copy(update={"base": moved(record.base, base)})
+        record = record.model_copy(update={"base": moved(base)})
     if verify:
         verify_tokenizer(record.tokenizer, name)
     tokenizer, notes = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
@@ -436,7 +444,9 @@ def _reference_origin(kind: RewardModel[Any], record: Record, name: str, given: 
     """The reference: as the user gives it, else as recorded."""
     if kind.reference == "base":
         return _base(record, name)
-    if record.reference is not None and not given:
+    if given:
+        return moved(str(kind.reference))
+    if record.reference is not None:
         return record.reference
     return Origin(name=str(kind.reference), revision=getattr(kind.settings, "reference_revision", None))
 

@@ -7,8 +7,17 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from rmkit.adapters import chain
 from rmkit.errors import RmkitError
-from rmkit.identity import CONFIGS, changed_files, hub_commit, model_digests, on_main_process, tokenizer_digests
+from rmkit.identity import (
+    CONFIGS,
+    Digests,
+    changed_files,
+    hub_commit,
+    model_digests,
+    on_main_process,
+    tokenizer_digests,
+)
 from rmkit.publication import BASE, REFERENCE
 from rmkit.settings import Section
 
@@ -24,27 +33,50 @@ class Origin(Section):
         revision: of the hub id; runs record the commit.
         files: sha256 of a folder's files, as they were in training.
         relative: the folder as seen from the model directory.
+        bases: of an adapter: sha256 of the files, or the commit, of the model that it is put on.
     """
 
     name: str
     revision: str | None = None
     files: dict[str, str] | None = None
     relative: str | None = None
+    bases: dict[str, str] | None = None
+
+    @property
+    def digests(self) -> Digests:
+        """All that tells it from a changed one: sha256 by file, and the commit."""
+        commit = {} if self.revision is None else {"commit": self.revision}
+        return (self.files or {}) | (self.bases or {}) | commit
 
 
 def identify(origin: Origin, directory: Path) -> Origin:
     """With what a run records of it: the commit, or the digests and both paths. All processes call it together."""
     folder = Path(origin.name)
+    bases = on_main_process(lambda: _base_digests(origin))
     if os.path.isdir(folder):
         return Origin(
             name=os.path.abspath(folder),
             files=on_main_process(lambda: model_digests(folder)),
             relative=os.path.relpath(folder, directory),
+            bases=bases,
         )
     try:
-        return Origin(name=origin.name, revision=hub_commit(origin.name, origin.revision))
+        return Origin(name=origin.name, revision=hub_commit(origin.name, origin.revision), bases=bases)
     except (OSError, ValueError):  # not there: whoever loads it says so
         return origin
+
+
+def _base_digests(origin: Origin) -> dict[str, str] | None:
+    """sha256 of the files, or the commit, of what an adapter is put on, of the base of that, and so on."""
+    found: dict[str, str] = {}
+    prefix = "base/"
+    for adapter in chain(origin.name, origin.revision):
+        folder = Path(adapter.base)
+        local = os.path.isdir(folder)
+        its = model_digests(folder) if local else {"commit": hub_commit(adapter.base, adapter.base_revision)}
+        found |= {f"{prefix}{name}": digest for name, digest in its.items()}
+        prefix += "base/"
+    return found or None
 
 
 def locate(origin: Origin, directory: Path) -> Origin:
@@ -60,10 +92,10 @@ def locate(origin: Origin, directory: Path) -> Origin:
     return origin if found is None else origin.model_copy(update={"name": str(found)})
 
 
-def moved(origin: Origin | None, place: str) -> Origin:
-    """The same model at the place that the user names: a folder, or a hub id that may end in @revision."""
+def moved(place: str) -> Origin:
+    """A model at the place that the user names: a folder, or a hub id that may end in @revision."""
     hub_id, _, revision = (place, "", "") if os.path.exists(place) else place.partition("@")
-    return Origin(name=hub_id, revision=revision or None, files=origin.files if origin else None)
+    return Origin(name=hub_id, revision=revision or None)
 
 
 def check_there(role: str, origin: Origin, model: str) -> None:
@@ -108,6 +140,8 @@ def verify_origin(role: str, recorded: Origin | None, used: Origin, model: str) 
     else:
         commit = on_main_process(lambda: hub_commit(used.name, used.revision))
         changed = [] if commit == recorded.revision else [f"commit {commit[:12]}, not {str(recorded.revision)[:12]}"]
+    if (bases := recorded.bases) is not None:
+        changed += on_main_process(lambda: changed_files(bases, _base_digests(used) or {}))
     if changed:
         raise RmkitError(
             f"{used.name} is not the {role} that {model} was trained with. Changed: {', '.join(changed)}.",

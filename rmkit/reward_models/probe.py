@@ -16,6 +16,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
@@ -28,6 +29,7 @@ from rmkit.batching import Batch, laid_out, pad
 from rmkit.encoding import TokenSequence
 from rmkit.errors import RmkitError
 from rmkit.language_model import next_token_logits, only_read, response_token_log_probs, run
+from rmkit.library_errors import library_errors
 from rmkit.losses import at_least_float32
 from rmkit.reward_models.base import RewardModel
 
@@ -62,14 +64,17 @@ def check_classifier(name: str, config: PretrainedConfig, trust_remote_code: boo
         )
     config = copy.deepcopy(config)
     config.num_labels = 1
-    try:
-        with distributed.unsharded(), torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
-    except ValueError:
-        raise RmkitError(
-            f"{name}: transformers has no sequence classifier for the architecture {config.model_type}.",
-            "Use --type implicit or generative (reward_model.type), or a model of another architecture.",
-        ) from None
+    with library_errors(f"No model could be built from {name}", _DAMAGED), distributed.unsharded():
+        try:
+            with torch.device("meta"):
+                model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
+        except ValueError:
+            if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+                raise
+            raise RmkitError(
+                f"{name}: transformers has no sequence classifier for the architecture {config.model_type}.",
+                "Use --type implicit or generative (reward_model.type), or a model of another architecture.",
+            ) from None
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear) or head.bias is not None:
         raise RmkitError(
@@ -99,7 +104,8 @@ def check_forward(
         RmkitError: if they differ, or if one of the passes fails.
     """
     inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
-    name = f"{type(inner).__name__} ({inner.config.get_text_config().model_type})"
+    architecture = inner.config.get_text_config().model_type
+    name = f"{inner.name_or_path}: {type(inner).__name__} ({architecture})"
     sequences = sequences or probe_sequences(reward_model.encoder.tokenizer)
     state = PartialState()
     device = next(model.parameters()).device if state.num_processes == 1 else state.device
@@ -110,9 +116,15 @@ def check_forward(
     cut_batch = {key: value.to(device) for key, value in laid_out(cut, layout, pad_token_id).items()}
     head, read = (_scores, "response") if reward_model.head else (_log_probs, "predictor")
 
-    tested = inner.config.get_text_config().model_type in ARCHITECTURES
-    with _evaluating(model), contextlib.nullcontext() if tested else _refusing(name):
-        logits = at_least_float32(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits)
+    tested = architecture in ARCHITECTURES  # what rmkit's passes raise there is rmkit's error, and stays a traceback
+    untested, own_pass = (
+        _refusing(f"{name} cannot be run by rmkit", _OTHER),
+        _refusing(f"{name} cannot be run", _DAMAGED),
+    )
+    with _evaluating(model), contextlib.nullcontext() if tested else untested:
+        with own_pass if tested else contextlib.nullcontext():
+            found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            logits = at_least_float32(found.logits)
         ours = run(model, head, batch)
         with only_read(model, cut_batch[read].unique()):
             in_layout = run(model, head, cut_batch)
@@ -123,9 +135,7 @@ def check_forward(
         own, same = _own_log_probs(logits, batch), ours
         scale = logits[logits.isfinite()].abs().max() if logits.isfinite().any() else logits.new_tensor(torch.nan)
     if not scale.isfinite():
-        raise RmkitError(
-            f"{inner.name_or_path}: {name} gives values that are not finite, in its own forward pass too.", _DAMAGED
-        )
+        raise RmkitError(f"{name} gives values that are not finite, in its own forward pass too.", _DAMAGED)
     if (off := _difference(same, own)) > (_SAME_HALF if half else _SAME) * float(scale):
         what = "rewards" if reward_model.head else "log-probabilities"
         raise RmkitError(
@@ -187,8 +197,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _refusing(name: str) -> Iterator[None]:
-    """What the forward pass of an untested architecture raises, as a refusal; lack of memory is another matter."""
+def _refusing(cause: str, remedy: str) -> Iterator[None]:
+    """What a forward pass raises, as a refusal; lack of memory is another matter."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -198,4 +208,4 @@ def _refusing(name: str) -> Iterator[None]:
         ValueError,
     ) as error:  # fmt: skip
         first = next(iter(str(error).strip().splitlines()), "")
-        raise RmkitError(f"{name} cannot be run by rmkit: {type(error).__name__}: {first[:200]}", _OTHER) from error
+        raise RmkitError(f"{cause}: {type(error).__name__}: {first[:200]}", remedy) from error
