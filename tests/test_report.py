@@ -258,6 +258,17 @@ def test_a_seed_that_one_model_lacks_is_left_out_for_all(grid, tmp_path):
     assert math.isnan(row["standard_errors"])
 
 
+def test_types_on_different_models_are_not_paired_and_the_rest_is_reported(tmp_path):
+    for at, (kind, model) in enumerate([("explicit", QWEN), ("implicit", LLAMA)]):
+        write_run(tmp_path / str(at), {"ultrafeedback": with_accuracy(3, 5)}, settings=kind, model=model)
+    found = load(sorted(tmp_path.iterdir()))
+    comparison = compared(found, "UltraFeedback", "EX-RM")
+    assert not comparison.paired
+    assert "share no model and seed" in comparison.note
+    sections, _ = build.build(found)
+    assert sections
+
+
 # --- Tables 2, 4, 7, 9 and Figures 2, 5, 8: win-rates --------------------------------------------------------------
 
 

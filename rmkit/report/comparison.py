@@ -41,7 +41,8 @@ class Comparison:
 
     @property
     def paired(self) -> bool:
-        return len(self.reward_models) == 2
+        """Whether both types are there for some model and seed."""
+        return len(self.reward_models) == 2 and bool(set.intersection(*_cells(self.frame)))
 
     @property
     def training(self) -> str:
@@ -59,11 +60,16 @@ def papers_training(setting: str) -> str:
     return setting.partition(" (")[0].partition(" [")[0]
 
 
+def _cells(frame: pd.DataFrame) -> list[set[tuple[str, int]]]:
+    """The models and seeds of each type."""
+    return [set(zip(each["model"], each["seed"], strict=True)) for _, each in frame.groupby("reward_model")]
+
+
 def compared(runs: Runs, setting: str, explicit: str) -> Comparison:
     """The main runs of both types; models and seeds that only one has, or seeds that not all models have, left out."""
     final = runs.final
     frame = final[(final["setting"] == setting) & final["main"] & final["reward_model"].isin([explicit, IM])]
-    cells = [set(zip(each["model"], each["seed"], strict=True)) for _, each in frame.groupby("reward_model")]
+    cells = _cells(frame)
     every = set().union(*cells)
     common = set.intersection(*cells) if cells else set()
     if not common:
