@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, Trainer, get_scheduler
-from transformers.utils import is_liger_kernel_available, logging
+from transformers.utils import is_liger_kernel_available
 
 from rmkit import distributed, hub
 from rmkit.checking import empty_model
@@ -33,6 +33,7 @@ from rmkit.reward_models import RewardModel
 from rmkit.reward_models.checkpoint import Origin, Record, check_reference, keep_generation_config, read_record, save
 from rmkit.run_directory import RunDirectory
 from rmkit.vocabulary import load_tokenizer
+from rmkit.weights import no_progress_bar
 
 _OPTIMIZER_PACKAGES = {
     # part of a name in transformers' OptimizerNames, first match: the module that it needs, and what pip installs
@@ -275,7 +276,7 @@ def rehearse_save(folder: Path, model: PreTrainedModel | PeftModel, kind: Reward
     adapters = {name: torch.zeros(1) for name, each in model.named_parameters() if each.requires_grad}
     try:
         _load_generation_config(model, record)
-        with _quietly():
+        with no_progress_bar():
             save(directory, model, adapters if isinstance(model, PeftModel) else {}, kind, record)
         if isinstance(model, PeftModel):
             PeftConfig.from_pretrained(str(directory))
@@ -301,18 +302,6 @@ def rehearse_save(folder: Path, model: PreTrainedModel | PeftModel, kind: Reward
             "The tokenizer or chat template is another one when it has been saved and loaded again.",
             "Give the template as base.chat_template, or save the base's tokenizer again with this transformers.",
         )
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the progress bar of weights, of which there are none."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _load_generation_config(model: PreTrainedModel | PeftModel, record: Record) -> None:

@@ -142,7 +142,7 @@ def check_weights(auto_class: Any, config: PretrainedConfig, files: WeightFiles,
         size = getattr(text_config, key, None)
         if isinstance(size, int) and size > limit:
             raise RmkitError(f"{files.name}: {key} is {size} in config.json, which its weights do not have.", _FETCH)
-    with library_errors(f"No model could be loaded from {files.name}", _FETCH), unsharded(), _no_progress_bar():
+    with library_errors(f"No model could be loaded from {files.name}", _FETCH), unsharded(), no_progress_bar():
         with torch.device("meta"):
             architecture = type(auto_class.from_config(config, trust_remote_code=trust_remote_code))
             tensors = {weight: torch.empty(shape) for weight, shape in files.shapes.items()}
@@ -249,7 +249,8 @@ def _check_tied(model: PreTrainedModel, files: WeightFiles) -> None:
 
 
 @contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
+    """Without transformers' bar of weights: those of a model without any, or of a check."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
