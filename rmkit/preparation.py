@@ -11,6 +11,7 @@ from peft import LoraConfig, TaskType
 from transformers import AutoModel, PretrainedConfig
 
 from rmkit import distributed
+from rmkit.batching import Layout
 from rmkit.encoding import ChatEncoder
 from rmkit.errors import RmkitError
 from rmkit.library_errors import template_limit
@@ -20,7 +21,7 @@ from rmkit.positions import last_position, made_for, refuse_longer
 from rmkit.preferences import PreferenceData, PreferencePair
 from rmkit.recipe import Recipe, training_arguments
 from rmkit.reward_models import RewardModel, checkpoint, trainer_class
-from rmkit.reward_models.checkpoint import Origin
+from rmkit.reward_models.checkpoint import Origin, Record
 from rmkit.sources.use import ignored_split, load_set
 from rmkit.vocabulary import load_tokenizer
 from rmkit.weights import folder_notes
@@ -120,6 +121,31 @@ def trainer_arguments(recipe: Recipe, processes: int, **launch: Any) -> Any:
         }
     with refusals("TrainingArguments"):
         return trainer.config_class(**options)
+
+
+def make_record(
+    recipe: Recipe, kind: RewardModel[Any], base: Origin, layout: Layout, arguments: Any, sharding: str
+) -> Record:
+    """What is recorded of a run's reward model, but for the files of its tokenizer and reference.
+
+    Args:
+        arguments: the TrainingArguments of the run.
+        sharding: none | zero0..3.
+    """
+    # DeepSpeed turns the whole model to bfloat16, and that is what is saved; elsewhere bf16 means autocast.
+    whole = arguments.bf16 and sharding.startswith("zero")
+    return Record(
+        reward_model=recipe.reward_model,
+        base=base,
+        adapter=recipe.lora is not None,
+        dtype="bfloat16" if whole else recipe.base.dtype,
+        autocast=arguments.bf16 and not whole,
+        attention=recipe.base.attention,
+        layout=layout,
+        date_string=recipe.base.date_string,
+        template_hash=kind.encoder.template_hash,
+        special_tokens=recipe.data.special_tokens,
+    )
 
 
 @contextlib.contextmanager

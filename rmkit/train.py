@@ -58,6 +58,7 @@ from rmkit.preparation import (
     load_data,
     load_encoder,
     lora_config,
+    make_record,
     refusals,
     refuse_beyond_positions,
     trainer_arguments,
@@ -222,22 +223,9 @@ def _reward_model(
     if kind.reference not in (None, "base"):
         named = Origin(name=str(kind.reference), revision=commit or kind.settings.reference_revision)
         reference = identify(named, RunDirectory(recipe.output_dir).model)
-    # DeepSpeed turns the whole model to bfloat16, and that is what is saved; elsewhere bf16 means autocast.
-    whole = arguments.bf16 and distributed.running_sharding(arguments).startswith("zero")
-    record = Record(
-        reward_model=recipe.reward_model,
-        base=base,
-        reference=reference,
-        tokenizer=on_main_process(partial(saved_tokenizer_digests, kind.encoder.tokenizer)),
-        adapter=recipe.lora is not None,
-        dtype="bfloat16" if whole else recipe.base.dtype,
-        autocast=arguments.bf16 and not whole,
-        attention=recipe.base.attention,
-        layout=layout,
-        date_string=recipe.base.date_string,
-        template_hash=kind.encoder.template_hash,
-        special_tokens=recipe.data.special_tokens,
-    )
+    record = make_record(recipe, kind, base, layout, arguments, distributed.running_sharding(arguments))
+    tokenizer = on_main_process(partial(saved_tokenizer_digests, kind.encoder.tokenizer))
+    record = record.model_copy(update={"reference": reference, "tokenizer": tokenizer})
     return kind, record
 
 

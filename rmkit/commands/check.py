@@ -14,6 +14,7 @@ from rmkit.errors import reported
 if TYPE_CHECKING:  # heavy, and not needed for --help
     from rich.console import Console
 
+    from rmkit.batching import Layout
     from rmkit.checking import Example, Memory, Work
     from rmkit.distributed import Plan
     from rmkit.pairs import EncodedPairs
@@ -78,7 +79,7 @@ def check(
         preparation.refuse_beyond_positions(loaded, encoded, config)
         _print_work(console, checking.work(loaded, pairs, plan, layout))
         _print_memory(console, checking.memory(loaded, kind, config, plan))
-        _try(console, loaded, kind, base, len(pairs), plan)
+        _try(console, loaded, kind, base, layout, len(pairs), plan)
 
 
 def _base(recipe: Recipe, training: PreferenceData) -> Origin | None:
@@ -180,23 +181,23 @@ def _print_memory(console: Console, memory: Memory) -> None:
     )
 
 
-def _try(console: Console, recipe: Recipe, kind: RewardModel[Any], base: Origin, pairs: int, plan: Plan | None) -> None:
+def _try(
+    console: Console,
+    recipe: Recipe,
+    kind: RewardModel[Any],
+    base: Origin,
+    layout: Layout,
+    pairs: int,
+    plan: Plan | None,
+) -> None:
     """What `rmkit train` tries before it starts; TrainingArguments are those of one process, without sharding."""
     from rmkit import distributed, preparation
     from rmkit.preflight import preflight
-    from rmkit.reward_models.checkpoint import Record
 
     processes = (plan.processes if plan else None) or 1
     arguments = preparation.trainer_arguments(recipe, processes, use_cpu=distributed.visible_gpus() == 0)
-    whole = arguments.bf16 and plan is not None and plan.uses_deepspeed
-    record = Record(
-        reward_model=recipe.reward_model,
-        base=base,
-        adapter=recipe.lora is not None,
-        dtype="bfloat16" if whole else recipe.base.dtype,
-        date_string=recipe.base.date_string,
-        template_hash=kind.encoder.template_hash,
-    )
+    sharding = (plan.sharding if plan else None) or "none"
+    record = preparation.make_record(recipe, kind, base, layout, arguments, sharding)
     for note in preflight(recipe, kind, record, preparation.load_config(recipe, base), arguments, pairs, plan):
         console.print(note, markup=False, highlight=False)
 
