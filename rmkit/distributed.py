@@ -140,6 +140,7 @@ def read_config(name: str) -> dict[str, Any]:
         raise RmkitError(f"{path}: distributed_type {kind} on {where} is not supported by rmkit.", _INSTEAD)
     if parsed.parallelism_config:
         raise RmkitError(f"{path}: parallelism_config is not supported by rmkit.", _INSTEAD)
+    _check_dynamo(str(path), parsed.dynamo_config.get("dynamo_backend") if parsed.dynamo_config else None)
     stages = (0, 1, 2, 3)
     if parsed.distributed_type == DistributedType.DEEPSPEED and parsed.deepspeed_config.get("zero_stage") not in stages:
         raise RmkitError(
@@ -152,6 +153,7 @@ def read_config(name: str) -> dict[str, Any]:
 def plan(recipe: Recipe) -> Plan | None:
     """What the launcher was told with options, else what the recipe names; None if neither says anything."""
     command = launcher_command()
+    _check_dynamo("accelerate launch", _option(command, "dynamo_backend"))
     processes = os.environ.get(_PROCESSES) or _option(command, "num_processes")
     explicit = os.environ.get(_CONFIG_FILE) or _option(command, "config_file")
     name = explicit or recipe.distributed
@@ -168,6 +170,14 @@ def plan(recipe: Recipe) -> Plan | None:
     else:
         wanted = config.get("num_processes")
     return Plan(name, wanted, _sharding_of(config), config)
+
+
+def _check_dynamo(where: str, backend: str | None) -> None:
+    if (backend or "no").lower() != "no":
+        raise RmkitError(
+            f"{where}: dynamo_backend {backend} compiles the model, and the recipe does not say so.",
+            "Leave it out, and set training.torch_compile=true and training.torch_compile_backend in the recipe.",
+        )
 
 
 def check_launcher() -> None:

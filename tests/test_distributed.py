@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -24,7 +25,7 @@ from transformers import Trainer, TrainerCallback
 
 from rmkit import RmkitError, distributed, load_reward_model
 from rmkit.preferences import load_preferences
-from rmkit.recipe import Recipe, load_recipe
+from rmkit.recipe import Recipe, load_recipe, training_arguments
 from rmkit.run_directory import RunDirectory
 from rmkit.train import train
 
@@ -206,6 +207,23 @@ def test_what_rmkit_does_not_do_is_refused_before_anything_starts(monkeypatch, t
     monkeypatch.setattr(distributed, "launcher_command", lambda: ["accelerate", "launch", "--config-file", str(path)])
     with pytest.raises(RmkitError, match=r"own\."):
         distributed.plan(recipe())
+
+
+def test_compiling_is_the_recipes_to_say(monkeypatch, tmp_path):
+    """Else a run would be compiled, and its record would not say so."""
+    path = tmp_path / "own.yaml"
+    content = {"distributed_type": "NO", "num_processes": 1}
+    path.write_text(yaml.safe_dump(content | {"dynamo_config": {"dynamo_backend": "INDUCTOR"}}))
+    with pytest.raises(RmkitError, match=r"own.yaml: dynamo_backend INDUCTOR"):
+        distributed.plan(recipe(distributed=str(path)))
+    path.write_text(yaml.safe_dump(content | {"dynamo_config": {"dynamo_backend": "NO"}}))
+    assert distributed.plan(recipe(distributed=str(path)))
+    for option, refused in (("--dynamo_backend=eager", True), ("--dynamo-backend=no", False)):
+        monkeypatch.setattr(distributed, "launcher_command", lambda option=option: ["accelerate", "launch", option])
+        with pytest.raises(RmkitError, match="dynamo_backend eager") if refused else contextlib.nullcontext():
+            distributed.plan(recipe())
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager"}  # the remedy
+    assert training_arguments(recipe(training=compiled))["torch_compile"]
 
 
 @pytest.mark.parametrize(

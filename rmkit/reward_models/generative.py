@@ -58,7 +58,7 @@ class GenerativeRewardModel(RewardModel[Generative]):
         )
         if self.yes == self.no:
             raise RmkitError(
-                f"{settings.yes_token!r} and {settings.no_token!r} are the same token.",
+                f"{settings.yes_token!r} and {settings.no_token!r} are the same token for {encoder.name}.",
                 "Set reward_model.yes_token and reward_model.no_token to different words.",
             )
 
