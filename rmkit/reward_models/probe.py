@@ -105,7 +105,9 @@ def check_forward(
     """
     inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
     architecture = inner.config.get_text_config().model_type
-    name = f"{inner.name_or_path}: {type(inner).__name__} ({architecture})"
+    name = f"{type(inner).__name__} ({architecture})"
+    if inner.name_or_path:
+        name = f"{inner.name_or_path}: {name}"
     sequences = sequences or probe_sequences(reward_model.encoder.tokenizer)
     state = PartialState()
     device = next(model.parameters()).device if state.num_processes == 1 else state.device
