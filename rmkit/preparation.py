@@ -89,7 +89,7 @@ def refuse_beyond_positions(recipe: Recipe, encoded: Mapping[str, EncodedPairs],
     known = made_for(config)
     if known is None or max(pairs.longest for pairs in encoded.values()) <= known:
         return
-    with torch.device("meta"):
+    with distributed.unsharded(), torch.device("meta"):
         limit = last_position(AutoModel.from_config(config, trust_remote_code=recipe.base.trust_remote_code))
     for name, pairs in encoded.items():
         refuse_longer(name, pairs.longest, limit)

@@ -24,10 +24,8 @@ from rmkit.run_directory import RunDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.released]
 
-RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml")) + sorted(
-    (REPOSITORY / "recipes" / "quickstart").glob("*.yaml")
-)
-TINY = [path for path in RECIPES if path.stem.startswith("tiny_") or path.parent.name == "quickstart"]
+RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
+TINY = [path for path in RECIPES if path.stem.startswith("tiny_")]
 LARGE = [path for path in RECIPES if path not in TINY]
 TYPES = ["exrm", "imrm", "exgrm"]
 
