@@ -28,6 +28,7 @@ from rmkit.checking import empty_model
 from rmkit.disk_space import check_places, check_room, room, scratch
 from rmkit.encoding import ChatEncoder
 from rmkit.errors import RmkitError
+from rmkit.library_errors import first_line
 from rmkit.recipe import Recipe, training_arguments
 from rmkit.reward_models import RewardModel
 from rmkit.reward_models.checkpoint import Origin, Record, check_reference, keep_generation_config, read_record, save
@@ -258,8 +259,7 @@ def _refused(field: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever libraries raise on options that they do not take
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise RmkitError(f"training.{field} cannot be used: {lines[0].rstrip('.')}.", remedy) from None
+        raise RmkitError(f"training.{field} cannot be used: {first_line(error).rstrip('.')}.", remedy) from None
 
 
 # --- saving --------------------------------------------------------------------------------------------------------
@@ -287,10 +287,9 @@ def rehearse_save(folder: Path, model: PreTrainedModel | PeftModel, kind: Reward
     except RmkitError:
         raise
     except Exception as error:  # transformers and PEFT raise all kinds
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         base = "the base" if record.base is None else record.base.name
         raise RmkitError(
-            f"The trained model could not be saved: {lines[0].rstrip('.')}.",
+            f"The trained model could not be saved: {first_line(error).rstrip('.')}.",
             f"Correct that in a copy of {base} (config.json, generation_config.json or tokenizer files).",
         ) from None
     texts = ["How do I bake bread?"], ["Mix flour, water, salt and yeast."]

@@ -14,7 +14,7 @@ from rmkit import distributed
 from rmkit.batching import Layout
 from rmkit.encoding import ChatEncoder
 from rmkit.errors import RmkitError
-from rmkit.library_errors import template_limit
+from rmkit.library_errors import first_line, template_limit
 from rmkit.overlap import training_overlap
 from rmkit.pairs import EncodedPairs, encode_pairs
 from rmkit.positions import last_position, made_for, refuse_longer
@@ -154,9 +154,8 @@ def refusals(what: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, ImportError, NotImplementedError, RuntimeError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise RmkitError(
-            f"{what[0].upper()}{what[1:]} cannot be made of this recipe: {lines[0]}",
+            f"{what[0].upper()}{what[1:]} cannot be made of this recipe: {first_line(error)}",
             "Mend what it names under training: or lora: in the recipe.",
         ) from None
 

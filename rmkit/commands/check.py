@@ -171,11 +171,13 @@ def _print_work(console: Console, work: Work) -> None:
 def _print_memory(console: Console, memory: Memory) -> None:
     import torch
 
+    from rmkit.disk_space import gib
+
     trained = "" if memory.trainable == memory.parameters else f", {memory.trainable:,} of them trained"
     gpus = [torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count())]
     there = f"; the smallest here has {min(gpus) / 2**30:.0f} GiB" if gpus else ""
     console.print(
-        f"Memory a GPU: {_bytes(memory.per_gpu)} and activations (by {memory.estimator} for weights, gradients "
+        f"Memory a GPU: {gib(memory.per_gpu)} and activations (by {memory.estimator} for weights, gradients "
         f"and Adam; {memory.parameters:,} parameters{trained}){there}.",
         highlight=False,
     )
@@ -200,7 +202,3 @@ def _try(
     record = preparation.make_record(recipe, kind, base, layout, arguments, sharding)
     for note in preflight(recipe, kind, record, preparation.load_config(recipe, base), arguments, pairs, plan):
         console.print(note, markup=False, highlight=False)
-
-
-def _bytes(number: int) -> str:
-    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"
