@@ -96,13 +96,12 @@ class Preempted(SystemExit):
 class CheckpointCallback(TrainerCallback):
     """Marks checkpoints; after SIGTERM saves one at the end of the step and stops, on all processes together.
 
-    Attributes:
+    Args:
         models: what is written into the markers, see `mark_complete`.
     """
 
-    def __init__(self, accelerator: Any):
-        self.accelerator = accelerator
-        self.models: dict[str, Digests] = {}
+    def __init__(self, accelerator: Any, models: Mapping[str, Digests]):
+        self.accelerator, self.models = accelerator, models
         self.stopping = False
 
     @contextlib.contextmanager

@@ -150,8 +150,7 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
     state.wait_for_everyone()
     trainer.reward_model = kind
     scoring = ScoringCallback(recipe, trainer, kind, encoded, run, references)
-    stopping = CheckpointCallback(trainer.accelerator)
-    stopping.models = record.models
+    stopping = CheckpointCallback(trainer.accelerator, record.models)
     trainer.add_callback(scoring)
     trainer.add_callback(stopping)
     if recipe.hub is not None and recipe.hub.push == "every_save":

@@ -49,8 +49,8 @@ def at_step(monkeypatch):
     def arrange(step, action):
         pending, original = [True], train_module.CheckpointCallback
 
-        def with_it(accelerator):
-            made = original(accelerator)
+        def with_it(*given):
+            made = original(*given)
             plain = made.on_step_end
 
             def on_step_end(args, state, control, **options):
