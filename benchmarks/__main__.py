@@ -19,7 +19,7 @@ from benchmarks.results import Couple, Entry, Line
 from benchmarks.setting import Job, Setting, Workspace
 from benchmarks.shapes import SHAPES
 from rmkit.errors import RmkitError, reported
-from rmkit.run_directory import write_json
+from rmkit.runs.directory import write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -136,7 +136,7 @@ def prepare(setting: str, data: str, folder: Path, output: Path) -> None:
 def machine(output: Path) -> None:
     """Versions and machine."""
     with reported():
-        from rmkit.environment import describe
+        from rmkit.runs.environment import describe
 
         write_json(output, describe())
 

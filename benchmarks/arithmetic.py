@@ -13,7 +13,7 @@ Work = Literal["explicit", "implicit", "generative", "scoring"]
 
 
 class Tokens(Protocol):
-    """A `rmkit.encoding.TokenSequence`."""
+    """A `rmkit.encoding.chat.TokenSequence`."""
 
     @property
     def ids(self) -> list[int]: ...

@@ -15,8 +15,8 @@ from typing import Any
 from benchmarks.arithmetic import spread
 from benchmarks.pairs import REPOSITORY, made_pairs, write_pairs
 from benchmarks.setting import Workspace
+from rmkit.data.preferences import PreferencePair
 from rmkit.errors import RmkitError
-from rmkit.preferences import PreferencePair
 
 
 def start_up(runs: int) -> dict[str, dict[str, float]]:

@@ -17,8 +17,8 @@ from benchmarks.arithmetic import Work
 from benchmarks.pairs import REPOSITORY
 from benchmarks.results import Couple, Line
 from benchmarks.setting import SCORING_BATCH, Job, Measurement, Setting, Side, Workspace
-from rmkit.cache import rmkit_cache
 from rmkit.errors import RmkitError
+from rmkit.files import rmkit_cache
 
 FORMAT = 1
 """Part of a workspace's name: raise it when the same setting would make another one."""

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.setting import BETA, LEARNING_RATE, SCORING_BATCH, SEED, Job, Measurement, Workspace
-from rmkit import environment
+from rmkit.config.recipe import Recipe
+from rmkit.config.strict_yaml import validated
+from rmkit.data.preferences import PreferenceData, load_preferences
 from rmkit.evaluation.scorer import Scorer, load_reward_model
-from rmkit.preferences import PreferenceData, load_preferences
-from rmkit.recipe import Recipe
-from rmkit.settings import validated
+from rmkit.runs import environment
 
 _TYPES: dict[str, dict[str, Any]] = {
     "explicit": {"type": "explicit"},

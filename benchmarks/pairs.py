@@ -8,8 +8,8 @@ import random
 from collections.abc import Iterable
 from pathlib import Path
 
+from rmkit.data.preferences import PreferencePair, load_preferences
 from rmkit.errors import RmkitError
-from rmkit.preferences import PreferencePair, load_preferences
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TRAINING_SET = "ultrafeedback"

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks.ours import peak_mib
 from benchmarks.setting import SCORING_BATCH, Job, Measurement, Workspace
-from rmkit.preferences import PreferencePair, load_preferences
+from rmkit.data.preferences import PreferencePair, load_preferences
 
 
 @torch.no_grad()

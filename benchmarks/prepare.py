@@ -11,13 +11,13 @@ from benchmarks import pairs as sets
 from benchmarks.arithmetic import Counts, Work, counts
 from benchmarks.setting import SEED, Setting, Workspace
 from benchmarks.shapes import Shape
-from rmkit.bases import train_tokenizer
-from rmkit.encoding import ChatEncoder
-from rmkit.pairs import encode_pairs
-from rmkit.preferences import PreferenceData, PreferencePair
-from rmkit.recipe import BaseBuild, Explicit, Generative, Implicit, RewardModelSettings
+from rmkit.config.recipe import BaseBuild, Explicit, Generative, Implicit, RewardModelSettings
+from rmkit.data.preferences import PreferenceData, PreferencePair
+from rmkit.encoding.chat import ChatEncoder
+from rmkit.encoding.pairs import encode_pairs
+from rmkit.models.tiny_base import train_tokenizer
 from rmkit.reward_models import reward_model
-from rmkit.run_directory import replacing, write_json
+from rmkit.runs.directory import replacing, write_json
 
 _SMALLEST_VOCABULARY, _LARGEST_VOCABULARY = 420, 32768
 _MAX_POSITIONS = 8192

@@ -10,7 +10,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 
 from benchmarks.arithmetic import Counts, Work
 from benchmarks.shapes import SHAPES, Shape
-from rmkit.settings import Section
+from rmkit.config.strict_yaml import Section
 
 Baseline = Literal["stock", "stock_best", "padded", "plain"]
 Side = Literal["stock", "stock_best", "padded", "plain", "ours"]

@@ -12,10 +12,10 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
 from benchmarks.ours import peak_mib
 from benchmarks.setting import BETA, LEARNING_RATE, SEED, Job, Measurement, Workspace
-from rmkit.encoding import ChatEncoder, TokenSequence
+from rmkit.data.preferences import PreferencePair, load_preferences
+from rmkit.encoding.chat import ChatEncoder, TokenSequence
+from rmkit.encoding.tokenizer import load_tokenizer
 from rmkit.errors import RmkitError
-from rmkit.preferences import PreferencePair, load_preferences
-from rmkit.vocabulary import load_tokenizer
 
 
 class TimedDPOTrainer(DPOTrainer):

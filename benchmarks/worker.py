@@ -11,7 +11,7 @@ import torch
 from benchmarks import ours
 from benchmarks.machine import matmul_rate
 from benchmarks.setting import Job, Measurement
-from rmkit import environment
+from rmkit.runs import environment
 
 
 def measure(job: Job, scratch: Path) -> Measurement:

@@ -33,26 +33,24 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
-from rmkit import distributed, hub
-from rmkit.attention import possible_layout
-from rmkit.batching import PairCollator
-from rmkit.checkpoints import (
-    PREEMPTED_EXIT_CODE,
-    CheckpointCallback,
-    Preempted,
-    check_models,
-    disk_errors,
-    newest_complete,
-    recorded_commits,
-)
-from rmkit.dropout import ConfigValue, turn_off_dropout
+from rmkit.config.recipe import Recipe, load_recipe
+from rmkit.data.preferences import PreferenceData
+from rmkit.encoding.batches import PairCollator
+from rmkit.encoding.pairs import EncodedPairs
 from rmkit.errors import reported
 from rmkit.evaluation.tables import print_counts, print_metrics
-from rmkit.identity import on_main_process, saved_tokenizer_digests
-from rmkit.pairs import EncodedPairs
-from rmkit.preferences import PreferenceData
-from rmkit.preflight import preflight
-from rmkit.preparation import (
+from rmkit.hub import push as hub
+from rmkit.models.dropout import ConfigValue, turn_off_dropout
+from rmkit.models.identity import on_main_process, saved_tokenizer_digests
+from rmkit.models.shared_attention import possible_layout
+from rmkit.reward_models import RewardModel, reward_model, trainer_class
+from rmkit.reward_models.origins import identify
+from rmkit.reward_models.probe import check_forward
+from rmkit.reward_models.saving import Origin, Record, load, load_model, save
+from rmkit.runs.directory import FINAL, RunDirectory, write_json
+from rmkit.training import launch as distributed
+from rmkit.training.preflight import preflight
+from rmkit.training.preparation import (
     encode,
     load_config,
     load_data,
@@ -64,17 +62,20 @@ from rmkit.preparation import (
     trainer_arguments,
     warnings,
 )
-from rmkit.push_callback import PushCallback
-from rmkit.recipe import Recipe, load_recipe
-from rmkit.references import References
-from rmkit.reload_check import PROBE_PAIRS, check_outputs, check_weights, probe_outputs
-from rmkit.reward_models import RewardModel, reward_model, trainer_class
-from rmkit.reward_models.checkpoint import Origin, Record, load, load_model, save
-from rmkit.reward_models.origins import identify
-from rmkit.reward_models.probe import check_forward
-from rmkit.run_directory import FINAL, RunDirectory, write_json
-from rmkit.run_record import run_record
-from rmkit.trainers.scoring import ScoringCallback
+from rmkit.training.push_callback import PushCallback
+from rmkit.training.reference import References
+from rmkit.training.reload_check import PROBE_PAIRS, check_outputs, check_weights, probe_outputs
+from rmkit.training.resume import (
+    PREEMPTED_EXIT_CODE,
+    CheckpointCallback,
+    Preempted,
+    check_models,
+    disk_errors,
+    newest_complete,
+    recorded_commits,
+)
+from rmkit.training.run_record import run_record
+from rmkit.training.scoring_callback import ScoringCallback
 
 
 def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
@@ -204,7 +205,7 @@ def _base(recipe: Recipe, training_set: PreferenceData) -> Origin:
     build = recipe.base.build
     if build is None:
         return Origin(name=str(recipe.base.name), revision=recipe.base.revision)
-    from rmkit.bases import ensure_base, training_documents
+    from rmkit.models.tiny_base import ensure_base, training_documents
 
     return Origin(name=str(ensure_base(build, *training_documents(build, training_set))))
 
@@ -304,7 +305,7 @@ def _dynamics(
     device: torch.device,
 ) -> dict[str, Any]:
     """The learning dynamics (Section 4.1) before and after training, on the first training pairs."""
-    from rmkit.theory.subjects import dynamics_of_run
+    from rmkit.theory.loading import dynamics_of_run
 
     name = recipe.data.train.name
     training = encoded[name].head(recipe.theory.pairs)

@@ -89,7 +89,7 @@ def run(models, pairs, tmp_path):
         } | sections
         path = tmp_path / f"{name}.yaml"
         path.write_text(json.dumps(recipe))
-        from rmkit.recipe import load_recipe
+        from rmkit.config.recipe import load_recipe
         from rmkit.train import train
 
         return train(load_recipe(path))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rmkit.evaluation.statistics import length_baselines, summary
-from rmkit.run_directory import RunDirectory, write_json, write_table
+from rmkit.runs.directory import RunDirectory, write_json, write_table
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "explicit": {"type": "explicit", "pooling": "last"},

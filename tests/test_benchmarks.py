@@ -21,7 +21,7 @@ from benchmarks.results import Couple, Entry, Line
 from benchmarks.setting import Job, Measurement, Setting, Workspace
 from benchmarks.shapes import SHAPES, Shape
 from benchmarks.worker import measure
-from rmkit.encoding import TokenSequence
+from rmkit.encoding.chat import TokenSequence
 from rmkit.errors import RmkitError
 
 KEYS = {

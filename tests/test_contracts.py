@@ -31,15 +31,15 @@ from transformers import (
 from transformers.masking_utils import sdpa_mask
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
-from rmkit.distributed import alone, training_options
-from rmkit.language_model import load
-from rmkit.recipe import Recipe
-from rmkit.trainers.explicit import ExplicitTrainer
-from rmkit.trainers.generative import GenerativeTrainer
-from rmkit.trainers.implicit import ImplicitTrainer
-from rmkit.trainers.pairs import PairTrainerMixin
-from rmkit.training_options import OWNED_FIELDS, REFUSED_FIELDS
-from rmkit.vocabulary import load_tokenizer
+from rmkit.config.recipe import Recipe
+from rmkit.config.training_arguments import OWNED_FIELDS, REFUSED_FIELDS
+from rmkit.encoding.tokenizer import load_tokenizer
+from rmkit.models.language_model import load
+from rmkit.training.explicit import ExplicitTrainer
+from rmkit.training.generative import GenerativeTrainer
+from rmkit.training.implicit import ImplicitTrainer
+from rmkit.training.launch import alone, training_options
+from rmkit.training.pair_trainer import PairTrainerMixin
 
 TRAINERS = [ExplicitTrainer, ImplicitTrainer, GenerativeTrainer]
 COLUMNS = {
@@ -52,7 +52,7 @@ COLUMNS = {
 
 
 def test_a_tokenizer_is_written_as_json_and_read_again():
-    """`rmkit.control_tokens` renames tokens in it: added tokens by id, a vocabulary, merges as pairs."""
+    """`rmkit.encoding.control_tokens` renames tokens in it: added tokens by id, a vocabulary, merges as pairs."""
     backend = tiny.tokenizer("qwen2").backend_tokenizer
     content = json.loads(backend.to_str())
     assert {"added_tokens", "model", "truncation", "padding", "post_processor"} <= content.keys()
@@ -169,7 +169,7 @@ def test_a_loss_that_is_scaled_already_is_not_divided_again(trainers, monkeypatc
 
 def test_what_train_py_decides_cannot_be_set_in_a_recipe(monkeypatch, tmp_path):
     """Else a recipe's value would be replaced without a word."""
-    from rmkit import preparation as module
+    from rmkit.training import preparation as module
 
     seen = {}
 
@@ -198,7 +198,7 @@ def test_what_train_py_decides_cannot_be_set_in_a_recipe(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("state", [PartialState, AcceleratorState, GradientState])
 def test_accelerates_states_live_in_one_shared_dictionary(state):
-    """rmkit.bases empties it and puts it back."""
+    """rmkit.models.tiny_base empties it and puts it back."""
     PartialState()
     shared = state._shared_state
     before = dict(shared)
@@ -350,7 +350,7 @@ def test_each_architectures_module_has_its_eager_attention(architecture):
 
 
 def test_an_adapter_is_two_linear_layers_and_a_factor_in_these_attributes():
-    """rmkit.language_model calls the parts of an adapter on an unembedding one by one."""
+    """rmkit.models.language_model calls the parts of an adapter on an unembedding one by one."""
     from peft import LoraConfig, get_peft_model
     from peft.tuners import lora
 

@@ -16,11 +16,12 @@ import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from rmkit import RmkitError, cards, load_reward_model
+from rmkit import RmkitError, load_reward_model
+from rmkit.config.recipe import Hub, Recipe, load_recipe
+from rmkit.config.strict_yaml import load_yaml
 from rmkit.evaluation.suites import load_suite
-from rmkit.publication import publication, refuse_secrets
-from rmkit.recipe import Hub, Recipe, load_recipe
-from rmkit.settings import load_yaml
+from rmkit.hub import cards
+from rmkit.hub.publication import publication, refuse_secrets
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -83,7 +84,7 @@ def test_a_run_that_publishes_leaves_the_token_nowhere(models, tmp_path):
 
 
 def test_publishing_needs_no_torch():
-    code = "import sys; import rmkit.hub; assert not {'torch', 'transformers'} & set(sys.modules)"
+    code = "import sys; import rmkit.hub.push; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
 
 
@@ -143,7 +144,7 @@ def test_names_of_sets_are_no_paths(tmp_path, name):
 
 def test_a_record_from_the_hub_names_no_folder_outside(models, tmp_path):
     """`./base` and `./reference` are folders of the model directory; nothing else is taken for one."""
-    from rmkit.reward_models.checkpoint import read_record
+    from rmkit.reward_models.saving import read_record
 
     record = {"reward_model": {"type": "implicit", "reference": "./../../secret"}, "base": {"name": "./../secret"}}
     (tmp_path / "reward_model.json").write_text(json.dumps(record))

@@ -14,14 +14,14 @@ from rmkit.errors import reported
 if TYPE_CHECKING:  # heavy, and not needed for --help
     from rich.console import Console
 
-    from rmkit.batching import Layout
-    from rmkit.checking import Example, Memory, Work
-    from rmkit.distributed import Plan
-    from rmkit.pairs import EncodedPairs
-    from rmkit.preferences import PreferenceData
-    from rmkit.recipe import Recipe
+    from rmkit.config.recipe import Recipe
+    from rmkit.data.preferences import PreferenceData
+    from rmkit.encoding.batches import Layout
+    from rmkit.encoding.pairs import EncodedPairs
     from rmkit.reward_models import RewardModel
-    from rmkit.reward_models.checkpoint import Origin
+    from rmkit.reward_models.saving import Origin
+    from rmkit.training.checking import Example, Memory, Work
+    from rmkit.training.launch import Plan
 
 _SHOWN = 70  # characters of either end of a text
 
@@ -34,12 +34,13 @@ def check(
     with reported():
         from rich.console import Console
 
-        from rmkit import checking, distributed, preparation
-        from rmkit.attention import possible_layout
-        from rmkit.disk_space import check_places
+        from rmkit.config.recipe import load_recipe
         from rmkit.evaluation.tables import set_remarks
-        from rmkit.recipe import load_recipe
+        from rmkit.models.shared_attention import possible_layout
         from rmkit.reward_models import reward_model
+        from rmkit.training import checking, preparation
+        from rmkit.training import launch as distributed
+        from rmkit.training.disk_space import check_places
 
         console = Console()
         loaded = load_recipe(recipe, overrides or [])
@@ -84,11 +85,11 @@ def check(
 
 def _base(recipe: Recipe, training: PreferenceData) -> Origin | None:
     """The base that training starts from; None if it is still to be built."""
-    from rmkit.reward_models.checkpoint import Origin
+    from rmkit.reward_models.saving import Origin
 
     if recipe.base.build is None:
         return Origin(name=str(recipe.base.name), revision=recipe.base.revision)
-    from rmkit.bases import cached_base, training_documents
+    from rmkit.models.tiny_base import cached_base, training_documents
 
     folder = cached_base(recipe.base.build, training_documents(recipe.base.build, training)[1])
     return None if folder is None else Origin(name=str(folder))
@@ -101,8 +102,8 @@ def _print_sets(
     from rich.markup import escape
     from rich.table import Table
 
-    from rmkit.checking import prompt_overlap
     from rmkit.evaluation.statistics import length_baselines
+    from rmkit.training.checking import prompt_overlap
 
     limit = f"at most {recipe.data.max_length} tokens" if recipe.data.max_length else "no length limit"
     table = Table(title=f"Preference pairs ({limit})", title_justify="left", box=None, padding=(0, 1, 0, 0))
@@ -171,7 +172,7 @@ def _print_work(console: Console, work: Work) -> None:
 def _print_memory(console: Console, memory: Memory) -> None:
     import torch
 
-    from rmkit.disk_space import gib
+    from rmkit.training.disk_space import gib
 
     trained = "" if memory.trainable == memory.parameters else f", {memory.trainable:,} of them trained"
     gpus = [torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count())]
@@ -193,8 +194,9 @@ def _try(
     plan: Plan | None,
 ) -> None:
     """What `rmkit train` tries before it starts; TrainingArguments are those of one process, without sharding."""
-    from rmkit import distributed, preparation
-    from rmkit.preflight import preflight
+    from rmkit.training import launch as distributed
+    from rmkit.training import preparation
+    from rmkit.training.preflight import preflight
 
     processes = (plan.processes if plan else None) or 1
     arguments = preparation.trainer_arguments(recipe, processes, use_cpu=distributed.visible_gpus() == 0)

@@ -49,11 +49,11 @@ def evaluate(
 ) -> None:
     """Score every set of a suite; print accuracy, margin and ties by set, category and section."""
     with reported():
+        from rmkit.data.sources.use import ignored_split
         from rmkit.evaluation.statistics import by_category
         from rmkit.evaluation.suites import best_of_accuracy, load_set, load_suite, section_scores
         from rmkit.evaluation.tables import print_means, print_scores
-        from rmkit.run_directory import check_place, write_json, write_table
-        from rmkit.sources.use import ignored_split
+        from rmkit.runs.directory import check_place, write_json, write_table
 
         check_place(output / "results.json")
         chosen_suite = load_suite(suite, root)

@@ -25,8 +25,8 @@ from rmkit.errors import RmkitError, reported
 
 if TYPE_CHECKING:
     from rmkit.evaluation.scorer import Scorer
-    from rmkit.explaining import Explanation
-    from rmkit.run_directory import RunDirectory
+    from rmkit.evaluation.token_rewards import Explanation
+    from rmkit.runs.directory import RunDirectory
 
 _LARGEST = 10
 
@@ -70,9 +70,9 @@ def explain(
         if worst is not None and run is not None:
             _explain_worst(run, worst, scorer, other, batch_size)
             return
-        from rmkit.explaining import explain as explained
-        from rmkit.explaining import html, together
-        from rmkit.run_directory import write_json, write_text
+        from rmkit.evaluation.token_rewards import explain as explained
+        from rmkit.evaluation.token_rewards import html, together
+        from rmkit.runs.directory import write_json, write_text
 
         first = explained(scorer, str(prompt), str(response), batch_size)
         second = None if other is None else explained(other, str(prompt), str(response), batch_size)
@@ -89,9 +89,9 @@ def explain(
 def _explain_worst(run: RunDirectory, number: int, scorer: Scorer, other: Scorer | None, batch_size: int) -> None:
     from rich.progress import track
 
-    from rmkit.explaining import explain as explained
-    from rmkit.explaining import most_wrong, together
-    from rmkit.run_directory import write_json
+    from rmkit.evaluation.token_rewards import explain as explained
+    from rmkit.evaluation.token_rewards import most_wrong, together
+    from rmkit.runs.directory import write_json
 
     responses = most_wrong(run, number)
     for each in track(responses, description="Explaining"):
@@ -103,7 +103,7 @@ def _explain_worst(run: RunDirectory, number: int, scorer: Scorer, other: Scorer
 
 def _run(model: str) -> RunDirectory | None:
     """The run that a path is, or that its model/ belongs to."""
-    from rmkit.run_directory import RunDirectory
+    from rmkit.runs.directory import RunDirectory
 
     path = Path(model)
     for run in (RunDirectory(path), RunDirectory(path.parent)):
@@ -124,7 +124,7 @@ def _show(model: str, explanation: Explanation) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from rmkit.explaining import parts, shades, visible
+    from rmkit.evaluation.token_rewards import parts, shades, visible
 
     console = Console(highlight=False)
     console.print(f"\n{model}", style="bold", markup=False)

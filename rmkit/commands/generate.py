@@ -13,7 +13,7 @@ from rmkit.errors import RmkitError, reported
 
 if TYPE_CHECKING:
     from rmkit.evaluation.generation import GenerationSettings
-    from rmkit.run_directory import RunDirectory
+    from rmkit.runs.directory import RunDirectory
 
 FOLDER = "generation"
 
@@ -31,7 +31,7 @@ def generate(
 ) -> None:
     """Let IM-RMs write Hamiltonian cycles for the graphs of their runs: RUN/generation/SET.json (Section 3.2)."""
     with reported():
-        from rmkit.run_directory import RunDirectory
+        from rmkit.runs.directory import RunDirectory
 
         records = {path: RunDirectory(path).read() for path in runs}  # all, before the first model loads
         from rmkit.evaluation.generation import GenerationSettings
@@ -55,11 +55,11 @@ def _generate(
     from rich.console import Console
     from rich.table import Table
 
+    from rmkit.data.sources.hamiltonian import is_hamiltonian_cycle
     from rmkit.evaluation.generation import generate as generated
     from rmkit.evaluation.generation import likelihoods, verified
     from rmkit.evaluation.scorer import load_reward_model
-    from rmkit.run_directory import write_json
-    from rmkit.sources.hamiltonian import is_hamiltonian_cycle
+    from rmkit.runs.directory import write_json
 
     asked = settings.model_dump(mode="json") | {"limit": limit}
     scorer = None

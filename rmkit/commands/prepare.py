@@ -58,13 +58,13 @@ def prepare(
 
 
 def _read(settings: list[str]) -> dict[str, Any]:
-    from rmkit.settings import override_value
+    from rmkit.config.strict_yaml import override_value
 
     return dict(map(override_value, settings))
 
 
 def _one(name: str, given: Mapping[str, Any], output: Path, overwrite: bool) -> None:
-    from rmkit.sources.base import prepare as prepare_source
+    from rmkit.data.sources.base import prepare as prepare_source
 
     card = prepare_source(name, given, output, said_by=f"prepare {name}", overwrite=overwrite)
     _print_card(card)
@@ -76,7 +76,7 @@ def _released(given: dict[str, Any], output: Path, overwrite: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from rmkit.sources.released import prepare_all, released_options
+    from rmkit.data.sources.released import prepare_all, released_options
 
     kept = [] if overwrite else [each.name for each in output.glob("*/") if any(each.iterdir())]
     results = prepare_all(released_options(given), output, overwrite)

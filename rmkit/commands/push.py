@@ -21,10 +21,10 @@ def push(
 ) -> None:
     """Publish a run's model, tokenizer, card and recipe on the Hugging Face Hub."""
     with reported():
-        from rmkit import hub
-        from rmkit.recipe import Hub
-        from rmkit.run_directory import RunDirectory
-        from rmkit.settings import validated
+        from rmkit.config.recipe import Hub
+        from rmkit.config.strict_yaml import validated
+        from rmkit.hub import push as hub
+        from rmkit.runs.directory import RunDirectory
 
         where = {"push": "end", "repo_id": repo_id, "private": private, "base": base}
         hub.push(RunDirectory(run), validated(Hub, where, "rmkit push"))

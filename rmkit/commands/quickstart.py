@@ -24,7 +24,7 @@ def quickstart(
         console = Console()
         with console.status("Loading torch and transformers"):
             from rmkit.experiments import quickstart as experiment
-            from rmkit.experiments.quickstart_report import terminal_table
+            from rmkit.report.quickstart import terminal_table
 
         if prepare_only:
             print(f"The pairs are in {experiment.prepare(output) / 'quickstart'}")

@@ -33,7 +33,7 @@ def report(
 
 def _write_published(path: Path) -> None:
     from rmkit.report.published import to_csv
-    from rmkit.run_directory import write_text
+    from rmkit.runs.directory import write_text
 
     try:
         write_text(path, to_csv())

@@ -12,11 +12,11 @@ import typer
 from rmkit.errors import RmkitError, reported
 
 if TYPE_CHECKING:  # heavy, and not needed for --help
-    from rmkit.preferences import PreferenceData
-    from rmkit.rewriting.checks import Bounds
-    from rmkit.rewriting.client import Endpoint, Request
-    from rmkit.rewriting.sets import Rewrites
-    from rmkit.rewriting.styles import Style
+    from rmkit.data.preferences import PreferenceData
+    from rmkit.data.rewriting.checks import Bounds
+    from rmkit.data.rewriting.client import Endpoint, Request
+    from rmkit.data.rewriting.sets import Rewrites
+    from rmkit.data.rewriting.styles import Style
 
 _SHOWN_PROBLEMS = 5
 
@@ -72,12 +72,12 @@ def rewrite(
 ) -> None:
     """Rewrite the responses of a set: paraphrased, translated, or in another form."""
     with reported():
-        from rmkit.preferences import load_preferences
-        from rmkit.rewriting import sets
-        from rmkit.rewriting.checks import Bounds
-        from rmkit.rewriting.client import Endpoint, Request
-        from rmkit.rewriting.overlap import load_tokenize
-        from rmkit.rewriting.styles import load_local_style, load_style
+        from rmkit.data.preferences import load_preferences
+        from rmkit.data.rewriting import sets
+        from rmkit.data.rewriting.checks import Bounds
+        from rmkit.data.rewriting.client import Endpoint, Request
+        from rmkit.data.rewriting.overlap import load_tokenize
+        from rmkit.data.rewriting.styles import load_local_style, load_style
 
         local = load_local_style(style)
         asked = load_style(style) if local is None else None
@@ -140,11 +140,11 @@ def _ask(
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-    from rmkit.rewriting.batch import ask_in_batches
-    from rmkit.rewriting.checks import language_is_checked
-    from rmkit.rewriting.client import Unanswered, ask
-    from rmkit.rewriting.journal import open_journal
-    from rmkit.rewriting.sets import ask_for_rewrites
+    from rmkit.data.rewriting.batch import ask_in_batches
+    from rmkit.data.rewriting.checks import language_is_checked
+    from rmkit.data.rewriting.client import Unanswered, ask
+    from rmkit.data.rewriting.journal import open_journal
+    from rmkit.data.rewriting.sets import ask_for_rewrites
 
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     if style.language is not None and not language_is_checked(style):

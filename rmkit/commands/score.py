@@ -10,8 +10,8 @@ import typer
 from rmkit.errors import RmkitError, reported
 
 if TYPE_CHECKING:
+    from rmkit.data.preferences import PreferenceData
     from rmkit.evaluation.scorer import ScoredSet, Scorer
-    from rmkit.preferences import PreferenceData
 
 Model = Annotated[str, typer.Argument(help="A run's model/ folder, any transformers model folder, or a hub id.")]
 Type = Annotated[str | None, typer.Option(help="explicit, implicit or generative; a run's folder knows.")]
@@ -57,9 +57,9 @@ def score(
 ) -> None:
     """Reward both responses of every pair of a set; print accuracy, margin and ties."""
     with reported():
+        from rmkit.data.preferences import load_preferences
         from rmkit.evaluation.tables import print_scores
-        from rmkit.preferences import load_preferences
-        from rmkit.run_directory import check_place, write_table
+        from rmkit.runs.directory import check_place, write_table
 
         check_place(output)
         pairs = load_preferences(data, split=split or "test", subset=subset, limit=limit)

@@ -16,9 +16,9 @@ from rmkit.errors import reported
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from rmkit.config.recipe import Recipe
     from rmkit.experiments.launchers import ClusterLauncher, LocalLauncher, Task
     from rmkit.experiments.sweep import Outcome, Point
-    from rmkit.recipe import Recipe
 
 
 class Where(enum.StrEnum):
@@ -80,7 +80,7 @@ def sweep(
 
 
 def _values(given: Sequence[str]) -> dict[str, Any]:
-    from rmkit.settings import override_value
+    from rmkit.config.strict_yaml import override_value
 
     return dict(override_value(each) for each in given)
 
@@ -116,10 +116,11 @@ def _list(points: Sequence[Point], states: Mapping[str, str], console: Console) 
 
 def _memory(recipe: Recipe) -> str:
     """GiB a GPU, or why they are not known."""
-    from rmkit import checking, distributed, preparation
     from rmkit.errors import RmkitError
     from rmkit.reward_models import reward_model
-    from rmkit.reward_models.checkpoint import Origin
+    from rmkit.reward_models.saving import Origin
+    from rmkit.training import checking, preparation
+    from rmkit.training import launch as distributed
 
     if recipe.base.name is None:
         return "unknown (base is built first)"

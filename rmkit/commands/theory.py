@@ -14,7 +14,7 @@ from rmkit.errors import RmkitError, reported
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from rmkit.preferences import PreferenceData
+    from rmkit.data.preferences import PreferenceData
 
 theory_app = typer.Typer(
     name="theory",
@@ -66,9 +66,9 @@ def dynamics(
         _check_dtype(dtype)
         if learning_rate <= 0 or beta <= 0:
             raise RmkitError("--learning-rate and --beta must be positive.", "Leave them out for the paper's.")
-        from rmkit.preferences import load_preferences
-        from rmkit.theory import figures
-        from rmkit.theory.subjects import dynamics_of_model, same_prompts
+        from rmkit.data.preferences import load_preferences
+        from rmkit.report import theory_figures as figures
+        from rmkit.theory.loading import dynamics_of_model, same_prompts
 
         training = load_preferences(data, split=split, limit=pairs)
         prompts = [pair.prompt for pair in training]
@@ -122,9 +122,10 @@ def separator(
         import numpy as np
         from accelerate import PartialState
 
-        from rmkit.pairs import encode_pairs
-        from rmkit.preferences import load_preferences
-        from rmkit.theory import figures
+        from rmkit.data.preferences import load_preferences
+        from rmkit.encoding.pairs import encode_pairs
+        from rmkit.report import theory_figures as figures
+        from rmkit.theory.loading import as_type, hidden_differences, types_of
         from rmkit.theory.separator import (
             NotSeparable,
             max_margin_separator,
@@ -132,7 +133,6 @@ def separator(
             products_summary,
             separator_summary,
         )
-        from rmkit.theory.subjects import as_type, hidden_differences, types_of
 
         training = load_preferences(data, split=split, limit=pairs)
         new = _sets(unseen or [], unseen_split or split, pairs)
@@ -201,7 +201,7 @@ def unseen_tokens(
             raise RmkitError("--model and --data go together.", "Give both, or neither to simulate.")
         import numpy as np
 
-        from rmkit.theory import figures
+        from rmkit.report import theory_figures as figures
         from rmkit.theory import unseen_tokens as theorem
 
         if model is None or data is None:
@@ -254,7 +254,7 @@ def verification(
             raise RmkitError("--smallest is larger than --largest.", "Swap them.")
         from dataclasses import asdict
 
-        from rmkit.theory import figures
+        from rmkit.report import theory_figures as figures
         from rmkit.theory import verification as theorem
 
         found = theorem.cases(
@@ -288,9 +288,9 @@ def _finish(content: dict[str, Any], drawn: Mapping[str, Figure], json: Path | N
     from rich.markup import escape
     from rich.table import Table
 
-    from rmkit.run_directory import write_json
-    from rmkit.theory.figures import write_figure
-    from rmkit.theory.summary import tables
+    from rmkit.report.theory_figures import write_figure
+    from rmkit.report.theory_summary import tables
+    from rmkit.runs.directory import write_json
 
     console = Console()
     for each in tables(content):
@@ -315,7 +315,7 @@ def _figure_place(json: Path | None, figure: Path | None) -> Path | None:
     """Where figures go: where asked, else beside the JSON, else nowhere."""
     if figure is None:
         return None if json is None else json.with_suffix(".png")
-    from rmkit.theory.figures import check_format
+    from rmkit.report.theory_figures import check_format
 
     check_format(figure)
     return figure
@@ -328,7 +328,7 @@ def _check_dtype(dtype: str) -> None:
 
 def _sets(paths: list[str], split: str, limit: int | None = None) -> dict[str, PreferenceData]:
     """Sets by name, or by path where two have the same name."""
-    from rmkit.preferences import load_preferences
+    from rmkit.data.preferences import load_preferences
 
     files = (".jsonl", ".json", ".parquet")
     names = [Path(path).stem if Path(path).suffix in files else Path(path).name for path in paths]
@@ -350,9 +350,9 @@ def _single_tokens(
 ) -> Any:
     from accelerate import PartialState
 
-    from rmkit.preferences import load_preferences
+    from rmkit.data.preferences import load_preferences
+    from rmkit.theory.loading import as_type, lab_of, types_of
     from rmkit.theory.single_tokens import split_by_tokens, token_pairs
-    from rmkit.theory.subjects import as_type, lab_of, types_of
 
     if types_of(model) is None:
         raise RmkitError(f"{model} is a trained reward model.", "Give a language model: Theorem 2 trains both types.")

@@ -31,8 +31,8 @@ def train(
 ) -> None:
     """Train a reward model from a recipe, through accelerate."""
     with reported():
-        from rmkit import distributed
-        from rmkit.recipe import read_recipe
+        from rmkit.config.recipe import read_recipe
+        from rmkit.training import launch as distributed
 
         distributed.check_launcher()
         name = config_file or read_recipe(recipe, overrides or []).distributed

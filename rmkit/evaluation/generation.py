@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
-from rmkit.batching import pad
-from rmkit.encoding import TokenSequence
+from rmkit.config.strict_yaml import Section
+from rmkit.encoding.batches import pad
+from rmkit.encoding.chat import TokenSequence
 from rmkit.errors import RmkitError
 from rmkit.evaluation.scorer import Scorer
 from rmkit.evaluation.scoring import Progress
-from rmkit.language_model import unbound
-from rmkit.settings import Section
+from rmkit.models.language_model import unbound
 
 MAX_NEW_TOKENS = 300
 """As in the released code."""

@@ -14,8 +14,11 @@ from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rmkit.batching import Layout, pad
-from rmkit.encoding import TokenSequence
+from rmkit.config.recipe import DTypeName, SpecialTokens
+from rmkit.data.preferences import PreferenceData, PreferencePair
+from rmkit.encoding.batches import Layout, pad
+from rmkit.encoding.chat import TokenSequence
+from rmkit.encoding.pairs import EncodedPair, encoded, remarks
 from rmkit.errors import RmkitError
 from rmkit.evaluation.scoring import (
     DEFAULT_BATCH_SIZE,
@@ -26,13 +29,10 @@ from rmkit.evaluation.scoring import (
     sequence_outputs,
 )
 from rmkit.evaluation.statistics import length_baselines
-from rmkit.language_model import run
-from rmkit.pairs import EncodedPair, encoded, remarks
-from rmkit.positions import last_position, made_for, refuse_longer
-from rmkit.preferences import PreferenceData, PreferencePair
-from rmkit.recipe import DTypeName, SpecialTokens
-from rmkit.reward_models.checkpoint import Checkpoint, load
+from rmkit.models.language_model import run
+from rmkit.models.positions import last_position, made_for, refuse_longer
 from rmkit.reward_models.probe import check_forward
+from rmkit.reward_models.saving import Checkpoint, load
 
 Pair = PreferencePair | Mapping[str, str] | Sequence[str]
 
@@ -71,7 +71,7 @@ def load_reward_model(
         verify: whether base, reference and tokenizer must be those of training; a note says so if not.
 
     Raises:
-        RmkitError: see `rmkit.reward_models.checkpoint.load` and `rmkit.reward_models.probe.check_forward`.
+        RmkitError: see `rmkit.reward_models.saving.load` and `rmkit.reward_models.probe.check_forward`.
     """
     options = {"type": type, "pooling": pooling, "reference": reference, "beta": beta}
     checkpoint = load(
@@ -99,7 +99,7 @@ class ScoredSet:
         rewards: of the chosen and the rejected responses.
         response_lengths: [pairs, 2] tokens of both responses.
         dropped: reason -> number of pairs left out.
-        remarks: what users should know of the texts, a line each (see `rmkit.pairs.remarks`).
+        remarks: what users should know of the texts, a line each (see `rmkit.encoding.pairs.remarks`).
     """
 
     index: NDArray[np.int64]
@@ -242,7 +242,7 @@ class Scorer:
 
         Args:
             sets: by name.
-            max_length: pairs over so many tokens are left out, see `rmkit.pairs.encode_pairs`.
+            max_length: pairs over so many tokens are left out, see `rmkit.encoding.pairs.encode_pairs`.
             description: shown beside a progress bar; without one there is no bar.
         """
         scored = {name: _Gathering() for name in sets}

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from rmkit.attention import layout_of
-from rmkit.batching import Layout, laid_out
-from rmkit.encoding import TokenSequence
+from rmkit.encoding.batches import Layout, laid_out
+from rmkit.encoding.chat import TokenSequence
+from rmkit.encoding.pairs import EncodedPairs
 from rmkit.evaluation.statistics import summary
-from rmkit.language_model import only_read, run
-from rmkit.pairs import EncodedPairs
+from rmkit.models.language_model import only_read, run
+from rmkit.models.shared_attention import layout_of
 from rmkit.reward_models.base import RewardModel
 
 DEFAULT_BATCH_SIZE = 16
@@ -104,7 +104,7 @@ def sequence_outputs(
     """Outputs [sequences, outputs] in float64 on the CPU, in the order given. What is there twice is computed once.
 
     Args:
-        model: bound (`rmkit.language_model.bind`), wrapped or not; all processes call it equally often (ZeRO-3).
+        model: bound (`rmkit.models.language_model.bind`), wrapped or not; all processes call it equally often (ZeRO-3).
         batch_size: different sequences a forward pass.
         layout: shared or padded; the model's own if it is left out.
     """

@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import PositiveFloat, model_validator
 
+from rmkit.config.recipe import EvaluationSet
+from rmkit.config.strict_yaml import Section, load_yaml, validated
+from rmkit.data.preferences import PreferenceData, PreferencePair, checked, load_rows, matching, row_pair
+from rmkit.data.sources.use import load_set as load_pairs
+from rmkit.data.sources.use import locate
 from rmkit.errors import RmkitError
-from rmkit.preferences import PreferenceData, PreferencePair, checked, load_rows, matching, row_pair
-from rmkit.recipe import EvaluationSet
-from rmkit.settings import Section, load_yaml, validated
-from rmkit.sources.use import load_set as load_pairs
-from rmkit.sources.use import locate
 
 ROOT = Path(__file__).resolve().parents[2] / "recipes" / "suites"
 OVERALL = "overall"
@@ -84,7 +84,7 @@ def load_set(each: SuiteSet, root: Path | None, identical: Literal["drop", "erro
     """The pairs of a set. A row of a `best_of` set becomes a pair for each rejected response, all with the row's index.
 
     Raises:
-        RmkitError: see `rmkit.preferences.load_preferences`.
+        RmkitError: see `rmkit.data.preferences.load_preferences`.
     """
     if each.score == "accuracy":
         return load_pairs(each, root=root, identical=identical)

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rmkit.pairs import EncodedPairs, remarks
-from rmkit.positions import made_for
-from rmkit.recipe import Data
+from rmkit.config.recipe import Data
+from rmkit.encoding.pairs import EncodedPairs, remarks
+from rmkit.models.positions import made_for
 
 
 def print_counts(encoded: Mapping[str, EncodedPairs], data: Data, config: Any) -> None:
@@ -31,7 +31,7 @@ def print_counts(encoded: Mapping[str, EncodedPairs], data: Data, config: Any) -
 
 
 def set_remarks(encoded: Mapping[str, EncodedPairs], data: Data, config: Any) -> list[str]:
-    """What users should know of the texts of a run's sets; see `rmkit.pairs.remarks`."""
+    """What users should know of the texts of a run's sets; see `rmkit.encoding.pairs.remarks`."""
     options: dict[str, Any] = {"known": made_for(config), "special_tokens": data.special_tokens}
     return [
         line

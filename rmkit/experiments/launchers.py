@@ -17,9 +17,9 @@ from typing import Any, Literal, Protocol
 
 import psutil
 
+from rmkit.config.strict_yaml import load_yaml
 from rmkit.errors import RmkitError
-from rmkit.run_directory import write_text
-from rmkit.settings import load_yaml
+from rmkit.runs.directory import write_text
 
 SWEEP_VARIABLE = "RMKIT_SWEEP"
 """In the environment of every process that a sweep starts here: the folder of the sweep."""
@@ -50,7 +50,7 @@ class Task:
     @property
     def processes(self) -> int | None:
         """How many processes, one a GPU, the recipe's accelerate configuration asks for; None if it names none."""
-        from rmkit.distributed import config_file
+        from rmkit.training.launch import config_file
 
         if self.distributed is None:
             return None

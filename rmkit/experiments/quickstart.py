@@ -1,6 +1,6 @@
 """The quickstart: the controlled experiment of Section 5.1, from nothing to a page of results, on a CPU in minutes.
 
-The pairs are generated, the base language model is built (`rmkit.bases`), and the three types of reward model are
+The pairs are generated, the base language model is built (`models.tiny_base`), and the three types of reward model are
 trained and scored by `rmkit.train.train` from the recipes in recipes/quickstart/, as `accelerate launch` would.
 """
 
@@ -21,14 +21,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from transformers.utils import logging as transformers_logging
 
-from rmkit import environment
-from rmkit.bases import ensure_base
+from rmkit.config.recipe import PreferenceSet, Recipe, SourceSettings, load_recipe
+from rmkit.data.corpus import corpus_fingerprint, quickstart_documents
+from rmkit.data.sources.use import locate
 from rmkit.errors import RmkitError
-from rmkit.experiments.corpus import corpus_fingerprint, quickstart_documents
-from rmkit.experiments.quickstart_report import RESULT_COLUMNS, results, write_report
-from rmkit.recipe import PreferenceSet, Recipe, SourceSettings, load_recipe
-from rmkit.run_directory import RunDirectory
-from rmkit.sources.use import locate
+from rmkit.models.tiny_base import ensure_base
+from rmkit.report.quickstart import RESULT_COLUMNS, results, write_report
+from rmkit.runs import environment
+from rmkit.runs.directory import RunDirectory
 from rmkit.train import train
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "quickstart"

@@ -33,11 +33,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from rmkit.config.recipe import Recipe, SetName, load_recipe, read_recipe
+from rmkit.config.strict_yaml import Section, load_yaml, validated
 from rmkit.errors import RmkitError
 from rmkit.experiments.launchers import Launcher, Task
-from rmkit.recipe import Recipe, SetName, load_recipe, read_recipe
-from rmkit.run_directory import RunDirectory, write_text
-from rmkit.settings import Section, load_yaml, validated
+from rmkit.runs.directory import RunDirectory, write_text
 
 SHIPPED = Path(__file__).resolve().parents[2] / "recipes" / "sweeps"
 RECIPES, LOGS = "recipes", "logs"

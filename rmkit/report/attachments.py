@@ -19,12 +19,12 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, model_validator
 
+from rmkit.report import theory_summary as summary
 from rmkit.report.comparison import count
 from rmkit.report.html import Item, Picture, Tokens
 from rmkit.report.runs import Problem, Runs
 from rmkit.report.tables import Cell, Table, number
-from rmkit.run_directory import FINAL
-from rmkit.theory import summary
+from rmkit.runs.directory import FINAL
 
 MOST_NUMBERS = 40
 _PICTURES = (".svg", ".png")

@@ -23,7 +23,7 @@ from rmkit.report.names import EX, GRM, TRAINING_SETS
 from rmkit.report.runs import Problem, Runs, load
 from rmkit.report.style import in_order
 from rmkit.report.tables import Cell, Table, plain_table
-from rmkit.run_directory import replacing, write_text
+from rmkit.runs.directory import replacing, write_text
 
 PARTS = ("index.html", "tables", "figures")
 _MOST_NAMES = 3

@@ -30,10 +30,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
+from rmkit.config.training_arguments import BATCH_SIZE, TRAINING_DEFAULTS
 from rmkit.errors import RmkitError
 from rmkit.report import names
-from rmkit.run_directory import FINAL, RunDirectory
-from rmkit.training_options import BATCH_SIZE, TRAINING_DEFAULTS
+from rmkit.runs.directory import FINAL, RunDirectory
 
 Floats = NDArray[np.float64]
 PAPER_LEARNING_RATE, PAPER_BETA = 1e-6, 0.01

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from rmkit.encoding import ChatEncoder
-from rmkit.recipe import RewardModelSettings
+from rmkit.config.recipe import RewardModelSettings
+from rmkit.encoding.chat import ChatEncoder
 from rmkit.reward_models.base import RewardModel
 
 __all__ = ["RewardModel", "reward_model", "trainer_class"]
@@ -19,8 +19,8 @@ def reward_model(settings: RewardModelSettings, encoder: ChatEncoder) -> RewardM
 
 
 def trainer_class(settings: RewardModelSettings) -> Any:
-    """The trainer of a type: `explicit` is `rmkit.trainers.explicit.ExplicitTrainer`. Imported only to train."""
-    return _named("trainers", settings.type, "Trainer")
+    """The trainer of a type: `explicit` is `rmkit.training.explicit.ExplicitTrainer`. Imported only to train."""
+    return _named("training", settings.type, "Trainer")
 
 
 def _named(package: str, kind: str, suffix: str) -> Any:

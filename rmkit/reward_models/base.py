@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rmkit.batching import Batch
-from rmkit.encoding import ChatEncoder, TokenSequence
+from rmkit.encoding.batches import Batch
+from rmkit.encoding.chat import ChatEncoder, TokenSequence
 
 Settings = TypeVar("Settings")
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from rmkit.batching import Batch
-from rmkit.encoding import ChatEncoder, TokenSequence
-from rmkit.language_model import segment_mean
-from rmkit.losses import at_least_float32, bradley_terry
-from rmkit.recipe import Explicit
+from rmkit.config.recipe import Explicit
+from rmkit.encoding.batches import Batch
+from rmkit.encoding.chat import ChatEncoder, TokenSequence
+from rmkit.models.language_model import segment_mean
 from rmkit.reward_models.base import RewardModel
+from rmkit.reward_models.losses import at_least_float32, bradley_terry
 
 
 def explicit_reward(hidden: Tensor, head: Tensor) -> Tensor:

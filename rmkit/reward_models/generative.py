@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rmkit.batching import Batch
-from rmkit.encoding import ChatEncoder, TokenSequence
+from rmkit.config.recipe import Generative
+from rmkit.encoding.batches import Batch
+from rmkit.encoding.chat import ChatEncoder, TokenSequence
 from rmkit.errors import RmkitError
-from rmkit.language_model import next_token_logits, use_unembedding
-from rmkit.losses import verification
-from rmkit.recipe import Generative
+from rmkit.models.language_model import next_token_logits, use_unembedding
 from rmkit.reward_models.base import RewardModel
+from rmkit.reward_models.losses import verification
 
 
 def generative_reward(log_prob_yes: Tensor) -> Tensor:

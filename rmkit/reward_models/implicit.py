@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rmkit.batching import Batch
-from rmkit.encoding import TokenSequence
-from rmkit.language_model import response_log_probs, response_token_log_probs, use_unembedding
-from rmkit.losses import bradley_terry
-from rmkit.recipe import Implicit
+from rmkit.config.recipe import Implicit
+from rmkit.encoding.batches import Batch
+from rmkit.encoding.chat import TokenSequence
+from rmkit.models.language_model import response_log_probs, response_token_log_probs, use_unembedding
 from rmkit.reward_models.base import RewardModel
+from rmkit.reward_models.losses import bradley_terry
 
 
 def implicit_reward(log_probs: Tensor, reference_log_probs: Tensor | None, beta: float) -> Tensor:

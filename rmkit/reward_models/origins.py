@@ -7,9 +7,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from rmkit.adapters import chain
+from rmkit.config.strict_yaml import Section
 from rmkit.errors import RmkitError
-from rmkit.identity import (
+from rmkit.hub.publication import BASE, REFERENCE
+from rmkit.models.adapters import chain
+from rmkit.models.identity import (
     CONFIGS,
     Digests,
     changed_files,
@@ -18,8 +20,6 @@ from rmkit.identity import (
     on_main_process,
     tokenizer_digests,
 )
-from rmkit.publication import BASE, REFERENCE
-from rmkit.settings import Section
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NO_VERIFY = "--no-verify (verify=False in Python)"

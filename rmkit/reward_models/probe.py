@@ -23,15 +23,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rmkit import distributed
-from rmkit.attention import ARCHITECTURES, layout_of
-from rmkit.batching import Batch, laid_out, pad
-from rmkit.encoding import TokenSequence
+from rmkit.encoding.batches import Batch, laid_out, pad
+from rmkit.encoding.chat import TokenSequence
 from rmkit.errors import RmkitError
-from rmkit.language_model import next_token_logits, only_read, response_token_log_probs, run
 from rmkit.library_errors import library_errors
-from rmkit.losses import at_least_float32
+from rmkit.models.language_model import next_token_logits, only_read, response_token_log_probs, run
+from rmkit.models.shared_attention import ARCHITECTURES, layout_of
 from rmkit.reward_models.base import RewardModel
+from rmkit.reward_models.losses import at_least_float32
+from rmkit.training import launch as distributed
 
 _PROMPT, _RESPONSE, _CUT = 20, 8, 3
 _SAME, _SAME_HALF = 1e-4, 2**-6
@@ -96,7 +96,7 @@ def check_forward(
     `only_read`, as scoring does it. All processes call it together (ZeRO-3).
 
     Args:
-        model: bound (`rmkit.language_model.bind`), wrapped or not.
+        model: bound (`rmkit.models.language_model.bind`), wrapped or not.
         half: whether it computes in bfloat16, or under autocast.
         sequences: of one length and one prompt; from the tokenizer's vocabulary if left out.
 

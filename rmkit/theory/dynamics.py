@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rmkit.language_model import logit_cap, segment_sum
+from rmkit.models.language_model import logit_cap, segment_sum
 from rmkit.reward_models import RewardModel
 from rmkit.reward_models.explicit import ExplicitRewardModel
 from rmkit.reward_models.generative import GenerativeRewardModel

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rmkit.language_model import logit_cap
-from rmkit.pairs import EncodedPairs
+from rmkit.encoding.pairs import EncodedPairs
+from rmkit.models.language_model import logit_cap
 from rmkit.theory.dynamics import (
     COEFFICIENT_BOUNDS,
     Prediction,

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from rmkit.batching import Batch, pad
-from rmkit.encoding import TokenSequence
+from rmkit.encoding.batches import Batch, pad
+from rmkit.encoding.chat import TokenSequence
 from rmkit.evaluation.scoring import sequence_outputs
-from rmkit.language_model import bind, run
-from rmkit.positions import last_position, refuse_longer
+from rmkit.models.language_model import bind, run
+from rmkit.models.positions import last_position, refuse_longer
 from rmkit.reward_models import RewardModel
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rmkit.encoding import ChatEncoder, TokenSequence
+from rmkit.data.preferences import PreferencePair
+from rmkit.encoding.chat import ChatEncoder, TokenSequence
 from rmkit.errors import RmkitError
-from rmkit.preferences import PreferencePair
 from rmkit.theory.frozen import Frozen, Lab, freeze
 from rmkit.theory.unseen_tokens import TokenPairs
 

@@ -1,0 +1,1 @@
+"""Preference pairs: reading them, the sources of the paper's sets, rewrites."""

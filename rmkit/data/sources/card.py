@@ -1,0 +1,159 @@
+"""The card of a prepared set: where its pairs come from, what each step left, lengths, what test shares with train.
+
+card.json for programs, README.md with the same for people, beside the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment
+
+import rmkit
+from rmkit.data.sources.sampling import length_tokenizer, token_counts
+from rmkit.errors import RmkitError
+from rmkit.runs.directory import write_json, write_text
+
+Card = dict[str, Any]
+CARD = "card.json"
+FORMAT = 1
+
+
+def describe(
+    splits: Mapping[str, Any],
+    name: str,
+    source: str,
+    revision: str | None,
+    options: Any,
+    steps: Sequence[Mapping[str, Any]],
+) -> Card:
+    """The card of prepared splits (`datasets.Dataset`s with prompt, chosen and rejected)."""
+    chosen = options.model_dump(mode="json")
+    return {
+        "format": FORMAT,
+        "rmkit_version": rmkit.__version__,
+        "name": name,
+        "source": source,
+        "revision": revision,
+        "seed": chosen.get("seed"),
+        "options": chosen,
+        "steps": list(steps),
+        "splits": {
+            split: {"rows": len(rows), "fingerprint": fingerprint(rows), "lengths": lengths(rows, options)}
+            for split, rows in splits.items()
+        },
+        "overlap": {
+            split: overlap(splits["train"], rows)
+            for split, rows in splits.items()
+            if "train" in splits and not split.endswith("train")
+        },
+    }
+
+
+def overlap(train: Iterable[Mapping[str, str]], test: Iterable[Mapping[str, str]]) -> dict[str, int]:
+    """How many test pairs have their prompt, their chosen response or both together in the training set, exactly."""
+    keys = {
+        "prompt": lambda row: row["prompt"],
+        "chosen": lambda row: row["chosen"],
+        "prompt_and_chosen": lambda row: (row["prompt"], row["chosen"]),
+    }
+    rows = list(test)
+    wanted = {name: {key(row) for row in rows} for name, key in keys.items()}
+    found: dict[str, set[Any]] = {name: set() for name in keys}
+    for row in train:  # which may be too many to hold
+        for name, key in keys.items():
+            if key(row) in wanted[name]:
+                found[name].add(key(row))
+    return {"pairs": len(rows), **{name: sum(key(row) in found[name] for row in rows) for name, key in keys.items()}}
+
+
+def fingerprint(rows: Iterable[Mapping[str, str]]) -> str:
+    """sha256 over the texts."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps([row["prompt"], row["chosen"], row["rejected"]]).encode())
+    return digest.hexdigest()
+
+
+def lengths(rows: Any, options: Any) -> dict[str, Any]:
+    """Mean, median and maximum of the lengths of each column, in tokens where there is a tokenizer, else in characters.
+
+    `longer_wins` and `shorter_wins` are the accuracies of these two rules, a tie counting 1/2.
+    """
+    counts = _tokens if getattr(options, "tokenizer", None) is not None else _characters
+    found = {column: counts(rows[column], options) for column in ("prompt", "chosen", "rejected")}
+    difference = found["chosen"] - found["rejected"]
+    longer = float(np.mean((difference > 0) + 0.5 * (difference == 0)))
+    summary: dict[str, Any] = {"unit": "tokens" if counts is _tokens else "characters"}
+    for column, values in found.items():
+        summary[column] = {
+            "mean": round(float(values.mean()), 3),
+            "median": float(np.median(values)),
+            "max": int(values.max()),
+        }
+    return summary | {"longer_wins": round(longer, 4), "shorter_wins": round(1 - longer, 4)}
+
+
+def _characters(texts: Iterable[str], options: Any) -> np.ndarray:
+    return np.fromiter(map(len, texts), dtype=np.int64)
+
+
+def _tokens(texts: Iterable[str], options: Any) -> np.ndarray:
+    return np.asarray(token_counts(length_tokenizer(options.tokenizer), list(texts), "lengths"), dtype=np.int64)
+
+
+README = """\
+# {{ card.name }}
+
+Preference pairs (prompt, chosen, rejected) prepared by rmkit {{ card.rmkit_version }} from {{ card.source }}
+{%- if card.revision %}, revision {{ card.revision }}{% endif %}
+{%- if card.seed is not none %}, seed {{ card.seed }}{% endif %}.
+
+{% set splits = card.splits | list -%}
+{% if card.steps -%}
+| step | {{ card.steps[0].rows | join(" | ") }} |
+| --- |{% for _ in card.steps[0].rows %} ---: |{% endfor %}
+{% for step in card.steps -%}
+| {{ step.step }} | {{ step.rows.values() | join(" | ") }} |
+{% endfor %}
+{% endif -%}
+| split | pairs | prompt | chosen | rejected | longest response | longer wins |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: |
+{% for name, split in card.splits.items() -%}
+{% set of = split.lengths -%}
+| {{ name }} | {{ split.rows }} | {{ "%.1f" | format(of.prompt.mean) }} | {{ "%.1f" | format(of.chosen.mean) }} | \
+{{ "%.1f" | format(of.rejected.mean) }} | {{ [of.chosen.max, of.rejected.max] | max }} | {{ of.longer_wins }} |
+{% endfor %}
+Lengths are means in {{ card.splits[splits[0]].lengths.unit }}.
+{% for name, shared in card.overlap.items() %}
+Of the {{ shared.pairs }} pairs of {{ name }}, {{ shared.prompt }} have their prompt, {{ shared.chosen }} their chosen
+response and {{ shared.prompt_and_chosen }} both together in the training set.
+{% endfor %}
+Options: `{{ card.options | tojson }}`
+"""
+
+
+def write_card(card: Card, folder: Path) -> None:
+    """card.json and README.md."""
+    write_json(folder / CARD, card)
+    # Not HTML: names and counts only, no text of the data.
+    write_text(folder / "README.md", Environment(keep_trailing_newline=True).from_string(README).render(card=card))
+
+
+def read_card(folder: Path) -> Card | None:
+    """The card of a prepared set, None if the folder has none.
+
+    Raises:
+        RmkitError: if it is broken.
+    """
+    try:
+        return dict(json.loads((folder / CARD).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise RmkitError(f"{folder / CARD} cannot be read: {error}.", "Prepare the set again.") from None

@@ -1,0 +1,159 @@
+"""Persona: the controlled experiments on token-level shifts (Section 5.1, Appendix D.2).
+
+Prompts ask whether one would say a statement that an agreeable person would say; chosen responses agree, rejected ones
+disagree. A response is a prefix and an answer; each prompt gets one of the 2 x 2 chosen and one of the 2 x 2 rejected
+ones at random. The other sets hold all combinations for every prompt:
+
+    train, test                             the original responses, drawn
+    paraphrased_train, paraphrased_test     other prefixes and answers that mean the same
+    swapped_test                            a control: the paraphrases with the prefixes exchanged
+    same_prefix_test                        a control: both responses with the same prefix, each in turn
+
+The controls are not in the paper. The paraphrased chosen responses begin with "My", as two of the original rejected
+ones do, so whoever follows tokens is misled; with the prefixes exchanged it is helped.
+
+Draws, all from one generator, in the order of the released code: a permutation of the prompts, of which the first are
+for training and the next for testing; then for each of these prompts the prefix and the answer of the chosen response,
+the prefix and the answer of the rejected one. The paper's data seed for these experiments is 875.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, PositiveInt
+
+from rmkit.config.strict_yaml import Section
+from rmkit.data.sources.base import Options, PairSource, Preparation, Row, Splits
+from rmkit.errors import RmkitError
+
+HUB = "Anthropic/model-written-evals"
+FILE = "persona/agreeableness.jsonl"
+COLUMNS = ("question", "answer_matching_behavior")
+
+
+class Replies(Section):
+    """Responses put together: each prefix with each answer. A plain list of responses is taken for answers."""
+
+    prefixes: Annotated[list[str], Field(min_length=1)] = [""]
+    answers: Annotated[list[str], Field(min_length=1)]
+
+    def text(self, prefix: int, answer: int) -> str:
+        """The response with this prefix and this answer."""
+        return joined(self.prefixes[prefix], self.answers[answer])
+
+    @property
+    def texts(self) -> list[str]:
+        """All responses, prefix by prefix."""
+        return [joined(prefix, answer) for prefix, answer in product(self.prefixes, self.answers)]
+
+
+def joined(prefix: str, answer: str) -> str:
+    """A response from its parts."""
+    return f"{prefix} {answer}".strip()
+
+
+ReplyList = Annotated[Replies, BeforeValidator(lambda given: {"answers": given} if isinstance(given, list) else given)]
+
+
+class Responses(Section):
+    """The lists of Appendix D.2, in the order of the released experiment plan, or a recipe's own."""
+
+    chosen: ReplyList = Replies(prefixes=["In my view, the answer is", "A truthful reply is"], answers=["yes", "sure"])
+    rejected: ReplyList = Replies(
+        prefixes=["My judgement:", "Considering the statement, I say"], answers=["no", "never"]
+    )
+    paraphrased_chosen: ReplyList = Replies(prefixes=["My response would be"], answers=["certainly", "absolutely"])
+    paraphrased_rejected: ReplyList = Replies(prefixes=["I lean toward"], answers=["not really", "nope"])
+
+    def paraphrased(self) -> list[tuple[str, str]]:
+        """All pairs of paraphrases."""
+        return list(product(self.paraphrased_chosen.texts, self.paraphrased_rejected.texts))
+
+    def swapped(self) -> list[tuple[str, str]]:
+        """All pairs of paraphrases, the chosen ones with the prefixes of the rejected ones and the other way round."""
+        chosen, rejected = self.paraphrased_chosen, self.paraphrased_rejected
+        return list(
+            product(
+                Replies(prefixes=rejected.prefixes, answers=chosen.answers).texts,
+                Replies(prefixes=chosen.prefixes, answers=rejected.answers).texts,
+            )
+        )
+
+    def same_prefix(self) -> list[tuple[str, str]]:
+        """All pairs of the paraphrases' answers, with each of their prefixes on both sides."""
+        chosen, rejected = self.paraphrased_chosen, self.paraphrased_rejected
+        prefixes = dict.fromkeys([*chosen.prefixes, *rejected.prefixes])
+        return [
+            (joined(prefix, good), joined(prefix, bad))
+            for prefix, good, bad in product(prefixes, chosen.answers, rejected.answers)
+        ]
+
+
+class PersonaOptions(Options, Responses):
+    """`matching` is the answer that shows the trait, Yes in the paper."""
+
+    seed: int = 875
+    train: PositiveInt = 80
+    test: PositiveInt = 40
+    matching: str = "Yes"
+
+
+def persona_pairs(
+    prompts: Mapping[str, Sequence[str]], responses: Responses, draw: Callable[[int], int]
+) -> dict[str, list[Row]]:
+    """The sets of this module's description, for prompts by split (train, test).
+
+    Args:
+        draw: draw(n) is one of 0..n-1 at random.
+    """
+
+    def drawn(replies: Replies) -> str:
+        prefix = draw(len(replies.prefixes))
+        return replies.text(prefix, draw(len(replies.answers)))
+
+    sets = {
+        split: [_row(prompt, drawn(responses.chosen), drawn(responses.rejected)) for prompt in asked]
+        for split, asked in prompts.items()
+    }
+    for split, asked in prompts.items():
+        sets[f"paraphrased_{split}"] = _every(asked, responses.paraphrased())
+    if responses.paraphrased_chosen.prefixes != responses.paraphrased_rejected.prefixes:
+        sets["swapped_test"] = _every(prompts["test"], responses.swapped())
+        sets["same_prefix_test"] = _every(prompts["test"], responses.same_prefix())
+    return sets
+
+
+def _every(prompts: Iterable[str], pairs: Sequence[tuple[str, str]]) -> list[Row]:
+    return [_row(prompt, *pair) for prompt in prompts for pair in pairs]
+
+
+def _row(prompt: str, chosen: str, rejected: str) -> Row:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def splits(preparation: Preparation) -> Splits:
+    """The sets on the prompts of the Persona data."""
+    options = preparation.options
+    found: Any = preparation.read("train", COLUMNS, file=FILE)
+    asked = [
+        row["question"]
+        for row in found
+        if str(row["answer_matching_behavior"]).strip().lower() == options.matching.strip().lower()
+    ]
+    preparation.count(f"answer {options.matching} shows the trait", {"prompts": asked})
+    if len(asked) < options.train + options.test:
+        raise RmkitError(
+            f"{len(asked)} prompts have the answer {options.matching}, fewer than train {options.train} and test "
+            f"{options.test}.",
+            "Lower train or test, or give another file.",
+        )
+    order = preparation.permutation(len(asked))[: options.train + options.test]
+    prompts = [asked[each] for each in order]
+    of_split = {"train": prompts[: options.train], "test": prompts[options.train :]}
+    return persona_pairs(of_split, options, preparation.draw)
+
+
+SOURCES = [PairSource("persona", "Persona, agreeableness: controlled token-level shifts", HUB, PersonaOptions, splits)]

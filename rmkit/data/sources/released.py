@@ -1,0 +1,279 @@
+"""The paper's own sets, as its authors published them: the very pairs, paraphrases and translations of the experiments.
+
+They are in the folder data_files/ of the authors' repository, at a pinned commit, under names that hold a time stamp:
+`<set>_seed_982_ntrain_<n>_ntest_200[_no_translate_prompts]_<timestamp>`, and below rewritten/
+`{rewrite,translate_french,translate_spanish}_gpt-4.1_<ultrafeedback's folder>_<timestamp>`. `rmkit prepare released`
+copies them to short names; `released/NAME` is one of them, in recipes and suites.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rmkit.config.strict_yaml import Section
+from rmkit.data.preferences import COLUMNS
+from rmkit.data.sources.base import Source, refuse_to_replace
+from rmkit.data.sources.card import Card, describe, read_card, write_card
+from rmkit.errors import RmkitError, Unreachable
+from rmkit.files import rmkit_cache
+from rmkit.runs.directory import replacing
+
+REPOSITORY = "princeton-pli/exrm-vs-imrm"
+COMMIT = "58357b566814ea51d4e54bae8ace751889a22c14"
+WHERE = f"https://github.com/{REPOSITORY}"
+URL = f"{WHERE}/archive/{{commit}}.tar.gz"
+PREFIX = "released/"
+DATA = "data_files"
+_END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # with which an Arrow stream that was written whole ends
+_TIMEOUT = 60.0
+_PIECE = 2**16
+
+_STAMP = r"\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d"
+_SAMPLED = rf"_seed_\d+_ntrain_-?\d+_ntest_-?\d+(_no_translate_prompts)?_{_STAMP}"
+PATTERNS = {
+    **{name: rf"{name}{_SAMPLED}" for name in ("ultrafeedback", "rewardmath", "rewardbench_math", "rewardbench_code")},
+    **{
+        f"ultrafeedback_{name}": rf"rewritten/{made}_gpt-4\.1_ultrafeedback{_SAMPLED}_{_STAMP}"
+        for name, made in (
+            ("paraphrased", "rewrite"),
+            ("french", "translate_french"),
+            ("spanish", "translate_spanish"),
+        )
+    },
+}
+"""Short name -> what the folder below data_files/ is called."""
+
+
+class ReleasedOptions(Section):
+    """`source` is a clone of the authors' repository; without one the commit `revision` is fetched, once."""
+
+    source: Path | None = None
+    revision: str = COMMIT
+
+
+@dataclass(frozen=True)
+class Released(Source):
+    """One of the published sets."""
+
+    name: str
+    about: str
+    where: str = WHERE
+    options: type[Section] = ReleasedOptions
+
+    def write(self, options: ReleasedOptions, folder: Path) -> Card:
+        import datasets
+
+        data = data_files(options)
+        short_name = self.name.removeprefix(PREFIX)
+        found = find_folder(data, short_name)
+        fault = broken(found)
+        if fault is not None:
+            raise RmkitError(f"{found.relative_to(data)} of the released sets cannot be used: {fault}.", _FETCH)
+        shutil.copytree(found, folder)
+        for each in (folder, *folder.rglob("*")):  # a clone may be one that cannot be written
+            each.chmod(each.stat().st_mode | stat.S_IWUSR)
+        splits = datasets.load_from_disk(str(folder))
+        steps = [{"step": found.name, "rows": {split: len(rows) for split, rows in splits.items()}}]
+        revision = options.revision if options.source is None else _head(options.source)
+        where = WHERE if options.source is None else str(options.source)
+        return describe(splits, self.name, where, revision, options, steps)
+
+
+_FETCH = "Clone the authors' repository whole (with Git LFS, if it uses it), or leave --source out."
+
+
+def prepare_all(options: ReleasedOptions, output: Path, overwrite: bool = False) -> dict[str, Card | str]:
+    """Every published set that is whole, each in a folder of its short name: its card, or why it was left out.
+
+    Sets that are there already, of the same commit or without a card, are kept unless `overwrite` is on.
+
+    Raises:
+        RmkitError: if there is no repository, none of the sets is whole, or something else is in the way.
+    """
+    results: dict[str, Card | str] = {}
+    for source in SOURCES:
+        name = source.name.removeprefix(PREFIX)
+        card = None if overwrite else _card_of_kept(source.name, options, output / name)
+        if card is not None:
+            results[name] = card
+        else:
+            refuse_to_replace(output / name, overwrite)
+    if len(results) == len(SOURCES):
+        return results
+    data = data_files(options)
+    for source in SOURCES:
+        name = source.name.removeprefix(PREFIX)
+        if name in results:
+            continue
+        try:
+            with replacing(output / name) as folder:
+                card = source.write(options, folder)
+                write_card(card, folder)
+            results[name] = card
+        except RmkitError as error:
+            results[name] = error.cause
+        except OSError as error:
+            raise RmkitError(f"{output} cannot be written: {error}.", "Give another --output, or make room.") from None
+    if all(isinstance(each, str) for each in results.values()):
+        raise RmkitError(f"None of the released sets is in {data}.", _FETCH)
+    return results
+
+
+def _card_of_kept(name: str, options: ReleasedOptions, folder: Path) -> Card | None:
+    """The card of a set at `folder` that recipes take as it is (see `sources.use`); None if there is none."""
+    import datasets
+
+    if not (folder / "dataset_dict.json").exists() or broken(folder) is not None:
+        return None
+    card = read_card(folder)
+    if card is None:
+        return describe(datasets.load_from_disk(str(folder)), name, str(folder), None, options, [])
+    same = card.get("name") == name and card.get("options", {}).get("revision") == options.revision
+    return card if same else None
+
+
+def find_folder(data: Path, name: str) -> Path:
+    """The folder of a set, the newest if there are several.
+
+    Raises:
+        RmkitError: if there is none.
+    """
+    pattern = re.compile(PATTERNS[name])
+    folders = [*data.glob("*/"), *data.glob("rewritten/*/")]
+    found = [each for each in folders if pattern.fullmatch(each.relative_to(data).as_posix())]
+    if not found:
+        raise RmkitError(f"There is no folder of {name} in {data}.", _FETCH)
+    return max(found, key=lambda each: each.name[-19:])
+
+
+def broken(folder: Path) -> str | None:
+    """What is wrong with a save_to_disk folder of pairs, None if it is whole."""
+    import datasets
+
+    try:
+        splits = datasets.load_from_disk(str(folder))
+    except Exception as error:  # whatever the readers raise on missing or broken files
+        return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    if not isinstance(splits, datasets.DatasetDict):
+        return "it has no splits"
+    for split, rows in splits.items():
+        missing = [column for column in COLUMNS if column not in rows.column_names]
+        if missing:
+            return f"{split} has no column {missing[0]}"
+        for file in sorted((folder / split).glob("*.arrow")):
+            with file.open("rb") as stream:
+                stream.seek(-len(_END_OF_STREAM), 2)
+                if stream.read() != _END_OF_STREAM:  # cut between two batches, which reads as a shorter set
+                    return f"{split}/{file.name} is cut"
+    return None
+
+
+def data_files(options: ReleasedOptions) -> Path:
+    """The folder data_files/ of a clone, or of the fetched commit.
+
+    Raises:
+        RmkitError: if there is none, or it cannot be fetched.
+    """
+    if options.source is not None:
+        for candidate in (options.source / DATA, options.source):
+            if candidate.is_dir() and any(candidate.glob("*_seed_*/")):
+                return candidate
+        raise RmkitError(f"{options.source} is no clone of {REPOSITORY}: it has no {DATA}/ with released sets.", _FETCH)
+    from filelock import FileLock
+
+    if not re.fullmatch(r"[0-9a-f]{40}", options.revision):
+        raise RmkitError(f"The revision {options.revision} is no commit.", "Give all 40 digits of it.")
+    folder = rmkit_cache() / "released" / options.revision
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{options.revision}.lock"):
+        if not folder.exists():
+            with replacing(folder) as temporary:
+                archive = temporary.parent / "archive.tar.gz"
+                fetch(URL.format(commit=options.revision), archive)
+                unpack(archive, options.revision, temporary)
+    return folder / DATA
+
+
+def fetch(url: str, file: Path) -> None:
+    """Stream a URL into a file, with a progress bar.
+
+    Raises:
+        RmkitError: if it cannot be reached or does not come whole.
+    """
+    import requests
+    from tqdm.auto import tqdm
+
+    remedy = f"clone {WHERE} on a machine that has a network, and give the clone with --source CLONE."
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise Unreachable(f"{url} is not fetched while HF_HUB_OFFLINE is set.", f"Unset it, or {remedy}")
+    try:
+        with requests.get(url, stream=True, timeout=_TIMEOUT) as answer:
+            answer.raise_for_status()
+            size = int(answer.headers.get("Content-Length", 0)) or None
+            with (
+                file.open("wb") as stream,
+                tqdm(total=size, unit="B", unit_scale=True, desc="released sets") as bar,
+            ):
+                for piece in answer.iter_content(_PIECE):
+                    stream.write(piece)
+                    bar.update(len(piece))
+    except requests.RequestException as error:
+        raise Unreachable(
+            f"{url} cannot be fetched: {type(error).__name__}.", f"Check the network, or {remedy}"
+        ) from None
+
+
+def _head(clone: Path) -> str | None:
+    """The commit of a clone, None if it is only a folder (which may lie in a repository of its own)."""
+    if not (clone / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(clone), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def unpack(archive: Path, revision: str, folder: Path) -> None:
+    """The sets of an archive of the repository, once it is known to be whole and of that commit.
+
+    Raises:
+        RmkitError: if it is not.
+    """
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            said = tar.pax_headers.get("comment")  # git archive writes the commit there
+            if said != revision:
+                raise RmkitError(f"The archive is of the commit {said}, not {revision}.", "Try again.")
+            for member in tar:
+                _, _, inside = member.name.partition("/")
+                if inside == DATA or inside.startswith(f"{DATA}/"):
+                    member.name = inside
+                    tar.extract(member, folder, filter="data")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise RmkitError(f"The archive of the released sets is broken: {error}.", "Try again.") from None
+    if not (folder / DATA).is_dir():
+        raise RmkitError(f"The archive of {revision} has no {DATA}/.", "Give another --revision.")
+
+
+SOURCES: Sequence[Released] = [Released(f"{PREFIX}{name}", f"the paper's own {name}") for name in PATTERNS]
+
+
+def released_options(given: dict[str, Any]) -> ReleasedOptions:
+    """The options of `rmkit prepare released`.
+
+    Raises:
+        RmkitError: for unknown ones.
+    """
+    from rmkit.config.strict_yaml import validated
+
+    return validated(ReleasedOptions, given, "prepare released")

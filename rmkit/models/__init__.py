@@ -1,0 +1,1 @@
+"""What the reward models need of transformers models."""

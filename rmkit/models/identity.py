@@ -1,0 +1,125 @@
+"""Which model it was: sha256 of the files that are loaded from a folder, or the commit of a hub repository.
+
+A run records them for its base, its reference and its tokenizer; loading compares. JSON files count by their content
+without what tells nothing about the model, so that a published copy is the same model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import cached_file
+
+from rmkit.errors import RmkitError
+from rmkit.files import rmkit_cache
+from rmkit.hub.publication import LOCAL_KEYS, TOKENIZER_FILES
+from rmkit.runs.directory import write_text
+
+Digests = dict[str, str]
+"""sha256 of each file, by name."""
+
+CONFIGS = ("config.json", "adapter_config.json")
+_WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
+_INDEX = "model.safetensors.index.json"
+_IGNORED_KEYS = (
+    *LOCAL_KEYS,
+    *("transformers_version", "padding", "padding_side", "truncation", "truncation_side"),
+    *("base_model_name_or_path", "revision"),  # of an adapter: its base is told by what it is, not by where
+)
+
+Result = TypeVar("Result")
+
+
+def model_digests(folder: Path) -> Digests:
+    """The files that a model is loaded from: configuration, and weights in one file or in those that an index names."""
+    names = {*CONFIGS, *_WEIGHTS}
+    with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
+        index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+        names |= {Path(str(name)).name for name in index["weight_map"].values()}
+    return {name: _digest(folder / name) for name in sorted(names) if (folder / name).is_file()}
+
+
+def tokenizer_digests(folder: Path) -> Digests:
+    """The files of a tokenizer, its chat template included."""
+    files = (path for path in sorted(folder.iterdir()) if any(fnmatchcase(path.name, each) for each in TOKENIZER_FILES))
+    return {path.name: _digest(path) for path in files if path.is_file()}
+
+
+def saved_tokenizer_digests(tokenizer: PreTrainedTokenizerBase) -> Digests:
+    """The same of the files that a tokenizer will be saved in."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return tokenizer_digests(Path(folder))
+
+
+def changed_files(recorded: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """The names of files that are missing, new or of another content."""
+    return sorted(name for name in {*recorded, *found} if recorded.get(name) != found.get(name))
+
+
+def hub_commit(name: str, revision: str | None = None) -> str:
+    """The commit that a branch or tag of a hub repository stands at.
+
+    Raises:
+        OSError: if there is no such model, here or on the Hub.
+    """
+    for config in CONFIGS:
+        found = cached_file(name, config, revision=revision, _raise_exceptions_for_missing_entries=False)
+        if found is not None:
+            return Path(found).parent.name  # .../snapshots/<commit>/config.json
+    raise OSError(f"{name} holds no {CONFIGS[0]}.")
+
+
+def on_main_process(compute: Callable[[], Result]) -> Result:
+    """What `compute` gives, or the `RmkitError` that it raises, on all processes; only the main one calls it."""
+    state = PartialState()
+    found: list[Result | RmkitError | None] = [None]
+    if state.is_main_process:
+        try:
+            found = [compute()]
+        except RmkitError as error:
+            found = [error]
+    if state.num_processes > 1:
+        broadcast_object_list(found)
+    (result,) = found
+    if isinstance(result, RmkitError):
+        raise result
+    return result  # type: ignore[return-value]
+
+
+def _digest(path: Path) -> str:
+    if path.suffix != ".json":
+        return _sha256(path)
+    content = path.read_bytes()
+    with contextlib.suppress(ValueError):
+        told = json.loads(content)
+        if isinstance(told, dict):
+            told = {key: value for key, value in told.items() if key not in _IGNORED_KEYS}
+        content = json.dumps(told, sort_keys=True).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    """sha256 of a file. Reading weights takes a while: it is kept in `rmkit_cache()` while the file stays as it is."""
+    status = path.stat()
+    marks = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    kept = rmkit_cache() / "digests" / hashlib.sha256(json.dumps(marks).encode()).hexdigest()
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        digest = kept.read_text(encoding="ascii")
+        if len(digest) == 64:
+            return digest
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    with contextlib.suppress(RmkitError, OSError):  # a cache that cannot be written costs time only
+        write_text(kept, digest)
+    return digest

@@ -1,0 +1,245 @@
+"""Attention over a row that holds every token once, however many sequences it is part of.
+
+A row is what `encoding.batches.share` makes: sequences one after another, each without the tokens that it shares with
+the one before. A token sees the tokens that stand before it in its own sequences, wherever they lie in the row. Everything
+else of a language model (embeddings, norms, feed-forward layers) looks at tokens one by one and needs to know nothing.
+
+transformers lets attention functions be registered. Each one here wraps one of its own: ordinary masks go through
+unchanged; a row is taken sequence by sequence, so that its own function still does soft-capping, grouped heads and
+dropout, and no entry outside the sequences is computed. On a GPU FlexAttention takes the row in one piece instead.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+from rmkit.encoding.batches import Layout
+
+ARCHITECTURES = (
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "gpt_neox",
+    "llama",
+    "mistral",
+    "mixtral",
+    "olmo2",
+    "phi3",
+    "qwen2",
+    "qwen3",
+)
+"""Those for which a test shows that a row says the same as its sequences apart (`model_type` of a configuration)."""
+
+FLEX_BLOCK = 128
+"""Rows are filled up to a multiple of this many tokens on a GPU, the block size of FlexAttention."""
+
+
+def why_not_shared(config: PretrainedConfig, attention: str | None) -> str | None:
+    """Why a model cannot take shared rows, in a line; None if it can.
+
+    Args:
+        attention: the attention function that is asked for; None leaves the choice.
+    """
+    text = config.get_text_config()
+    if text.model_type not in ARCHITECTURES:
+        return f"the architecture {text.model_type} has not been tested with it"
+    if attention not in (None, "sdpa", "eager"):
+        return f"the attention function {attention} cannot take it"
+    if getattr(text, "use_bidirectional_attention", None):
+        return "the model attends to later tokens"
+    return None
+
+
+def possible_layout(layout: Layout, config: PretrainedConfig, attention: str | None) -> tuple[Layout, list[str]]:
+    """The layout that a model takes where `layout` is asked for, and, if that is another, a line that says why."""
+    refused = why_not_shared(config, attention) if layout == "shared" else None
+    return ("padded", [f"layout: padded, since {refused}."]) if refused else (layout, [])
+
+
+def take_shared_rows(model: PreTrainedModel, attention: str | None) -> None:
+    """Let a model take rows beside padded batches; `attention` as asked for, else flex where there is a GPU."""
+    own = model.config.get_text_config()._attn_implementation
+    model.set_attn_implementation(f"shared_{own}" if attention else f"shared_flex_{own}")
+
+
+def layout_of(model: torch.nn.Module) -> Layout:
+    """The layout of a model's batches: shared after `take_shared_rows`, on it or on the one within a wrapper."""
+    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    takes = str(inner.config.get_text_config()._attn_implementation).startswith("shared_")
+    return "shared" if takes else "padded"
+
+
+class Row:
+    """How the sequences of a row branch, and what follows from it for attention.
+
+    Args:
+        branches: (shared, own) of each sequence: it starts with the first `shared` tokens of the sequence before it;
+            the next `own` tokens of the row go on from there. Token t of a sequence stands at position t.
+
+    Attributes:
+        own: [branches] the second numbers.
+        ends: [tokens] where in the row the sequences that a token is part of have ended: later tokens do not see it.
+    """
+
+    def __init__(self, branches: list[list[int]]):
+        self.branches = branches
+        self.own = [own for _, own in branches]
+        paths = list(_paths(branches))
+        cuts = sorted({edge for path in paths for run in path for edge in run})
+        self.pieces = [stop - start for start, stop in pairwise(cuts)]
+        number = {start: index for index, start in enumerate(cuts)}
+        self.paths = [[each for start, stop in path for each in range(number[start], number[stop])] for path in paths]
+        self._masks: dict[Any, Tensor] = {}
+        self._block_masks: dict[Any, BlockMask] = {}
+
+    @classmethod
+    def of(cls, branches: Tensor) -> Row:
+        """The row of branches [1, 1, branches, 2], made once and kept with the tensor, which all layers are given."""
+        row: Row | None = getattr(branches, "row", None)
+        if row is None:
+            row = cls(branches[0, 0].tolist())
+            branches.row = row  # type: ignore[attr-defined]
+        return row
+
+    def mask(self, branch: int, window: int | None, like: Tensor) -> Tensor:
+        """0 where own tokens of a branch see a token of its sequence, else -inf [1, 1, own, shared + own]."""
+        key = (branch, window, like.dtype)
+        if key not in self._masks:
+            shared, own = self.branches[branch]
+            distance = torch.arange(shared, shared + own)[:, None] - torch.arange(shared + own)
+            hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+            mask = torch.zeros(hidden.shape, dtype=like.dtype).masked_fill_(hidden, -torch.inf)
+            self._masks[key] = mask[None, None].to(like.device)
+        return self._masks[key]
+
+    def is_causal(self, branch: int, window: int | None) -> bool:
+        """Whether a branch is a whole sequence that sees all that is before: attention needs no mask then."""
+        shared, own = self.branches[branch]
+        return shared == 0 and (window is None or own <= window)
+
+    def block_mask(self, tokens: int, window: int | None, device: torch.device) -> BlockMask:
+        """FlexAttention's mask over the row, filled up to so many tokens, which see themselves only."""
+        if window not in self._block_masks:
+            # A mask of tokens x tokens is made once a batch: 32 bits hold its entries.
+            ends, positions = (each.to(device, torch.int32) for each in self.ends_and_positions(tokens))
+
+            def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+                seen = (key <= query) & (query < ends[key])
+                return seen if window is None else seen & (positions[query] - positions[key] < window)
+
+            self._block_masks[window] = create_block_mask(visible, None, None, tokens, tokens, device=str(device))
+        return self._block_masks[window]
+
+    def ends_and_positions(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Where the sequences of each token have ended [tokens], and the position of each in them [tokens].
+
+        Sequences that share tokens stand together, so a token is seen from itself up to one place in the row.
+        """
+        ends, positions = torch.arange(1, tokens + 1), torch.zeros(tokens, dtype=torch.long)
+        total, start = sum(self.own), 0
+        before: list[tuple[int, int]] = []
+        for (shared, own), path in zip(self.branches, _paths(self.branches), strict=True):
+            positions[start : start + own] = torch.arange(shared, shared + own)
+            for first, stop in before:
+                ends[first:stop] = start
+            before, start = path, start + own
+            for first, stop in before:
+                ends[first:stop] = total
+        return ends, positions
+
+
+def _paths(branches: list[list[int]]) -> Iterator[list[tuple[int, int]]]:
+    """Where the tokens of each sequence lie in the row: runs (start, stop)."""
+    path: list[tuple[int, int]] = []
+    end = 0
+    for shared, own in branches:
+        kept, left = [], shared
+        for start, stop in path:
+            if left > 0:
+                kept.append((start, min(stop, start + left)))
+                left -= stop - start
+        path = [*kept, (end, end + own)]
+        end += own
+        yield path
+
+
+def shared_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | BlockMask | None,
+    *,
+    through: Literal["sdpa", "eager"],
+    flex: bool,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """One of transformers' attention functions, which also takes a row: an integer mask [1, 1, branches, 2].
+
+    Args:
+        query, key, value: [rows, heads, tokens, head size].
+        through: the function that computes.
+        flex: whether FlexAttention computes instead where the row is on a GPU.
+    """
+    inner = _function(module, through)
+    if not isinstance(attention_mask, Tensor) or attention_mask.dtype != torch.int64:
+        return inner(module, query, key, value, attention_mask, sliding_window=sliding_window, **options)
+    if torch.is_autocast_enabled(query.device.type):  # rotary embeddings leave queries and keys in float32
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    row = Row.of(attention_mask)
+    if flex and query.is_cuda and not options.get("dropout"):
+        mask = row.block_mask(query.shape[2], sliding_window, query.device)
+        output: tuple[Tensor, Tensor | None] = flex_attention_forward(module, query, key, value, mask, **options)
+        return output
+    queries = query.split(row.own, dim=2)
+    keys, values = key.split(row.pieces, dim=2), value.split(row.pieces, dim=2)
+    only, start = getattr(module, "only_read", None), 0
+    outputs = []
+    for branch, (some, path) in enumerate(zip(queries, row.paths, strict=True)):
+        plain = through == "sdpa" and row.is_causal(branch, sliding_window)
+        seen = None if plain else row.mask(branch, sliding_window, some)
+        its_keys, its_values = (_joined([pieces[each] for each in path]) for pieces in (keys, values))
+        read = None if only is None else only[(only >= start) & (only < start + row.own[branch])] - start
+        if read is not None and len(read) < row.own[branch] / 4:  # of the last layer's outputs few are wanted
+            whole = some.new_zeros(1, row.own[branch], some.shape[1], value.shape[-1])
+            if len(read):
+                seen = row.mask(branch, sliding_window, some)[:, :, read]
+                whole[:, read] = inner(module, some[:, :, read], its_keys, its_values, seen, **options)[0]
+            outputs.append(whole)
+        else:
+            outputs.append(inner(module, some, its_keys, its_values, seen, **options)[0])
+        start += row.own[branch]
+    return torch.cat(outputs, dim=1), None
+
+
+def _joined(pieces: list[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+
+
+def _function(module: torch.nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    function: Callable[..., tuple[Tensor, Tensor | None]] = sdpa_attention_forward
+    if name == "eager":  # each architecture has its own
+        function = sys.modules[type(module).__module__].eager_attention_forward
+    return function
+
+
+_MASKS: dict[Literal["sdpa", "eager"], Any] = {"sdpa": sdpa_mask, "eager": eager_mask}
+for _name, _mask in _MASKS.items():
+    for _prefix, _flex in (("shared_", False), ("shared_flex_", True)):
+        AttentionInterface.register(f"{_prefix}{_name}", partial(shared_attention, through=_name, flex=_flex))
+        AttentionMaskInterface.register(f"{_prefix}{_name}", _mask)

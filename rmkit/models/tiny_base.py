@@ -1,0 +1,333 @@
+"""Small language models made on the spot (`base.build` of a recipe), so that rmkit runs without pretrained weights.
+
+A tokenizer and a Llama model are trained on the documents of a corpus and kept in a cache, under a name that says what
+they were made of: the same build is made once, whoever asks for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from filelock import FileLock
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    DataCollatorForLanguageModeling,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
+
+from rmkit.config.recipe import BaseBuild
+from rmkit.data.preferences import PreferenceData
+from rmkit.encoding.tokenizer import PAD_TOKEN, PAPER_CHAT_TEMPLATE, PAPER_SPECIAL_TOKENS
+from rmkit.errors import RmkitError
+from rmkit.files import rmkit_cache
+
+Document = list[dict[str, str]]
+Documents = Callable[[], Iterable[Document]]
+
+FORMAT = 1
+"""Part of every cache name: raise it when this file would make another model of the same build."""
+
+TOKENIZER_DOCUMENTS = 4096
+"""A tokenizer sees at least this many documents (if there are as many), however short the training."""
+
+UNKNOWN_TOKEN = "[UNK]"
+USER, ASSISTANT, END = PAPER_SPECIAL_TOKENS
+
+
+def ensure_base(build: BaseBuild, documents: Documents, fingerprint: str) -> Path:
+    """The folder of the language model of `build`, which is trained first unless the cache holds it.
+
+    Processes that ask for the same model at the same time wait for the one that makes it. It becomes visible whole, by
+    a rename. It is trained on the CPU, by this process alone even within a distributed launch, and random number
+    generators, the environment and accelerate's state are afterwards as they were.
+
+    Args:
+        build: the settings.
+        documents: gives the corpus; it may be endless, and is called only if the model has to be made.
+        fingerprint: says which corpus it is; another fingerprint is another model.
+
+    Raises:
+        RmkitError: if the cache cannot be written, the corpus is empty or the settings make no model.
+    """
+    folder = _folder(build, fingerprint)
+    if _is_complete(folder):
+        return folder
+    if build.hidden_size % (2 * build.heads):
+        raise RmkitError(
+            f"base.build.hidden_size {build.hidden_size} is not a multiple of twice base.build.heads ({build.heads}).",
+            f"For example hidden_size: {2 * build.heads * max(1, build.hidden_size // (2 * build.heads))}.",
+        )
+    _ensure_writable(folder.parent)
+    with (
+        FileLock(folder.parent / f".{folder.name}.lock"),
+        tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as workspace,
+    ):
+        if not _is_complete(folder):  # another process may have made it while this one waited
+            made = Path(workspace) / "model"
+            _build(build, documents, fingerprint, made)
+            _publish(made, folder)
+    return folder
+
+
+def cached_base(build: BaseBuild, fingerprint: str) -> Path | None:
+    """The folder of the language model of `build` if the cache holds it."""
+    folder = _folder(build, fingerprint)
+    return folder if _is_complete(folder) else None
+
+
+def _folder(build: BaseBuild, fingerprint: str) -> Path:
+    return rmkit_cache() / "bases" / f"{build.corpus}-{_digest(build, fingerprint)}"
+
+
+def _ensure_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(f"{folder} is read-only")
+    except OSError as error:
+        raise RmkitError(
+            f"The cache of built base models cannot be written: {error}.", "Set RMKIT_CACHE to a folder of your own."
+        ) from None
+
+
+def _digest(build: BaseBuild, fingerprint: str) -> str:
+    content = {"build": build.model_dump(mode="json"), "fingerprint": fingerprint, "format": FORMAT}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _is_complete(folder: Path) -> bool:
+    """build.json is written last."""
+    return (folder / "build.json").is_file()
+
+
+def _publish(made: Path, folder: Path) -> None:
+    """Rename `made` to `folder`; what is there without being complete goes, what is complete stays."""
+    if folder.exists() and not _is_complete(folder):
+        shutil.rmtree(folder)
+    try:
+        made.rename(folder)
+    except OSError:  # file systems without locks: another process came first
+        if not _is_complete(folder):
+            raise
+
+
+def _build(build: BaseBuild, documents: Documents, fingerprint: str, folder: Path) -> None:
+    started = time.monotonic()
+    # More documents than the training can use are not read: the corpus may have no end.
+    corpus = list(itertools.islice(documents(), max(build.steps * build.batch_size, TOKENIZER_DOCUMENTS)))
+    if not corpus:
+        raise RmkitError(f"The corpus of base.build ({build.corpus}) holds no documents.", "Check the training set.")
+    with _nothing_left_behind():
+        tokenizer = train_tokenizer(build, corpus)
+        model, loss = _train_model(build, tokenizer, corpus[: build.steps * build.batch_size])
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    about = {
+        "build": build.model_dump(mode="json"),
+        "fingerprint": fingerprint,
+        "format": FORMAT,
+        "documents": len(corpus),
+        "vocabulary": len(tokenizer),
+        "parameters": model.num_parameters(),
+        "final_loss": round(loss, 4),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    (folder / "build.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+# --- tokenizer -----------------------------------------------------------------------------------------------------
+
+
+def train_tokenizer(build: BaseBuild, documents: Iterable[Document]) -> PreTrainedTokenizerFast:
+    """A tokenizer of the (finitely many) documents with the chat template of Appendix D.
+
+    `bpe` is a byte-level BPE: lossless. `words` has a token for each word, each other mark and each line break; spaces
+    and tabs only separate, and what is not among the `vocabulary_size` most frequent is [UNK]. In both, "Yes" and "No"
+    are single tokens wherever they stand as words, as EX-GRMs need (Appendix A).
+    """
+    contents = (message["content"] for document in documents for message in document)
+    tokenizer = (_words if build.tokenizer == "words" else _bpe)(build.vocabulary_size, contents)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD_TOKEN,
+        eos_token=END,
+        unk_token=UNKNOWN_TOKEN if build.tokenizer == "words" else None,
+        extra_special_tokens=[USER, ASSISTANT],
+        chat_template=PAPER_CHAT_TEMPLATE,
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _bpe(size: int, contents: Iterable[str]) -> Tokenizer:
+    special = [PAD_TOKEN, *PAPER_SPECIAL_TOKENS]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    answers = [AddedToken(answer, single_word=True, normalized=False) for answer in ("Yes", "No")]
+    if size < len(special) + len(alphabet) + len(answers):
+        raise RmkitError(
+            f"base.build.vocabulary_size {size} does not hold the bytes and the special tokens.",
+            f"Make it at least {len(special) + len(alphabet) + len(answers)}.",
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - len(answers), special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(contents, trainer)
+    tokenizer.add_tokens(answers)  # whether or not the corpus was enough to merge them
+    return tokenizer
+
+
+def _words(size: int, contents: Iterable[str]) -> Tokenizer:
+    special = [PAD_TOKEN, UNKNOWN_TOKEN, *PAPER_SPECIAL_TOKENS]
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN_TOKEN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]|\n"), behavior="removed", invert=True)
+    # Spaces are put back where English has them: before words and opening brackets that do not begin a line or follow
+    # an opening bracket, slash or special token.
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace(Regex(r"^(?=[\w(])"), " "),
+            decoders.Fuse(),
+            decoders.Replace(Regex(r"(?<=[(/\n\]]) |^ "), ""),
+        ]
+    )
+    # "Yes" and "No" are asked for, and a corpus of training texts need not hold them.
+    trainer = trainers.WordLevelTrainer(vocab_size=size - 2, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(contents, trainer)
+    tokenizer.add_tokens(["Yes", "No"])
+    return tokenizer
+
+
+# --- model ---------------------------------------------------------------------------------------------------------
+
+
+def _train_model(
+    build: BaseBuild, tokenizer: PreTrainedTokenizerFast, corpus: list[Document]
+) -> tuple[LlamaForCausalLM, float]:
+    """Next-token training on the documents, all of their tokens alike; returns the model and its last logged loss.
+
+    Documents are cut to `max_length` tokens. A corpus smaller than steps x batch_size is gone through again, every
+    time in another order.
+    """
+    texts = [tokenizer.apply_chat_template(document, tokenize=False) for document in corpus]
+    encoded = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=build.max_length)
+    rows = [{"input_ids": input_ids} for input_ids in encoded["input_ids"]]
+    torch.manual_seed(build.seed)
+    model = LlamaForCausalLM(_config(build, tokenizer))
+    with tempfile.TemporaryDirectory() as unused:
+        arguments = TrainingArguments(
+            output_dir=unused,
+            max_steps=build.steps,
+            per_device_train_batch_size=build.batch_size,
+            learning_rate=build.learning_rate,
+            lr_scheduler_type="cosine",
+            optim="adamw_torch",
+            weight_decay=0.0,
+            seed=build.seed,
+            use_cpu=True,  # the same weights wherever it is built; an accelerator would not pay for a model this small
+            bf16=False,
+            dataloader_pin_memory=False,
+            save_strategy="no",
+            eval_strategy="no",
+            logging_steps=max(1, build.steps // 5),
+            disable_tqdm=False,
+            report_to="none",
+        )
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        )
+        trainer.train()
+    model.config.use_cache = True  # the trainer turns it off
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return model, losses[-1]
+
+
+def _config(build: BaseBuild, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=build.hidden_size,
+        intermediate_size=8 * build.hidden_size // 3,
+        num_hidden_layers=build.layers,
+        num_attention_heads=build.heads,
+        num_key_value_heads=build.heads,
+        max_position_embeddings=max(2048, build.max_length),
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+
+
+# --- alone ---------------------------------------------------------------------------------------------------------
+
+_LAUNCHED_BY = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "PARALLELISM_CONFIG_", "PMI_", "OMPI_", "MV2_")
+_LAUNCH_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+
+
+@contextlib.contextmanager
+def _nothing_left_behind() -> Iterator[None]:
+    """Train as a process of its own would: outside of any distributed launch, and put all global state back."""
+    environment = dict(os.environ)
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    singletons: list[tuple[Any, dict[str, Any]]] = [
+        (each._shared_state, dict(each._shared_state)) for each in (PartialState, AcceleratorState, GradientState)
+    ]
+    for name in environment:
+        if name in _LAUNCH_VARIABLES or name.startswith(_LAUNCHED_BY):
+            del os.environ[name]
+    for state, _ in singletons:
+        state.clear()
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        for state, before in singletons:
+            state.clear()
+            state.update(before)
+
+
+def training_documents(build: BaseBuild, training_set: PreferenceData) -> tuple[Documents, str]:
+    """The documents of a build's corpus, and their fingerprint.
+
+    For `training_texts` these are both responses of every training pair with their prompts: chosen and rejected are
+    taken alike, so the base learns no preference.
+    """
+    if build.corpus == "quickstart":
+        from rmkit.data.corpus import corpus_fingerprint, quickstart_documents
+
+        return (lambda: quickstart_documents(build.seed)), corpus_fingerprint(build.seed)
+    conversations = {
+        (pair.prompt, response): None for pair in training_set for response in (pair.chosen, pair.rejected)
+    }
+    documents = [
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        for prompt, response in conversations
+    ]
+    return (lambda: documents), training_set.fingerprint

@@ -1,1 +1,0 @@
-"""Thin trainers, one a type: on TRL's RewardTrainer, on its DPOTrainer, on transformers' Trainer."""

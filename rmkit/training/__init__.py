@@ -1,0 +1,1 @@
+"""Training: one thin trainer a type on TRL, and what they share."""

@@ -1,0 +1,268 @@
+"""What can be known of a run before it starts: what models read, what is lost, what is shared, what it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig
+
+from rmkit.config.recipe import Explicit, Generative, Implicit, Recipe, training_arguments
+from rmkit.data.preferences import PreferencePair
+from rmkit.encoding.batches import Layout
+from rmkit.encoding.chat import ChatEncoder
+from rmkit.encoding.pairs import EncodedPairs
+from rmkit.errors import RmkitError
+from rmkit.reward_models import RewardModel, reward_model
+from rmkit.training import launch as distributed
+from rmkit.training.preparation import lora_config, refusals
+
+NGRAM = 13
+"""Words in a row that count as an overlap, as in the studies of contamination since GPT-3."""
+
+
+# --- what is read --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text as a type of reward model reads it.
+
+    Attributes:
+        prompt, response: the decoded tokens up to where the response starts, and from there on.
+        last: the decoded last token, at which rewards are read.
+        tokens, response_tokens: their numbers.
+        bos, eos: how often these tokens stand there; None if the tokenizer has none.
+        problem: why this base cannot serve this type, in place of all else.
+    """
+
+    type: str
+    prompt: str = ""
+    response: str = ""
+    last: str = ""
+    tokens: int = 0
+    response_tokens: int = 0
+    bos: int | None = None
+    eos: int | None = None
+    problem: str | None = None
+
+
+def examples(recipe: Recipe, encoder: ChatEncoder, pair: PreferencePair) -> list[Example]:
+    """The chosen response of a pair as each type reads it: the recipe's with its settings, the others with defaults."""
+    settings = {each.type: each for each in (Explicit(), Implicit(), Generative(), recipe.reward_model)}
+    return [_example(name, each, encoder, pair) for name, each in settings.items()]
+
+
+def _example(name: str, settings: Any, encoder: ChatEncoder, pair: PreferencePair) -> Example:
+    try:
+        (sequence,) = reward_model(settings, encoder).encode([pair.prompt], [pair.chosen])
+    except RmkitError as error:
+        return Example(name, problem=error.cause)
+    tokenizer, ids = encoder.tokenizer, sequence.ids
+    return Example(
+        name,
+        prompt=tokenizer.decode(ids[: sequence.response_start]),
+        response=tokenizer.decode(ids[sequence.response_start :]),
+        last=tokenizer.decode(ids[-1:]),
+        tokens=len(ids),
+        response_tokens=len(ids) - sequence.response_start,
+        bos=_count(ids, tokenizer.bos_token_id),
+        eos=_count(ids, tokenizer.eos_token_id),
+    )
+
+
+def token_counts(encoder: ChatEncoder, pairs: EncodedPairs) -> tuple[str, str]:
+    """How often BOS and EOS stand in the sequences of a set: "1", "1 to 3", or "none" without such a token."""
+    sequences = [*pairs.chosen, *pairs.rejected]
+    return (
+        _range(_count(each.ids, encoder.tokenizer.bos_token_id) for each in sequences),
+        _range(_count(each.ids, encoder.tokenizer.eos_token_id) for each in sequences),
+    )
+
+
+def _count(ids: Sequence[int], token: int | None) -> int | None:
+    return None if token is None else ids.count(token)
+
+
+def _range(counts: Iterable[int | None]) -> str:
+    known = [count for count in counts if count is not None]
+    if not known:
+        return "none"
+    return str(min(known)) if min(known) == max(known) else f"{min(known)} to {max(known)}"
+
+
+# --- what is shared ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How many pairs of a set have a prompt that the training set has too: the same text, or much of the same words."""
+
+    exact: int
+    ngram: int
+
+
+def prompt_overlap(training: Iterable[PreferencePair], evaluation: Iterable[PreferencePair]) -> Overlap:
+    """Prompts of an evaluation set that stand in the training set.
+
+    exact: the same text but for spaces at its ends. ngram: 13 words in a row shared with some training prompt, letter
+    case and punctuation aside; of a shorter prompt, all of its words are all of a training prompt's words.
+    """
+    texts = {pair.prompt.strip() for pair in training}
+    grams = {gram for text in texts for gram in _ngrams(text)}
+    prompts = [pair.prompt.strip() for pair in evaluation]
+    return Overlap(
+        exact=sum(prompt in texts for prompt in prompts),
+        ngram=sum(not grams.isdisjoint(_ngrams(prompt)) for prompt in prompts),
+    )
+
+
+def _ngrams(text: str) -> list[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    if len(words) < NGRAM:
+        return [tuple(words)] if words else []
+    return [tuple(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1)]
+
+
+# --- what it takes -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Work:
+    """Steps and tokens of a training run; `tokens` are those that are read in an epoch, padding aside.
+
+    `shared` of them are what the second sequence of a pair starts with as the first does.
+    """
+
+    pairs: int
+    tokens: int
+    shared: int
+    processes: int
+    accumulation: int
+    steps_per_epoch: int
+    steps: int
+
+
+def work(recipe: Recipe, training: EncodedPairs, plan: distributed.Plan | None, layout: Layout) -> Work:
+    """What training does, as transformers' Trainer counts it.
+
+    Raises:
+        RmkitError: if processes and micro-batches do not divide the batch size.
+    """
+    options = training_arguments(recipe)
+    processes = (plan.processes if plan else None) or 1
+    micro_batch = options["per_device_train_batch_size"]
+    accumulation = distributed.accumulation_steps(options["batch_size"], micro_batch, processes)
+    micro_batches = math.ceil(len(training) / (micro_batch * processes))
+    steps_per_epoch = math.ceil(micro_batches / accumulation)
+    most = options.get("max_steps", -1)
+    steps = most if most > 0 else math.ceil(options["num_train_epochs"] * steps_per_epoch)
+    tokens = sum(len(each) for each in (*training.chosen, *training.rejected))
+    shared = tokens - sum(training.tokens) if layout == "shared" else 0
+    return Work(len(training), tokens, shared, processes, accumulation, steps_per_epoch, steps)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes a GPU for weights, gradients and optimizer states, and whose estimate that is."""
+
+    parameters: int
+    trainable: int
+    per_gpu: int
+    estimator: str
+
+
+def memory(recipe: Recipe, kind: RewardModel[Any], config: PretrainedConfig, plan: distributed.Plan | None) -> Memory:
+    """What a model of this type takes on each GPU, by accelerate's or DeepSpeed's own estimators.
+
+    Activations and logits are not in it. Frozen weights (under adapters) count once, in the dtype of the base.
+    """
+    with _without_warnings():
+        return _memory(recipe, kind, config, plan)
+
+
+def _memory(recipe: Recipe, kind: RewardModel[Any], config: PretrainedConfig, plan: distributed.Plan | None) -> Memory:
+    model = empty_model(recipe, kind, config)
+    sizes = [(parameter.numel(), parameter.element_size(), parameter.requires_grad) for parameter in model.parameters()]
+    trainable = sum(number for number, _, trains in sizes if trains)
+    frozen_bytes = sum(number * size for number, size, trains in sizes if not trains)
+    processes = (plan.processes if plan else None) or 1
+    sharding = plan.sharding if plan else "none"
+    offload = plan is not None and plan.config.get("deepspeed_config", {}).get("offload_optimizer_device") == "cpu"
+    match sharding:
+        case "zero1" | "zero2":
+            from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
+            _, needed = estimate_zero2_model_states_mem_needs(trainable, processes, cpu_offload=offload)
+            needed, estimator = needed + frozen_bytes, "DeepSpeed's estimator of ZeRO-2"
+        case "zero3":
+            from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+
+            largest = max(number for number, _, _ in sizes)
+            _, needed, _ = estimate_zero3_model_states_mem_needs(
+                trainable, largest, processes, cpu_offload=offload, cpu_offload_params=False
+            )
+            needed, estimator = needed + frozen_bytes // processes, "DeepSpeed's estimator of ZeRO-3"
+        case _:
+            from accelerate.commands.estimate import estimate_training_usage
+
+            # Not its mixed precision: weights, gradients and moments are all in the dtype that the base is loaded in.
+            trained_bytes = sum(number * size for number, size, trains in sizes if trains)
+            needed = estimate_training_usage(trained_bytes, "float32")["step"] + frozen_bytes
+            estimator = "accelerate's estimator"
+    return Memory(sum(number for number, _, _ in sizes), trainable, int(needed), estimator)
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """DeepSpeed says on import which accelerator it did not find; PEFT uses names that transformers deprecates."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@_without_warnings()
+def empty_model(recipe: Recipe, kind: RewardModel[Any], config: PretrainedConfig) -> Any:
+    """The model without weights, adapters included.
+
+    Raises:
+        RmkitError: if it cannot have the attention function that the recipe asks for.
+    """
+    for name, value in kind.config.items():
+        setattr(config, name, value)
+    text_config = config.get_text_config()
+    text_config.vocab_size = max(text_config.vocab_size, len(kind.encoder.tokenizer))  # rows for added tokens
+    text_config.pad_token_id = kind.encoder.tokenizer.pad_token_id
+    options: dict[str, Any] = {"dtype": getattr(torch, recipe.base.dtype)}
+    if recipe.base.attention is not None:
+        options["attn_implementation"] = recipe.base.attention
+    try:
+        with torch.device("meta"):
+            model = kind.auto_class.from_config(config, trust_remote_code=recipe.base.trust_remote_code, **options)
+    except (ImportError, ValueError) as error:
+        if recipe.base.attention is None:
+            raise
+        lines = str(error).strip().splitlines()
+        raise RmkitError(
+            f"base.attention {recipe.base.attention} cannot be used: {lines[0].rstrip('.')}.",
+            "Leave base.attention out; or install what it needs: `pip install flash-attn` for flash_attention_2, "
+            "`pip install kernels` for kernels of the Hub.",
+        ) from None
+    adapters = lora_config(recipe, kind)
+    if adapters is None:
+        return model
+    from peft import get_peft_model
+
+    with refusals("a model with adapters"):
+        return get_peft_model(model, adapters, low_cpu_mem_usage=True)

@@ -1,0 +1,42 @@
+"""EX-GRMs on transformers' Trainer."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from peft import PeftConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
+
+from rmkit.encoding.batches import Batch
+from rmkit.models.language_model import response_log_probs, run
+from rmkit.training.pair_trainer import PairTrainerMixin
+
+
+class GenerativeTrainer(PairTrainerMixin, Trainer):
+    """Trainer with Eq. 7 and, where `generation_weight` is above 0, that times -ln pi(y+|x) (footnote 7)."""
+
+    config_class = TrainingArguments
+    config_defaults: dict[str, Any] = {}
+
+    def __init__(
+        self, model: nn.Module, args: TrainingArguments, peft_config: PeftConfig | None = None, **options: Any
+    ):
+        set_seed(args.seed)  # before adapters are drawn, as TRL's trainers do
+        super().__init__(get_peft_model(model, peft_config) if peft_config else model, args, **options)
+
+    def outputs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | float]:
+        """Those of Eq. 7, and the term of footnote 7."""
+        weight = self.reward_model.settings.generation_weight
+        if not weight:
+            return super().outputs(model, inputs)
+        # One pass for both: DeepSpeed's ZeRO-3 cannot go through experts twice before it goes back.
+        outputs, log_probs = run(model, self._both, inputs).split([2 * len(inputs["last"]), len(inputs["index"])])
+        return outputs.view(-1, 2), -weight * log_probs.mean()
+
+    def _both(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
+        """The outputs [sequences, 2] on verification prompts, and ln pi(y+|x) [pairs], in one flat tensor."""
+        outputs = self.reward_model.outputs(model, hidden, batch)
+        log_probs = response_log_probs(model, hidden, cast(Batch, batch["generation"]))
+        return torch.cat([outputs.flatten(), log_probs.flatten()])

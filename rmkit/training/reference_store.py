@@ -1,0 +1,97 @@
+"""A store of what references say of sets of pairs: computed once, shared by seeds, learning rates, betas and runs.
+
+An entry is named by everything that its numbers depend on: the reference's weights, the dtype, the settings of the
+computation and the token ids of the set. An entry that is cut or altered is recognised and made again; several
+runs may use the store at once, since entries appear whole, by a rename.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rmkit.encoding.pairs import EncodedPairs
+from rmkit.files import rmkit_cache
+from rmkit.models.adapters import find_adapter
+from rmkit.models.identity import hub_commit, model_digests
+from rmkit.runs.directory import replacing
+
+FORMAT = 3
+"""Part of every name: raise it when rmkit would compute other numbers from the same weights and tokens."""
+
+_OUTPUTS = "outputs"
+
+
+def weights_identity(name: str, revision: str | None = None) -> str:
+    """What tells a model from all others: sha256 of a folder's files that are loaded, or a hub repository's commit.
+
+    An adapter's is that of its own files and that of its base.
+    """
+    adapter = find_adapter(name, revision)
+    if adapter is not None:
+        return f"{_folder_identity(adapter.folder)}+{weights_identity(adapter.base, adapter.base_revision)}"
+    folder = Path(name)
+    return _folder_identity(folder) if os.path.isdir(folder) else f"{name}@{hub_commit(name, revision)}"
+
+
+def _folder_identity(folder: Path) -> str:
+    return hashlib.sha256(json.dumps(model_digests(folder), sort_keys=True).encode()).hexdigest()
+
+
+class ReferenceStore:
+    """Outputs [pairs, 2, outputs] of one reference, in float64, on disk below `rmkit_cache()`.
+
+    Args:
+        identity: all that the numbers depend on beside the token ids, as JSON: weights, dtype, batch size ...
+    """
+
+    def __init__(self, identity: dict[str, Any]):
+        self.identity = json.dumps(identity | {"format": FORMAT}, sort_keys=True)
+        self.folder = rmkit_cache() / "references"
+
+    def outputs(self, pairs: EncodedPairs, compute: Callable[[], Tensor], is_main_process: bool = True) -> Tensor:
+        """The stored outputs of a set, or those of `compute`, which all processes then call together."""
+        path = self.path(pairs)
+        found = [_read(path, len(pairs)) if is_main_process else None]
+        broadcast_object_list(found)
+        if found[0] is not None:
+            return found[0]
+        outputs = compute()
+        if is_main_process:
+            _write(path, outputs)
+        return outputs
+
+    def path(self, pairs: EncodedPairs) -> Path:
+        """Where the entry of a set is."""
+        digest = hashlib.sha256(self.identity.encode())
+        for sequence in (*pairs.chosen, *pairs.rejected):
+            digest.update(json.dumps([sequence.response_start, sequence.ids]).encode())
+        return self.folder / f"{digest.hexdigest()}.safetensors"
+
+
+def _read(path: Path, pairs: int) -> Tensor | None:
+    try:
+        with safe_open(path, framework="pt") as entry:
+            outputs = entry.get_tensor(_OUTPUTS)
+            intact = (entry.metadata() or {}).get("sha256") == _checksum(outputs)
+    except (OSError, SafetensorError):
+        return None
+    return outputs if intact and len(outputs) == pairs else None
+
+
+def _write(path: Path, outputs: Tensor) -> None:
+    with replacing(path) as temporary:
+        save_file({_OUTPUTS: outputs.contiguous()}, temporary, metadata={"sha256": _checksum(outputs)})
+
+
+def _checksum(outputs: Tensor) -> str:
+    return hashlib.sha256(outputs.contiguous().numpy().tobytes()).hexdigest()

@@ -1,0 +1,154 @@
+"""Checkpoints of an interrupted run: which are whole, and stopping in good order when a scheduler asks.
+
+transformers writes a checkpoint file by file. When all are there, a marker with their sizes is put beside them, by a
+rename; a checkpoint without it, or with a file that has lost bytes since, is passed over for the one before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import re
+import shutil
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import TrainerCallback
+
+from rmkit.errors import RmkitError
+from rmkit.models.identity import Digests, changed_files
+from rmkit.runs.directory import write_json
+
+MARKER = "complete.json"
+PREEMPTED_EXIT_CODE = 75
+"""EX_TEMPFAIL: the run was asked to stop, has saved, and goes on where it stopped when it is started again."""
+
+_NAME = re.compile(r"^checkpoint-(\d+)$")
+
+
+def newest_complete(folder: Path) -> Path | None:
+    """The complete checkpoint of the latest step; incomplete ones are removed, so that nothing of them is mixed in."""
+    found = None
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
+        if found is None and _is_complete(checkpoint):
+            found = checkpoint
+        elif not _is_complete(checkpoint):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    return found
+
+
+def mark_complete(checkpoint: Path, models: Mapping[str, Digests] | None = None) -> None:
+    """Write the marker of a checkpoint whose files are all there, with what tells base, reference and tokenizer."""
+    sizes = {
+        str(file.relative_to(checkpoint)): file.stat().st_size
+        for file in sorted(checkpoint.rglob("*"))
+        if file.is_file() and file.name != MARKER
+    }
+    write_json(checkpoint / MARKER, {"sizes": sizes, "models": dict(models or {})})
+
+
+def check_models(checkpoint: Path, models: Mapping[str, Digests]) -> None:
+    """Refuse to go on from a checkpoint with another base, reference or tokenizer than it was trained with.
+
+    Raises:
+        RmkitError: naming the files that differ.
+    """
+    for role, digests in _models(checkpoint).items():
+        if changed := changed_files(digests, models.get(role, {})):
+            raise RmkitError(
+                f"The {role} is not the one that {checkpoint} was trained with. Changed: {', '.join(changed)}.",
+                "Put that one back, or start again with --overwrite.",
+            )
+
+
+def recorded_commits(checkpoint: Path | None) -> dict[str, str]:
+    """The commits of base and reference in training, by role, so that a branch that has moved on changes nothing."""
+    models = {} if checkpoint is None else _models(checkpoint)
+    return {role: digests["commit"] for role, digests in models.items() if "commit" in digests}
+
+
+def _models(checkpoint: Path) -> dict[str, Digests]:
+    models: dict[str, Digests] = json.loads((checkpoint / MARKER).read_text(encoding="utf-8")).get("models") or {}
+    return models  # old checkpoints have none
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        sizes = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))["sizes"]
+        return bool(sizes) and all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _step(checkpoint: Path) -> int:
+    match = _NAME.match(checkpoint.name)
+    return int(match.group(1)) if match else -1
+
+
+class Preempted(SystemExit):
+    """The run has saved a checkpoint because it was asked to stop."""
+
+
+class CheckpointCallback(TrainerCallback):
+    """Marks checkpoints; after SIGTERM saves one at the end of the step and stops, on all processes together.
+
+    Args:
+        models: what is written into the markers, see `mark_complete`.
+    """
+
+    def __init__(self, accelerator: Any, models: Mapping[str, Digests]):
+        self.accelerator, self.models = accelerator, models
+        self.stopping = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take note of SIGTERM inside."""
+        before = signal.signal(signal.SIGTERM, self._note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _note(self, *_: Any) -> None:
+        self.stopping = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop and save if any process has been asked to."""
+        if args.world_size > 1:
+            import torch
+
+            asked = torch.tensor(float(self.stopping), device=self.accelerator.device)
+            self.stopping = bool(self.accelerator.reduce(asked, reduction="sum") > 0)
+        if self.stopping:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """All processes have written their part: mark it."""
+        self.accelerator.wait_for_everyone()
+        if state.is_world_process_zero:
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.models)
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Say a full disk in words: libraries raise various errors for it.
+
+    Raises:
+        RmkitError: for an error of writing that a full disk explains.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        writing = any(word in str(error) for word in ("PytorchStreamWriter", "write", "I/O"))
+        if full or (writing and shutil.disk_usage(folder).free < 2**20):
+            raise RmkitError(
+                f"The disk of {folder} is full; the last complete checkpoint is whole.",
+                "Make room, then run the same command with resume=auto.",
+            ) from None
+        raise

@@ -1,0 +1,126 @@
+"""Scores the sets with the model as it is being trained: before the first step, after epochs, at the end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from rmkit.config.recipe import Recipe
+from rmkit.encoding.pairs import EncodedPairs
+from rmkit.evaluation.scoring import PairRewards, pair_outputs, pair_rewards
+from rmkit.evaluation.statistics import unseen_prompt_accuracy, unseen_prompt_mask
+from rmkit.reward_models import RewardModel
+from rmkit.reward_models.probe import check_forward
+from rmkit.runs.directory import FINAL, INITIAL, RunDirectory, write_json, write_table
+from rmkit.training.reference import References
+
+
+class ScoringCallback(TrainerCallback):
+    """Writes rewards/ and examples/, and keeps the metrics of every state in `history`.
+
+    The history goes into every checkpoint, so that a resumed run has the whole of it.
+    """
+
+    FILE = "history.json"
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        trainer: Any,
+        kind: RewardModel[Any],
+        encoded: Mapping[str, EncodedPairs],
+        run: RunDirectory,
+        references: References,
+    ):
+        self.recipe, self.trainer, self.kind, self.encoded, self.run = recipe, trainer, kind, encoded, run
+        self.references = references
+        self.training_set = recipe.data.train.name
+        self.history: list[dict[str, Any]] = []
+        self.scored: dict[str, PairRewards] = {}
+        self.scored_step = -1
+        self.seconds = 0.0
+        self.seconds_in_training = 0.0  # the part that transformers counts as training
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The probe of the model, the reference's outputs on every set, then the initial rewards."""
+        started = time.time()
+        check_forward(self.trainer.model_wrapped, self.kind, half=self.references.record.half)
+        resumed = state.global_step > 0
+        if self.kind.reference == "base":
+            self.references.take_from_policy(self.encoded, self.trainer, resumed)
+        self.trainer.reference_outputs = self.references.get(self.training_set)
+        self.seconds += time.time() - started
+        if not resumed:
+            self.score(INITIAL, 0.0)
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.history = json.loads((folder / self.FILE).read_text(encoding="utf-8"))["history"]
+        if state.epoch == round(state.epoch):  # saved after the last step of an epoch, before its scores
+            self.on_epoch_end(args, state, control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The rewards after this epoch, where the recipe asks."""
+        name = f"epoch_{round(state.epoch)}"
+        cut_short = control.should_training_stop and state.global_step < state.max_steps
+        scored = any(each["state"] == name for each in self.history)
+        if self.recipe.evaluation.every_epoch and not cut_short and not scored:
+            self.score(name, state.epoch)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The history so far, beside the checkpoint."""
+        if state.is_world_process_zero:
+            write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.FILE, {"history": self.history})
+
+    def score(self, state: str, epoch: float) -> None:
+        """Score all sets and write their rewards."""
+        started = time.time()
+        step = self.trainer.state.global_step
+        if step != self.scored_step:
+            self.scored, self.scored_step = {}, step
+        sets = {}
+        for name, pairs in self.encoded.items():
+            if name == self.training_set and not (state == FINAL and self.recipe.evaluation.train_fit):
+                continue
+            if name not in self.scored:  # the last epoch's rewards are the final ones
+                self.scored[name] = self._rewards(pairs, f"{state}: {name}")
+            sets[name] = self.scored[name].summary() | self._on_unseen_prompts(name)
+            if self.trainer.is_world_process_zero():
+                write_rewards(self.run, state, pairs, self.scored[name])
+        self.history.append({"state": state, "epoch": epoch, "step": step, "sets": sets})
+        self.seconds += time.time() - started
+        if state != FINAL:
+            self.seconds_in_training = self.seconds
+
+    def _on_unseen_prompts(self, name: str) -> dict[str, float]:
+        """What is told beside the whole of an evaluation set that shares prompts with the training set."""
+        if name == self.training_set:
+            return {}
+        train, own = ([pair.prompt for pair in self.encoded[each].pairs] for each in (self.training_set, name))
+        scored = self.scored[name]
+        return unseen_prompt_accuracy(unseen_prompt_mask(train, own), scored.rewards, scored.log_rewards)
+
+    def _rewards(self, pairs: EncodedPairs, description: str) -> PairRewards:
+        outputs = pair_outputs(
+            self.trainer.model_wrapped,
+            self.kind,
+            pairs,
+            batch_size=self.recipe.evaluation.batch_size,
+            description=description,
+        )
+        return pair_rewards(self.kind, outputs, self.references.get(pairs.name))
+
+
+def write_rewards(run: RunDirectory, state: str, pairs: EncodedPairs, scored: PairRewards) -> None:
+    """rewards/[state/]<set>.parquet, and once a set examples/<set>.parquet."""
+    index = [pair.index for pair in pairs.pairs]
+    write_table(run.rewards(pairs.name, state), {"index": index} | scored.columns())
+    if not run.examples(pairs.name).exists():
+        texts = {column: [getattr(pair, column) for pair in pairs.pairs] for column in ("prompt", "chosen", "rejected")}
+        chosen, rejected = zip(*pairs.response_lengths, strict=True)
+        tokens = {"chosen_tokens": chosen, "rejected_tokens": rejected}
+        write_table(run.examples(pairs.name), {"index": index} | texts | tokens)

@@ -1,0 +1,510 @@
+"""Recipes are strict: every mistake is an RmkitError that names the file, the key and the nearest known one."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+
+from rmkit.config.recipe import Recipe, load_recipe, read_recipe, training_arguments
+from rmkit.config.strict_yaml import load_yaml
+from rmkit.config.training_arguments import OWNED_FIELDS, REFUSED_FIELDS
+from rmkit.errors import RmkitError
+from rmkit.training.launch import config_file
+
+PLAIN = {
+    "base": {"name": "some/model"},
+    "reward_model": {"type": "explicit"},
+    "data": {
+        "train": {"name": "train", "path": "train.jsonl", "split": "train"},
+        "evaluation": [{"name": "test", "path": "test.jsonl"}, {"name": "other", "path": "other.jsonl"}],
+    },
+    "training": {"learning_rate": 1e-6},
+    "output_dir": "runs/a",
+}
+
+
+def edited(**changes):
+    """PLAIN with values set by dotted key (`__` for the dot)."""
+    content = copy.deepcopy(PLAIN)
+    for key, value in changes.items():
+        *sections, last = key.split("__")
+        at = content
+        for section in sections:
+            at = at[int(section)] if isinstance(at, list) else at.setdefault(section, {})
+        at[int(last) if isinstance(at, list) else last] = value
+    return content
+
+
+@pytest.fixture
+def write(tmp_path):
+    def written(content):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8")
+        return path
+
+    return written
+
+
+@pytest.fixture
+def load(write):
+    return lambda content=PLAIN, *overrides: load_recipe(write(content), overrides)
+
+
+@pytest.fixture
+def refused(write):
+    """Load what must be refused; the error, one line of cause that names the file and one of remedy."""
+
+    def error(content=PLAIN, *overrides, names_file=True):
+        path = write(content)
+        with pytest.raises(RmkitError) as caught:
+            load_recipe(path, overrides)
+        assert "\n" not in caught.value.cause + caught.value.remedy
+        assert (str(path) in caught.value.cause) == names_file
+        return caught.value
+
+    return error
+
+
+# --- keys ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("bse", "base"),
+        ("outputdir", "output_dir"),
+        ("reward_model__poolng", "pooling"),
+        ("data__over_lenght", "over_length"),
+        ("data__train__pth", "path"),
+        ("data__evaluation__1__categry", "category"),
+        ("evaluation__every_epochs", "every_epoch"),
+        ("lora__target_module", "target_modules"),
+        ("base__build__layrs", "layers"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(refused, key, nearest):
+    error = refused(edited(**{key: 1}))
+    assert f"{key.replace('__', '.')} is not a known key" in error.cause
+    assert error.remedy == f"Did you mean {nearest}?"
+
+
+def test_a_key_of_another_type_of_reward_model_lists_the_known_ones(refused):
+    error = refused(edited(reward_model__beta=0.1))
+    assert "reward_model.beta is not a known key" in error.cause
+    assert error.remedy == "Known here: type, pooling."
+
+
+def test_a_key_called_like_a_type_is_named_in_full(refused):
+    assert "data.train.explicit is not a known key" in refused(edited(data__train__explicit=1)).cause
+    assert "reward_model.implicit is not a known key" in refused(edited(reward_model__implicit=1)).cause
+
+
+@pytest.mark.parametrize("key", ["base", "reward_model", "data", "output_dir"])
+def test_a_missing_section_is_named(refused, key):
+    content = edited()
+    del content[key]
+    assert f": {key} is missing" in refused(content).cause
+
+
+def test_a_missing_key_is_named(refused):
+    assert "data.train.name is missing" in refused(edited(data__train={"path": "x"})).cause
+    assert "reward_model.type is missing" in refused(edited(reward_model={"pooling": "mean"})).cause
+
+
+@pytest.mark.parametrize("text", ["output_dir: a\noutput_dir: b", "base: {name: a, name: b}"])
+def test_a_key_given_twice_is_refused(refused, text):
+    assert "given twice" in refused(text).cause
+
+
+def test_yaml_merges_are_read(write):
+    content = load_yaml(write("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}"))
+    assert content["b"] == {"x": 1, "y": 3}
+
+
+# --- values --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("data__max_length", "512", "a whole number"),
+        ("data__max_length", 1.5, "a whole number"),
+        ("data__max_length", True, "a whole number"),
+        ("data__max_length", 0, "above 0"),
+        ("data__evaluation", {"name": "x"}, "a list"),
+        ("data__evaluation__0", "rewardmath", "a mapping"),
+        ("data__evaluation__0__limit", -3, "above 0"),
+        ("data__train__name", "../secret", "letters, digits"),
+        ("data__train__name", "", "letters, digits"),
+        ("data__train__path", "", "longer"),
+        ("data", None, "a mapping"),
+        ("reward_model", "explicit", "a mapping"),
+        ("training", [1], "a mapping"),
+        ("base", "gpt2", "a mapping"),
+        ("base__trust_remote_code", "maybe", "true or false"),
+        ("base__dtype", "float16", "'float32' or 'bfloat16'"),
+        ("lora", {"r": 0}, "above 0"),
+        ("lora", {"dropout": 1.5}, "below 1"),
+        ("evaluation", {"every_epoch": "often"}, "true or false"),
+        ("evaluation", {"batch_size": 0}, "above 0"),
+        ("reward_model", {"type": "implicit", "beta": 0}, "above 0"),
+        ("reward_model", {"type": "implicit", "beta": -1.0}, "above 0"),
+        ("reward_model", {"type": "implicit", "beta": float("nan")}, "a finite number"),
+        ("reward_model", {"type": "implicit", "beta": float("inf")}, "a finite number"),
+        ("reward_model", {"type": "generative", "yes_token": True}, "text"),  # YAML reads a bare Yes so
+        ("distributed", 3, "text"),
+        ("output_dir", 2024, "a path"),
+        ("output_dir", None, "a path"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_says_what_it_must_be(refused, key, value, wanted):
+    error = refused(edited(**{key: value}))
+    assert key.split("__")[0] in error.cause
+    assert f"it must be {wanted}" in error.cause
+    assert "pydantic" not in error.cause.lower()
+    assert "<class" not in error.cause
+
+
+def test_text_that_yaml_reads_as_a_number_must_be_quoted(refused, load):
+    assert "quotes" in refused(edited(base__date_string=20240726)).remedy
+    assert load(PLAIN, "base.date_string=2024-07-26").base.date_string == "2024-07-26"  # dates are spelled one way
+
+
+def test_a_misspelt_choice_names_the_nearest(refused):
+    assert refused(edited(reward_model__type="expliit")).remedy == "Did you mean explicit?"
+    assert refused(edited(reward_model__pooling="maen")).remedy == "Did you mean mean?"
+    assert refused(edited(data__evaluation__0__category="domain-shift")).remedy == "Did you mean domain shift?"
+
+
+def test_conditions_between_keys(refused, load):
+    none = {"type": "implicit", "reference": "none"}
+    assert "beta must be given" in refused(edited(reward_model=none)).cause
+    assert load(edited(reward_model=none | {"beta": 1})).reward_model.beta == 1
+    assert load(edited(reward_model={"type": "implicit"})).reward_model.beta == 0.01
+    assert "either base.name or base.build" in refused(edited(base__build={})).cause
+    assert "either base.name or base.build" in refused(edited(base={})).cause
+    assert "two sets are named train" in refused(edited(data__evaluation__0__name="train")).cause
+    no_response = {"type": "generative", "verification_prompt": "{prompt}?"}
+    assert "must contain {response}" in refused(edited(reward_model=no_response)).cause
+
+
+@pytest.mark.parametrize("number", ["1e-6", "1E-6", "1.e-6", "1.0e-6", "+1e-06", ".1e-5", "0.000001"])
+def test_every_way_to_write_a_number_is_a_number(load, number):
+    text = yaml.safe_dump(edited()).replace("1.0e-06", number)
+    assert number in text
+    assert load(text).training["learning_rate"] == pytest.approx(1e-6)
+    assert load(PLAIN, f"training.learning_rate={number}").training["learning_rate"] == pytest.approx(1e-6)
+
+
+def test_home_is_expanded_in_paths(load, monkeypatch):
+    """A shell does not expand ~ in data.root=~/data."""
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert load(PLAIN, "data.root=~/data").data.root == Path("/somewhere/data")
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_names_the_nearest():
+    with pytest.raises(RmkitError) as error:
+        load_recipe("recipes/nothing_like_it.yaml")
+    assert error.value.cause == "recipes/nothing_like_it.yaml does not exist."
+    wrong = REPOSITORY / "recipes" / "llama8b_exmr.yaml"
+    with pytest.raises(RmkitError) as error:
+        load_recipe(wrong)
+    assert error.value.remedy == f"Did you mean {wrong.with_name('llama8b_exrm.yaml')}?"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "- a",
+        "hello",
+        "a: b: c",
+        "a: [",
+        "\ta: b",
+        "a: \x00",
+        "a: *unknown",
+        "a: 2024-13-45",  # looks like a date
+        "a: " + "1" * 5000,
+        "a: " + "[" * 1000,
+        "? {a: 1}\n: b",
+        "a: !!python/object/apply:os.system ['true']",
+    ],
+)
+def test_what_is_not_a_yaml_mapping_is_refused(refused, text):
+    refused(text)
+
+
+def test_a_recipe_that_contains_itself_is_refused(refused):
+    assert "contains itself" in refused("base: &base {name: *base}").cause
+
+
+def test_a_folder_or_bytes_are_refused(tmp_path):
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path, tmp_path / "bytes.yaml"):
+        with pytest.raises(RmkitError, match="cannot be read"):
+            load_recipe(path)
+
+
+# --- overrides -----------------------------------------------------------------------------------------------------
+
+
+def test_overrides_set_scalars_sections_lists_and_entries_of_lists(load):
+    recipe = load(
+        PLAIN,
+        "data.evaluation.1.limit=3",
+        "lora.r=8",
+        "data.root=a=b",
+        "base={build: {layers: 2}}",
+        "reward_model={type: implicit, beta: 1e-1}",
+        "training.seed=7",
+    )
+    assert [each.limit for each in recipe.data.evaluation] == [None, 3]
+    assert recipe.lora.r == 8
+    assert recipe.data.root == Path("a=b")
+    assert recipe.base.build.layers == 2
+    assert recipe.reward_model.beta == 0.1
+    assert recipe.training == {"learning_rate": 1e-6, "seed": 7}
+    assert load(PLAIN, "data.evaluation=[]").data.evaluation == []
+    assert load(PLAIN, "data.root=").data.root is None
+    assert load(PLAIN, "output_dir=a", "output_dir=b").output_dir == Path("b")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "",
+        "data.root",
+        "=3",
+        ".x=1",
+        "x.=1",
+        "data..root=3",
+        "--overwrite",
+        "data.evaluation.9.limit=3",
+        "data.evaluation.x.limit=3",
+        "data.evaluation.limit=3",
+        "data.train.path.x=1",
+        "output_dir=@x",
+        "training.learning_rate=[",
+        "base.date_string=2024-13-45",
+    ],
+)
+def test_an_override_that_cannot_be_applied_is_quoted(refused, override):
+    assert repr(override) in refused(PLAIN, override, names_file=False).cause
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [("dta.root=x", "data"), ("data.rot=x", "root"), ("data.evaluation.0.limt=3", "limit"), ("lora.rr=8", "r")],
+)
+def test_a_misspelt_override_names_the_nearest_key(refused, override, nearest):
+    error = refused(PLAIN, override)
+    assert override.partition("=")[0].split(".")[0] in error.cause
+    assert error.remedy in (f"Did you mean {nearest}?", "Known here: r, alpha, dropout, target_modules.")
+
+
+# --- training ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("field", sorted(OWNED_FIELDS))
+def test_fields_that_rmkit_decides_name_its_own_key(refused, field):
+    error = refused(edited(**{f"training__{field}": 1}))
+    assert f"training.{field} is decided by rmkit" in error.cause
+    own = error.remedy.removeprefix("Use ").removesuffix(" instead.").partition(":")[0]
+    if field == "hub_token":
+        assert own == "`hf auth login` or the variable HF_TOKEN"  # a recipe holds no secret
+        return
+    section, *keys = own.split(".")
+    if section == "training":
+        assert keys == ["batch_size"] or keys[0] in training_fields()
+    else:
+        published = {"push": "end", "repo_id": "owner/name"}
+        content = edited(lora={}, reward_model={"type": "implicit"}, hub=published)
+        known = Recipe.model_validate(content | {"output_dir": Path("runs")}).model_dump()[section]
+        assert all(key in known for key in keys)
+
+
+@pytest.mark.parametrize("field", sorted(REFUSED_FIELDS))
+def test_fields_without_a_key_say_why(refused, field):
+    error = refused(edited(**{f"training__{field}": 1}))
+    assert f"training.{field} is decided by rmkit" in error.cause
+    assert error.remedy == f"Leave it out: {REFUSED_FIELDS[field]}."
+
+
+def training_fields():
+    from transformers import TrainingArguments
+
+    return TrainingArguments.__dataclass_fields__
+
+
+@pytest.mark.parametrize(
+    ("field", "nearest"),
+    [("learning_rte", "learning_rate"), ("batchsize", "batch_size"), ("num_epochs", "num_train_epochs")],
+)
+def test_an_unknown_field_names_the_nearest(refused, field, nearest):
+    error = refused(edited(**{f"training__{field}": 1}))
+    assert f"training.{field} is not a field" in error.cause
+    assert error.remedy == f"Did you mean {nearest}?"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("learning_rate", "fast", "a number"),
+        ("learning_rate", None, "a number"),
+        ("learning_rate", -1, "at least 0"),
+        ("learning_rate", float("inf"), "a finite number"),
+        ("batch_size", 0, "above 0"),
+        ("batch_size", 1.5, "a whole number"),
+        ("batch_size", "eight", "a whole number"),
+        ("per_device_train_batch_size", 0, "above 0"),
+        ("num_train_epochs", 0, "above 0"),
+        ("max_steps", "many", "a whole number"),
+        ("bf16", "yes", "true or false"),
+        ("seed", -1, "at least 0"),
+        ("seed", 2**32, "below 4294967296"),
+        ("seed", 1.5, "a whole number"),
+        ("adam_epsilon", float("nan"), "a finite number"),
+    ],
+)
+def test_a_field_of_the_wrong_kind_says_what_it_must_be(refused, field, value, wanted):
+    error = refused(edited(**{f"training__{field}": value}))
+    assert f"training.{field} is {value!r}: it must be {wanted}" in error.cause
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "nearest"),
+    [
+        ("lr_scheduler_type", "constnt", "constant"),
+        ("optim", "adamw_toch", "adamw_torch"),
+        ("save_strategy", "epch", "epoch"),
+    ],
+)
+def test_a_misspelt_choice_of_transformers_names_the_nearest(refused, field, value, nearest):
+    assert refused(edited(**{f"training__{field}": value})).remedy == f"Did you mean {nearest}?"
+    assert field in refused(edited(**{f"training__{field}": 3})).cause
+
+
+def test_a_reporter_that_is_not_installed_is_refused(refused):
+    assert "training.report_to is 'nonsense'" in refused(edited(training__report_to=["none", "nonsense"])).cause
+
+
+def test_the_papers_optimisation_is_the_default(load):
+    arguments = training_arguments(load(edited(training={})))
+    assert arguments["learning_rate"] == 1e-6
+    assert arguments["lr_scheduler_type"] == "constant"
+    assert arguments["max_grad_norm"] == arguments["weight_decay"] == arguments["warmup_steps"] == 0
+    assert arguments["batch_size"] == 32
+    assert arguments["num_train_epochs"] == 5
+
+
+def test_defaults_are_not_fields_that_recipes_may_not_set(load):
+    assert not set(training_arguments(load())) & (OWNED_FIELDS | REFUSED_FIELDS).keys()
+
+
+# --- the resolved recipe -------------------------------------------------------------------------------------------
+
+
+def test_a_resolved_recipe_reads_back_the_same(load, write):
+    recipe = load(
+        edited(
+            base__date_string="26 Jul 2024",
+            reward_model={"type": "generative", "yes_token": "Yes", "no_token": "No"},
+            training={"learning_rate": 1e-06},
+            lora={"target_modules": ["q_proj", "été"]},
+        ),
+        "base.revision='1e5'",  # a commit may look like a number
+    )
+    again = read_recipe(write(recipe.to_yaml()))
+    assert again == recipe
+    assert again.base.revision == "1e5"
+
+
+def test_a_recipe_cannot_be_changed(load):
+    with pytest.raises(ValueError, match="frozen"):
+        load().data.max_length = 3
+
+
+# --- the shipped recipes -------------------------------------------------------------------------------------------
+
+RECIPES = sorted(
+    path for path in (REPOSITORY / "recipes").rglob("*.yaml") if not {"suites", "sweeps"} & set(path.parts)
+)
+KINDS = re.compile(r"(^|_)(exrm|imrm|exgrm)(?=_|$)")
+
+
+def relative(path):
+    return path.relative_to(REPOSITORY)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(relative(path)))
+def test_a_shipped_recipe_loads_by_the_launch_line_in_its_header(path):
+    header = path.read_text(encoding="utf-8").splitlines()[0]
+    command = shlex.split(header.removeprefix("# "))
+    assert command[:4] == ["accelerate", "launch", "rmkit/train.py", str(relative(path))]
+    recipe = load_recipe(path, command[4:])
+    if recipe.distributed:
+        config_file(recipe.distributed)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(relative(path)))
+def test_siblings_differ_only_in_the_reward_model_and_the_output(path):
+    def rest(of):
+        return {key: value for key, value in load_yaml(of).items() if key not in ("reward_model", "output_dir")}
+
+    family = [each for each in RECIPES if sibling(each) == sibling(path)]
+    for other in family:
+        assert rest(other) == rest(path)
+    models = [str(load_yaml(each)["reward_model"]) for each in family]
+    outputs = [load_yaml(each)["output_dir"] for each in family]
+    assert len(set(models)) == len(set(outputs)) == len(family)
+
+
+def sibling(path):
+    return path.with_name(KINDS.sub(r"\1*", path.name.removesuffix(".yaml")))
+
+
+def test_the_recipes_that_the_paper_needs_are_shipped():
+    names = {path.stem for path in RECIPES}
+    assert {"llama8b_exrm", "llama8b_imrm", "llama8b_exgrm", "llama8b_exrm_lora", "llama8b_imrm_lora"} <= names
+    assert {"tiny_rewardmath_exrm", "tiny_rewardmath_imrm", "tiny_rewardmath_exgrm"} <= names
+
+
+@pytest.mark.parametrize("kind", ["exrm", "imrm", "exgrm"])
+def test_the_8b_recipes_have_the_papers_settings(kind):
+    """The table of Appendix D.3, whatever the defaults of the libraries are."""
+    written = load_yaml(REPOSITORY / "recipes" / f"llama8b_{kind}.yaml")
+    pinned = {
+        "learning_rate": 1e-6,
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "max_grad_norm": 0,
+        "weight_decay": 0,
+        "num_train_epochs": 5,
+        "batch_size": 32,
+        "bf16": True,
+    }
+    assert pinned.items() <= written["training"].items()
+    assert written["base"]["dtype"] == "bfloat16"
+    assert written["distributed"] == "zero3"
+    if kind == "imrm":
+        assert written["reward_model"]["beta"] == 0.01
+
+
+def test_a_lora_sibling_reads_the_same_data():
+    for path in RECIPES:
+        full = path.with_name(path.name.replace("_lora", ""))
+        if full != path:
+            recipe, sibling_recipe = load_yaml(path), load_yaml(full)
+            assert "lora" in recipe
+            for section in ("base", "data", "evaluation", "reward_model"):
+                assert recipe.get(section) == sibling_recipe.get(section)

@@ -1,0 +1,150 @@
+"""Sets as token ids: the same pairs for every type, none ever cut, and what is left out counted by its reason."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import tiny
+
+from rmkit.config.recipe import Explicit, Generative, Implicit
+from rmkit.data.preferences import PreferenceData, PreferencePair
+from rmkit.encoding.chat import ChatEncoder
+from rmkit.encoding.pairs import encode_pairs
+from rmkit.encoding.tokenizer import ensure_pad_token
+from rmkit.errors import RmkitError
+from rmkit.reward_models import reward_model
+
+SETTINGS = [Explicit(), Explicit(pooling="mean"), Implicit(), Generative(), Generative(generation_weight=0.5)]
+PAIRS = [
+    PreferencePair("why?", "Yes, wait. " * length, "No." * (length % 3 + 1), index=2 * length)
+    for length in (1, 12, 2, 7, 4)
+]
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    tokenizer = tiny.tokenizer("gemma2")  # strips texts
+    ensure_pad_token(tokenizer)
+    return ChatEncoder(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def kinds(encoder):
+    return [reward_model(settings, encoder) for settings in SETTINGS]
+
+
+def data(*pairs, **dropped):
+    return PreferenceData("set", pairs or PAIRS, dropped)
+
+
+def lengths(kind, pair):
+    """Tokens of every text that any type reads of a pair."""
+    prompts, responses = [pair.prompt] * 2, [pair.chosen, pair.rejected]
+    read = [
+        kind.encoder.response_sequences(prompts, responses),
+        kind.encoder.verification_sequences(prompts, responses),
+    ]
+    return [len(sequence) for sequences in read for sequence in sequences]
+
+
+def test_without_a_limit_all_pairs_are_encoded_in_order_and_whole(kinds):
+    for kind in kinds:
+        encoded = encode_pairs(data(), kind)
+        assert list(encoded.pairs) == PAIRS
+        assert encoded.dropped == {}
+        prompts = [pair.prompt for pair in PAIRS]
+        assert list(encoded.chosen) == kind.encode(prompts, [pair.chosen for pair in PAIRS])
+        assert list(encoded.rejected) == kind.encode(prompts, [pair.rejected for pair in PAIRS])
+        assert encoded.longest == max(map(len, [*encoded.chosen, *encoded.rejected]))
+
+
+def test_the_same_pairs_remain_for_every_type_at_every_limit(kinds):
+    needed = sorted({max(lengths(kinds[0], pair)) for pair in PAIRS})
+    assert len(needed) == len(PAIRS)
+    for limit in sorted({*needed, *(each - 1 for each in needed[1:]), *(each + 1 for each in needed)}):
+        fitting = [pair for pair in PAIRS if max(lengths(kinds[0], pair)) <= limit]
+        for kind in kinds:
+            encoded = encode_pairs(data(), kind, max_length=limit)
+            assert list(encoded.pairs) == fitting
+            reason = f"longer than {limit} tokens"
+            assert encoded.dropped == ({reason: len(PAIRS) - len(fitting)} if len(fitting) < len(PAIRS) else {})
+            whole = encode_pairs(data(*fitting), kind)
+            assert encoded.chosen == whole.chosen
+            assert encoded.rejected == whole.rejected
+
+
+def test_a_long_rejected_response_or_prompt_counts_too(kinds):
+    swapped = dataclasses.replace(PAIRS[1], chosen=PAIRS[1].rejected, rejected=PAIRS[1].chosen)
+    asked = dataclasses.replace(PAIRS[0], prompt="why? " * 50)
+    for pair in (swapped, asked):
+        limit = max(lengths(kinds[0], pair)) - 1
+        assert encode_pairs(data(pair, PAIRS[0]), kinds[0], max_length=limit).dropped
+
+
+def test_over_length_may_be_an_error(kinds):
+    needed = [max(lengths(kinds[0], pair)) for pair in PAIRS]
+    for kind in kinds:
+        with pytest.raises(RmkitError) as error:
+            encode_pairs(data(), kind, max_length=max(needed) - 1, over_length="error")
+        number = needed.index(max(needed))
+        assert f"set: row {PAIRS[number].index} takes {needed[number]} tokens" in error.value.cause
+        assert f"limit of {needed[number] - 1}" in error.value.cause
+        assert len(encode_pairs(data(), kind, max_length=max(needed), over_length="error")) == len(PAIRS)
+
+
+def test_responses_that_the_template_makes_identical_are_dropped_or_an_error(kinds):
+    same = PreferencePair("why?", "Yes\n", " Yes", index=7)
+    for kind in kinds:
+        encoded = encode_pairs(data(same, PAIRS[0]), kind)
+        assert [pair.index for pair in encoded.pairs] == [PAIRS[0].index]
+        assert encoded.dropped == {"identical responses": 1}
+        with pytest.raises(RmkitError, match="row 7 has the same chosen and rejected"):
+            encode_pairs(data(same, PAIRS[0]), kind, identical="error")
+
+
+def test_counts_add_up_with_those_of_loading(kinds):
+    loaded = PreferenceData("set", [*PAIRS, PreferencePair("x", "Yes ", "Yes")], {"identical responses": 2})
+    encoded = encode_pairs(loaded, kinds[0], max_length=60)
+    assert encoded.dropped["identical responses"] == 3
+    assert len(encoded) + sum(encoded.dropped.values()) == len(loaded) + 2
+    assert loaded.dropped == {"identical responses": 2}
+
+
+def test_a_set_of_which_nothing_is_left_says_why(kinds):
+    with pytest.raises(RmkitError) as error:
+        encode_pairs(data(*PAIRS, PreferencePair("x", "Yes ", "Yes")), kinds[0], max_length=3)
+    assert "no pair is left (6 longer than 3 tokens)" in error.value.cause
+    assert "data.max_length" in error.value.remedy
+
+
+def test_lengths_are_those_of_the_responses_whatever_the_type_reads(kinds):
+    encoded = [encode_pairs(data(), kind) for kind in kinds]
+    assert len({each.response_lengths for each in encoded}) == 1
+    plain = kinds[0].encoder.response_sequences([PAIRS[0].prompt], [PAIRS[0].chosen])[0]
+    assert encoded[0].response_lengths[0][0] == len(plain) - plain.response_start
+
+
+def test_many_pairs_are_encoded_as_few(kinds, monkeypatch):
+    whole = encode_pairs(data(), kinds[0])
+    monkeypatch.setattr("rmkit.encoding.pairs._AT_ONCE", 2)
+    assert encode_pairs(data(), kinds[0]) == whole
+
+
+def test_columns_hold_what_the_collator_reads(kinds):
+    margins = data(*(dataclasses.replace(pair, margin=pair.index / 2) for pair in PAIRS))
+    explicit, generative = (encode_pairs(margins, kinds[number]).columns() for number in (0, 3))
+    assert explicit["row"] == [0, 1, 2, 3, 4]
+    assert explicit["margin"] == [1.0, 12.0, 2.0, 7.0, 4.0]
+    assert "generation_ids" not in explicit  # the same as chosen_ids
+    assert generative["generation_ids"] == explicit["chosen_ids"]
+    assert generative["chosen_ids"] != explicit["chosen_ids"]
+    assert "margin" not in encode_pairs(data(), kinds[0]).columns()
+
+
+def test_the_head_of_a_set(kinds):
+    encoded = encode_pairs(data(), kinds[0])
+    head = encoded.head(2)
+    assert len(head) == 2
+    assert head.columns() == {name: values[:2] for name, values in encoded.columns().items()}
+    assert len(encoded.head(99)) == len(PAIRS)

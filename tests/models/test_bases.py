@@ -1,0 +1,228 @@
+"""Base models made on the spot: tokenizers, reproducible weights, and a cache that is never wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rmkit.config.recipe import VERIFICATION_PROMPT, BaseBuild
+from rmkit.data import corpus
+from rmkit.errors import RmkitError
+from rmkit.models import tiny_base as bases
+
+TINY = BaseBuild(
+    corpus="quickstart", tokenizer="words", hidden_size=16, layers=1, heads=2, steps=4, batch_size=4, max_length=48
+)
+
+
+def quickstart():
+    return corpus.quickstart_documents(seed=0)
+
+
+def digest(folder):
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RMKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(bases, "TOKENIZER_DOCUMENTS", 50)
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def words():
+    return bases.train_tokenizer(TINY, itertools.islice(quickstart(), 4096))
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    build = BaseBuild(tokenizer="bpe", vocabulary_size=400)
+    return bases.train_tokenizer(build, itertools.islice(quickstart(), 500))
+
+
+# --- tokenizers ----------------------------------------------------------------------------------------------------
+
+
+def test_words_tokenizer_knows_every_word_and_loses_nothing(words):
+    pairs = [pair for rows in corpus.persona_pairs(seed=0).values() for pair in rows]
+    texts = {text for pair in pairs for text in pair.values()}
+    texts |= {VERIFICATION_PROMPT.format(prompt=pair["prompt"], response=pair["chosen"]) for pair in pairs}
+    texts |= {
+        message["content"] for document in itertools.islice(corpus.quickstart_documents(1), 500) for message in document
+    }
+    for text in texts:
+        ids = words(text)["input_ids"]
+        assert words.unk_token_id not in ids
+        assert words.decode(ids) == text
+    assert all(len(words(word)["input_ids"]) == 1 for word in corpus.vocabulary_words())
+
+
+def test_words_tokenizer_replaces_rare_words():
+    tokenizer = bases.train_tokenizer(
+        TINY.model_copy(update={"vocabulary_size": 40}), itertools.islice(quickstart(), 200)
+    )
+    assert len(tokenizer) <= 40
+    assert tokenizer("unheard")["input_ids"] == [tokenizer.unk_token_id]
+    assert tokenizer.unk_token_id not in tokenizer("Yes No")["input_ids"]
+
+
+@pytest.mark.parametrize("text", ["a  b\n\n c\t", " Yes, Yesterday No.", "naïve — ∑ 漢字 🙂", "don't  stop ."])
+def test_bpe_tokenizer_is_lossless(bpe, text):
+    assert bpe.decode(bpe(text)["input_ids"]) == text
+    assert len(bpe) <= 400
+
+
+def test_bpe_needs_room_for_the_bytes():
+    with pytest.raises(RmkitError, match="vocabulary_size 100"):
+        bases.train_tokenizer(BaseBuild(vocabulary_size=100), [])
+
+
+@pytest.mark.parametrize("name", ["words", "bpe"])
+def test_yes_and_no_are_one_token_each_and_the_template_is_the_papers(name, request):
+    tokenizer = request.getfixturevalue(name)
+    yes, no = tokenizer.convert_tokens_to_ids(["Yes", "No"])
+    user, assistant, end = tokenizer.convert_tokens_to_ids(["[USER]", "[ASSISTANT]", "[EOS]"])
+    assert len({yes, no, user, assistant, end, tokenizer.pad_token_id}) == 6
+    assert tokenizer("[ASSISTANT]Yes[EOS]")["input_ids"] == [assistant, yes, end]
+    assert tokenizer("[ASSISTANT]No[EOS]")["input_ids"] == [assistant, no, end]
+    messages = [{"role": "user", "content": "No"}, {"role": "assistant", "content": "Yes"}]
+    assert tokenizer.apply_chat_template(messages)["input_ids"] == [user, no, assistant, yes, end]
+    prompt = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True)["input_ids"]
+    assert prompt == [user, no, assistant]
+    assert tokenizer.eos_token_id == end
+
+
+# --- models --------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_build_gives_the_same_weights(tmp_path, monkeypatch):
+    digests = {}
+    for name, build in (("first", TINY), ("again", TINY), ("other", TINY.model_copy(update={"seed": 1}))):
+        monkeypatch.setenv("RMKIT_CACHE", str(tmp_path / name))
+        torch.rand(3)  # nothing depends on the state of the generators
+        digests[name] = digest(bases.ensure_base(build, quickstart, "a"))
+    assert digests["first"] == digests["again"] != digests["other"]
+
+
+def test_what_is_built_loads_and_is_described(cache):
+    folder = bases.ensure_base(TINY, quickstart, "a")
+    assert folder.parent == cache / "bases"
+    assert folder.name.startswith("quickstart-")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = model.config
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (16, 1, 2)
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (
+        None,
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+    )
+    assert config.vocab_size == len(tokenizer)
+    assert model.dtype == torch.float32
+    assert model.get_input_embeddings().weight is not model.get_output_embeddings().weight
+    about = json.loads((folder / "build.json").read_text())
+    assert BaseBuild(**about["build"]) == TINY
+    assert about["fingerprint"] == "a"
+    assert 0 < about["final_loss"] < 10
+    assert [each.name for each in folder.parent.iterdir() if each.is_dir()] == [folder.name]
+
+
+def test_training_lowers_the_loss():
+    def loss(steps):
+        build = TINY.model_copy(update={"steps": steps, "learning_rate": 1e-2})
+        return json.loads((bases.ensure_base(build, quickstart, "a") / "build.json").read_text())["final_loss"]
+
+    assert loss(40) < 0.7 * loss(1)
+
+
+def test_a_small_corpus_is_gone_through_again():
+    documents = list(itertools.islice(quickstart(), 6))
+    folder = bases.ensure_base(TINY, lambda: documents, "six")
+    assert json.loads((folder / "build.json").read_text())["documents"] == 6
+
+
+def test_nothing_is_left_behind(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    environment, python, numpy, cpu = dict(os.environ), random.getstate(), np.random.get_state(), torch.get_rng_state()
+    bases.ensure_base(TINY, quickstart, "a")
+    assert dict(os.environ) == environment
+    assert random.getstate() == python
+    assert np.array_equal(np.random.get_state()[1], numpy[1])
+    assert torch.equal(torch.get_rng_state(), cpu)
+    assert not torch.distributed.is_initialized()
+
+
+# --- cache ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_cached_base_is_not_made_again():
+    def never():
+        raise AssertionError("the corpus was asked for")
+
+    folder = bases.ensure_base(TINY, quickstart, "a")
+    assert bases.ensure_base(TINY, never, "a") == folder
+    for build, fingerprint in ((TINY.model_copy(update={"steps": 5}), "a"), (TINY, "b")):
+        with pytest.raises(AssertionError, match="asked for"):
+            bases.ensure_base(build, never, fingerprint)
+
+
+def test_a_half_written_base_is_made_again():
+    folder = bases.ensure_base(TINY, quickstart, "a")
+    before = digest(folder)
+    (folder / "build.json").unlink()  # written last
+    (folder / "model.safetensors").write_bytes(b"half")
+    assert bases.ensure_base(TINY, quickstart, "a") == folder
+    assert digest(folder) == before
+
+
+def test_an_interrupted_build_leaves_nothing(cache, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bases, "_train_model", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bases.ensure_base(TINY, quickstart, "a")
+    assert not [each for each in (cache / "bases").iterdir() if each.is_dir()]
+
+
+def test_two_at_once_both_end_well(monkeypatch):
+    made = []
+    build = bases._build
+    monkeypatch.setattr(bases, "_build", lambda *arguments: (made.append(1), build(*arguments)))
+    with ThreadPoolExecutor(2) as pool:
+        folders = list(pool.map(lambda _: bases.ensure_base(TINY, quickstart, "a"), range(2)))
+    assert folders[0] == folders[1]
+    assert len(made) == 1
+
+
+def test_who_comes_second_keeps_what_is_there(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+        (folder / "build.json").write_text(folder.name)
+    bases._publish(second, first)
+    assert (first / "build.json").read_text() == "first"
+
+
+def test_mistakes_are_explained(tmp_path, monkeypatch):
+    with pytest.raises(RmkitError, match="no documents"):
+        bases.ensure_base(TINY, lambda: [], "none")
+    with pytest.raises(RmkitError, match="hidden_size 18"):
+        bases.ensure_base(TINY.model_copy(update={"hidden_size": 18}), quickstart, "a")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RMKIT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(RmkitError, match="RMKIT_CACHE"):
+        bases.ensure_base(TINY, quickstart, "a")

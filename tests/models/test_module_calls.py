@@ -1,0 +1,176 @@
+"""The modules that a pass calls, and their order, never depend on the data: under ZeRO-3 every call is a collective."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from test_attention import language_model
+from tiny import TYPES
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
+
+from rmkit.config.recipe import Recipe
+from rmkit.encoding.batches import laid_out, split
+from rmkit.encoding.chat import ChatEncoder, TokenSequence
+from rmkit.encoding.tokenizer import load_tokenizer
+from rmkit.models import language_model as module
+from rmkit.models.language_model import load, only_read, response_log_probs, token_log_probs, use_unembedding
+from rmkit.models.language_model import run as one_pass
+from rmkit.models.shared_attention import ARCHITECTURES, take_shared_rows
+from rmkit.reward_models import reward_model
+from rmkit.reward_models.saving import Origin, load_model
+from rmkit.training.pair_trainer import PairTrainerMixin
+
+ADAPTERS = {
+    "none": None,
+    "lora": {"target_modules": ["q_proj", "lm_head"], "lora_dropout": 0.1},
+    "saved": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+}
+
+
+def batches():
+    """Sequences of a batch: few and short, many and long, one whose response has no tokens, only such ones."""
+    draw = np.random.default_rng(0)
+
+    def sequence(prompt, response):
+        return TokenSequence(draw.integers(5, 90, size=prompt + response).tolist(), prompt)
+
+    return [
+        [sequence(4, 1), sequence(9, 2)],
+        [sequence(30, 40), sequence(2, 60), sequence(20, 33), sequence(5, 7)],
+        [sequence(9, 3), sequence(40, 0)],
+        [sequence(3, 0), sequence(5, 0)],
+    ]
+
+
+def calls(model, head, reads, sequences, layout):
+    """Names of the modules that scoring, and then a training step, calls."""
+    called = []
+    hooks = [
+        part.register_forward_pre_hook(lambda *_, name=name: called.append(name))
+        for name, part in model.named_modules()
+    ]
+    batch = laid_out(sequences, layout, 0)
+    model.eval()
+    with torch.no_grad(), only_read(model, batch[reads].unique()):
+        one_pass(model, head, batch)
+    model.train()
+    outputs = one_pass(model, head, batch)
+    outputs.sum().backward()
+    for hook in hooks:
+        hook.remove()
+    assert all(each.grad is not None for each in model.parameters() if each.requires_grad)
+    assert torch.isfinite(outputs).all()
+    return called
+
+
+@pytest.fixture
+def few_logits_at_once(monkeypatch):
+    monkeypatch.setattr(module, "_LOGITS_AT_ONCE", 1000)
+
+
+@pytest.mark.parametrize("layout", ["shared", "padded"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_each_architecture_calls_the_same_modules_whatever_the_batch(architecture, layout, few_logits_at_once):
+    model = language_model(architecture)
+    use_unembedding(model)
+    take_shared_rows(model, None)
+    first, *others = (calls(model, response_log_probs, "predictor", each, layout) for each in batches())
+    assert others == [first] * 3
+    assert len(first) > 10
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("kind", ["explicit", "mean", "implicit", "generative"])
+def test_each_type_calls_the_same_modules_whatever_the_batch(models, kind, adapter, few_logits_at_once):
+    tokenizer, _ = load_tokenizer(models["llama"])
+    content = {"base": {"name": "x"}, "reward_model": TYPES[kind], "data": {"train": {"name": "t", "path": "p"}}}
+    settings = Recipe.model_validate(content | {"output_dir": "o"}).reward_model
+    its = reward_model(settings, ChatEncoder(tokenizer, "26 Jul 2024"))
+    model = load_model(its, Origin(name=str(models["llama"])))
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    if options := ADAPTERS[adapter]:
+        if its.head:
+            options = {"target_modules": ["q_proj"], "modules_to_save": ["score"]}
+        model = get_peft_model(model, LoraConfig(**options))
+        model.enable_input_require_grads()
+    some = batches()[: 2 if kind == "mean" else 4]  # there is no mean over no tokens
+    first, *others = (calls(model, its.outputs, its.reads, each, "shared") for each in some)
+    assert others == [first] * len(others)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("kind", ["explicit", "implicit", "generative", "generative_lambda"])
+def test_a_training_batch_goes_through_the_model_once(run, monkeypatch, kind):
+    """DeepSpeed's ZeRO-3 cannot go through the experts of a Mixtral twice before it goes back."""
+    passes = {"training": 0, "batches": 0}
+    loss, forward = PairTrainerMixin.compute_loss, Qwen2Model.forward
+
+    def counting(self, *args, **options):
+        passes["training"] += self.training
+        return forward(self, *args, **options)
+
+    def noting(*args, **options):
+        passes["batches"] += 1
+        return loss(*args, **options)
+
+    monkeypatch.setattr(Qwen2Model, "forward", counting)
+    monkeypatch.setattr(PairTrainerMixin, "compute_loss", noting)
+    run(kind)
+    assert passes == {"training": 6, "batches": 6}
+
+
+@pytest.mark.parametrize("layout", ["shared", "padded"])
+def test_a_batch_can_be_read_in_two_parts(layout):
+    sequences = batches()[1]
+    batch = laid_out(sequences, layout, 0)
+    first, rest = split(batch, 3)
+    for name in ("last", "response", "predictor", "response_lengths"):
+        assert torch.equal(torch.cat([first[name], rest[name]]), batch[name])
+    assert rest["response_lengths"].tolist() == [7]
+    ids = batch["input_ids"].flatten()
+    assert ids[rest["response"]].tolist() == sequences[3].ids[5:]
+    assert ids[first["last"]].tolist() == [each.ids[-1] for each in sequences[:3]]
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2"])
+def test_log_probabilities_in_chunks_are_those_of_the_models_own_logits(models, monkeypatch, architecture, adapter):
+    """And so are their gradients; tied weights, capped logits, adapters on lm_head and adapters turned off."""
+    model = load(AutoModelForCausalLM, models[architecture])
+    use_unembedding(model)
+    trained = model
+    if options := ADAPTERS[adapter]:
+        torch.manual_seed(0)
+        trained = get_peft_model(model, LoraConfig(**options | {"lora_dropout": 0.0}, init_lora_weights=False)).eval()
+    assert isinstance(model, PreTrainedModel)
+    if adapter == "saved":
+        with torch.no_grad():
+            model.lm_head.modules_to_save["default"].weight.mul_(1.1)
+    ids = torch.randint(5, 90, (1, 31), generator=torch.Generator().manual_seed(0))
+    weights = torch.linspace(-1, 1, 30)
+
+    def gradients(log_probs):
+        trained.zero_grad()
+        (log_probs * weights).sum().backward()
+        return torch.cat([each.grad.flatten() for each in trained.parameters() if each.grad is not None])
+
+    def own():
+        return torch.log_softmax(model(ids).logits[0, :-1], -1).gather(-1, ids[0, 1:, None])[:, 0]
+
+    def ours():
+        return token_log_probs(model, model.base_model(ids).last_hidden_state[0, :-1], ids[0, 1:])
+
+    expected = own()
+    expected_gradients = gradients(expected)
+    for at_once in (2**25, 3000):
+        monkeypatch.setattr(module, "_LOGITS_AT_ONCE", at_once)
+        found = ours()
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(gradients(found), expected_gradients, rtol=1e-4, atol=1e-4)
+    if adapter != "none":
+        with trained.disable_adapter():
+            torch.testing.assert_close(ours(), own())
+            assert (ours() - expected).abs().max() > 0.01
