@@ -19,7 +19,7 @@ from benchmarks.results import Couple, Entry, Line
 from benchmarks.setting import Job, Setting, Workspace
 from benchmarks.shapes import SHAPES
 from rmkit.errors import RmkitError, reported
-from rmkit.runs.directory import write_json
+from rmkit.files import write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

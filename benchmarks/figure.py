@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from benchmarks.results import BASELINES, Entry
+from rmkit.files import replacing
 from rmkit.report.style import COLOURS, INK, MUTED, RC, TEXT_WIDTH, TIE, write_png
-from rmkit.runs.directory import replacing
 
 _PALETTE = dict(zip(["stock", "stock_best", "padded", "plain"], [*COLOURS.values(), TIE], strict=True))
 _BAR = 0.8

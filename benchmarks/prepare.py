@@ -15,9 +15,9 @@ from rmkit.config.recipe import BaseBuild, Explicit, Generative, Implicit, Rewar
 from rmkit.data.preferences import PreferenceData, PreferencePair
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.pairs import encode_pairs
+from rmkit.files import replacing, write_json
 from rmkit.models.tiny_base import train_tokenizer
 from rmkit.reward_models import reward_model
-from rmkit.runs.directory import replacing, write_json
 
 _SMALLEST_VOCABULARY, _LARGEST_VOCABULARY = 420, 32768
 _MAX_POSITIONS = 8192

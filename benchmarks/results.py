@@ -16,7 +16,7 @@ from rich.table import Table
 from benchmarks.arithmetic import Counts, Work, flops, spread
 from benchmarks.setting import Baseline, Measurement, Setting
 from rmkit.config.strict_yaml import Section
-from rmkit.runs.directory import write_text
+from rmkit.files import write_text
 
 PAPER_EPOCHS = 5
 BASELINES = {

@@ -39,16 +39,18 @@ from rmkit.encoding.batches import PairCollator
 from rmkit.encoding.pairs import EncodedPairs
 from rmkit.errors import reported
 from rmkit.evaluation.tables import print_counts, print_metrics
+from rmkit.files import write_json
 from rmkit.hub import push as hub
+from rmkit.model_files.identity import on_main_process, saved_tokenizer_digests
 from rmkit.models.dropout import ConfigValue, turn_off_dropout
-from rmkit.models.identity import on_main_process, saved_tokenizer_digests
 from rmkit.models.shared_attention import possible_layout
-from rmkit.reward_models import RewardModel, reward_model, trainer_class
+from rmkit.processes import main_process_only, running_processes, running_sharding, skipping_teardown, visible_gpus
+from rmkit.reward_models import RewardModel, reward_model
 from rmkit.reward_models.origins import identify
 from rmkit.reward_models.probe import check_forward
 from rmkit.reward_models.saving import Origin, Record, load, load_model, save
-from rmkit.runs.directory import FINAL, RunDirectory, write_json
-from rmkit.training import launch as distributed
+from rmkit.runs.directory import FINAL, RunDirectory
+from rmkit.training import launch, trainer_class
 from rmkit.training.preflight import preflight
 from rmkit.training.preparation import (
     encode,
@@ -87,10 +89,10 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
     started = time.time()
     arguments, plan = _training_arguments(recipe)
     state = PartialState()
-    if threads := distributed.threads(state.num_processes):
+    if threads := launch.threads(state.num_processes):
         torch.set_num_threads(threads)
-    if state.num_processes == 1 and distributed.visible_gpus() > 1:
-        print(f"One process trains on one of {distributed.visible_gpus()} GPUs; `rmkit train RECIPE` uses all of them.")
+    if state.num_processes == 1 and visible_gpus() > 1:
+        print(f"One process trains on one of {visible_gpus()} GPUs; `rmkit train RECIPE` uses all of them.")
     run = RunDirectory(recipe.output_dir)
     resume = recipe.resume == "auto"
     if state.is_main_process:
@@ -143,7 +145,7 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
             processing_class=kind.encoder.tokenizer,
             peft_config=lora_config(recipe, kind),
         )
-    if not distributed.running_sharding(arguments).startswith("zero"):  # sharded, a model can be run only in training
+    if not running_sharding(arguments).startswith("zero"):  # sharded, a model can be run only in training
         with record.precision(arguments.device):
             check_forward(trainer.model, kind, half=record.half)
     if state.is_main_process:
@@ -182,21 +184,21 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
     return run
 
 
-def _training_arguments(recipe: Recipe) -> tuple[Any, distributed.Plan | None]:
+def _training_arguments(recipe: Recipe) -> tuple[Any, launch.Plan | None]:
     """TrainingArguments of the type's class, processes and sharding checked."""
-    distributed.check_launcher()
-    plan = distributed.plan(recipe)
-    processes = distributed.running_processes()
-    distributed.check_processes(plan, processes)
-    launch = distributed.training_options(plan)
+    launch.check_launcher()
+    plan = launch.plan(recipe)
+    processes = running_processes()
+    launch.check_processes(plan, processes)
+    options = launch.training_options(plan)
     if recipe.base.dtype == "bfloat16" and plan is not None and plan.uses_deepspeed:
-        launch["bf16"] = True  # DeepSpeed has one dtype for the whole model, float32 unless it is told
-    distributed.check_precision(bool(launch.get("bf16") or recipe.training.get("bf16")))
-    arguments = trainer_arguments(recipe, processes, **launch)
+        options["bf16"] = True  # DeepSpeed has one dtype for the whole model, float32 unless it is told
+    launch.check_precision(bool(options.get("bf16") or recipe.training.get("bf16")))
+    arguments = trainer_arguments(recipe, processes, **options)
     # With several GPUs in sight of one process, transformers would take all of them through DataParallel.
     arguments._n_gpu = min(1, arguments.n_gpu)
-    distributed.check_sharding(plan, arguments)
-    distributed.check_deepspeed(arguments)
+    launch.check_sharding(plan, arguments)
+    launch.check_deepspeed(arguments)
     return arguments, plan
 
 
@@ -223,7 +225,7 @@ def _reward_model(
     if kind.reference not in (None, "base"):
         named = Origin(name=str(kind.reference), revision=commit or kind.settings.reference_revision)
         reference = identify(named, RunDirectory(recipe.output_dir).model)
-    record = make_record(recipe, kind, base, layout, arguments, distributed.running_sharding(arguments))
+    record = make_record(recipe, kind, base, layout, arguments, running_sharding(arguments))
     tokenizer = on_main_process(partial(saved_tokenizer_digests, kind.encoder.tokenizer))
     record = record.model_copy(update={"reference": reference, "tokenizer": tokenizer})
     return kind, record
@@ -285,7 +287,7 @@ def _save(
     weights = _write_model(trainer, kind, record, dropout, run.model)
     if not trainer.is_world_process_zero():
         return
-    with distributed.alone(), record.precision(device):
+    with main_process_only(), record.precision(device):
         reloaded = load(str(run.model), policy_only=True).model.to(device)
         check_weights(run.model, weights, reloaded.state_dict())
         again = probe_outputs(reloaded, kind, probe, batch_size)
@@ -310,7 +312,7 @@ def _dynamics(
     name = recipe.data.train.name
     training = encoded[name].head(recipe.theory.pairs)
     outputs = references.get(name)
-    with distributed.alone():
+    with main_process_only():
         return dynamics_of_run(
             kind,
             {
@@ -331,7 +333,7 @@ def main(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in output_dir.")] = False,
 ) -> None:
     """Train a reward model from a recipe."""
-    with reported(), distributed.skipping_teardown():
+    with reported(), skipping_teardown():
         train(load_recipe(recipe, overrides or []), overwrite)
         PartialState().destroy_process_group()
 

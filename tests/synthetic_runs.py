@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from rmkit.evaluation.statistics import length_baselines, summary
-from rmkit.runs.directory import RunDirectory, write_json, write_table
+from rmkit.files import write_json, write_table
+from rmkit.runs.directory import RunDirectory
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "explicit": {"type": "explicit", "pooling": "last"},

@@ -38,13 +38,12 @@ def check(
         from rmkit.evaluation.tables import set_remarks
         from rmkit.models.shared_attention import possible_layout
         from rmkit.reward_models import reward_model
-        from rmkit.training import checking, preparation
-        from rmkit.training import launch as distributed
+        from rmkit.training import checking, launch, preparation
         from rmkit.training.disk_space import check_places
 
         console = Console()
         loaded = load_recipe(recipe, overrides or [])
-        plan = distributed.plan(loaded)
+        plan = launch.plan(loaded)
         data = preparation.load_data(loaded)
         training = data[loaded.data.train.name]
         base = _base(loaded, training)
@@ -194,12 +193,12 @@ def _try(
     plan: Plan | None,
 ) -> None:
     """What `rmkit train` tries before it starts; TrainingArguments are those of one process, without sharding."""
-    from rmkit.training import launch as distributed
+    from rmkit.processes import visible_gpus
     from rmkit.training import preparation
     from rmkit.training.preflight import preflight
 
     processes = (plan.processes if plan else None) or 1
-    arguments = preparation.trainer_arguments(recipe, processes, use_cpu=distributed.visible_gpus() == 0)
+    arguments = preparation.trainer_arguments(recipe, processes, use_cpu=visible_gpus() == 0)
     sharding = (plan.sharding if plan else None) or "none"
     record = preparation.make_record(recipe, kind, base, layout, arguments, sharding)
     for note in preflight(recipe, kind, record, preparation.load_config(recipe, base), arguments, pairs, plan):

@@ -53,7 +53,7 @@ def evaluate(
         from rmkit.evaluation.statistics import by_category
         from rmkit.evaluation.suites import best_of_accuracy, load_set, load_suite, section_scores
         from rmkit.evaluation.tables import print_means, print_scores
-        from rmkit.runs.directory import check_place, write_json, write_table
+        from rmkit.files import check_place, write_json, write_table
 
         check_place(output / "results.json")
         chosen_suite = load_suite(suite, root)

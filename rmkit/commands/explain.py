@@ -25,8 +25,8 @@ from rmkit.errors import RmkitError, reported
 
 if TYPE_CHECKING:
     from rmkit.evaluation.scorer import Scorer
-    from rmkit.evaluation.token_rewards import Explanation
     from rmkit.runs.directory import RunDirectory
+    from rmkit.runs.explanation import Explanation
 
 _LARGEST = 10
 
@@ -71,8 +71,9 @@ def explain(
             _explain_worst(run, worst, scorer, other, batch_size)
             return
         from rmkit.evaluation.token_rewards import explain as explained
-        from rmkit.evaluation.token_rewards import html, together
-        from rmkit.runs.directory import write_json, write_text
+        from rmkit.evaluation.token_rewards import together
+        from rmkit.files import write_json, write_text
+        from rmkit.report.explanation import html
 
         first = explained(scorer, str(prompt), str(response), batch_size)
         second = None if other is None else explained(other, str(prompt), str(response), batch_size)
@@ -91,7 +92,7 @@ def _explain_worst(run: RunDirectory, number: int, scorer: Scorer, other: Scorer
 
     from rmkit.evaluation.token_rewards import explain as explained
     from rmkit.evaluation.token_rewards import most_wrong, together
-    from rmkit.runs.directory import write_json
+    from rmkit.files import write_json
 
     responses = most_wrong(run, number)
     for each in track(responses, description="Explaining"):
@@ -124,7 +125,7 @@ def _show(model: str, explanation: Explanation) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from rmkit.evaluation.token_rewards import parts, shades, visible
+    from rmkit.report.explanation import parts, shades, visible
 
     console = Console(highlight=False)
     console.print(f"\n{model}", style="bold", markup=False)

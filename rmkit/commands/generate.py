@@ -59,7 +59,7 @@ def _generate(
     from rmkit.evaluation.generation import generate as generated
     from rmkit.evaluation.generation import likelihoods, verified
     from rmkit.evaluation.scorer import load_reward_model
-    from rmkit.runs.directory import write_json
+    from rmkit.files import write_json
 
     asked = settings.model_dump(mode="json") | {"limit": limit}
     scorer = None

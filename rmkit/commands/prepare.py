@@ -64,7 +64,7 @@ def _read(settings: list[str]) -> dict[str, Any]:
 
 
 def _one(name: str, given: Mapping[str, Any], output: Path, overwrite: bool) -> None:
-    from rmkit.data.sources.base import prepare as prepare_source
+    from rmkit.data.sources.prepare import prepare as prepare_source
 
     card = prepare_source(name, given, output, said_by=f"prepare {name}", overwrite=overwrite)
     _print_card(card)

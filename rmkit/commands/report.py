@@ -32,8 +32,8 @@ def report(
 
 
 def _write_published(path: Path) -> None:
+    from rmkit.files import write_text
     from rmkit.report.published import to_csv
-    from rmkit.runs.directory import write_text
 
     try:
         write_text(path, to_csv())

@@ -59,7 +59,7 @@ def score(
     with reported():
         from rmkit.data.preferences import load_preferences
         from rmkit.evaluation.tables import print_scores
-        from rmkit.runs.directory import check_place, write_table
+        from rmkit.files import check_place, write_table
 
         check_place(output)
         pairs = load_preferences(data, split=split or "test", subset=subset, limit=limit)

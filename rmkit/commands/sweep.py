@@ -119,8 +119,7 @@ def _memory(recipe: Recipe) -> str:
     from rmkit.errors import RmkitError
     from rmkit.reward_models import reward_model
     from rmkit.reward_models.saving import Origin
-    from rmkit.training import checking, preparation
-    from rmkit.training import launch as distributed
+    from rmkit.training import checking, launch, preparation
 
     if recipe.base.name is None:
         return "unknown (base is built first)"
@@ -132,7 +131,7 @@ def _memory(recipe: Recipe) -> str:
     try:
         encoder, _ = preparation.load_encoder(recipe, base)
         kind = reward_model(recipe.reward_model, encoder)
-        return f"{checking.memory(recipe, kind, config, distributed.plan(recipe)).per_gpu / 2**30:.3g} GiB"
+        return f"{checking.memory(recipe, kind, config, launch.plan(recipe)).per_gpu / 2**30:.3g} GiB"
     except RmkitError as error:
         return f"unknown: {error.cause}"
 

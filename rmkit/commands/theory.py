@@ -288,9 +288,9 @@ def _finish(content: dict[str, Any], drawn: Mapping[str, Figure], json: Path | N
     from rich.markup import escape
     from rich.table import Table
 
+    from rmkit.files import write_json
     from rmkit.report.theory_figures import write_figure
     from rmkit.report.theory_summary import tables
-    from rmkit.runs.directory import write_json
 
     console = Console()
     for each in tables(content):

@@ -32,13 +32,13 @@ def train(
     """Train a reward model from a recipe, through accelerate."""
     with reported():
         from rmkit.config.recipe import read_recipe
-        from rmkit.training import launch as distributed
+        from rmkit.training import launch
 
-        distributed.check_launcher()
+        launch.check_launcher()
         name = config_file or read_recipe(recipe, overrides or []).distributed
-        count = num_processes or distributed.process_count(name)
-        options = distributed.launch_options(name, count)
-        os.environ |= distributed.said_by_launcher(config_file, count)
+        count = num_processes or launch.process_count(name)
+        options = launch.launch_options(name, count)
+        os.environ |= launch.said_by_launcher(config_file, count)
         script = Path(__file__).parents[1] / "train.py"
         arguments = [str(recipe), *(overrides or []), *(["--overwrite"] if overwrite else [])]
         code = _launch([*options, str(script), *arguments])

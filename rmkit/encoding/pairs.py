@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
 from rmkit.config.recipe import SpecialTokens
 from rmkit.data.preferences import PreferenceData, PreferencePair
 from rmkit.encoding.batches import common_prefix
-from rmkit.encoding.chat import TokenSequence
+from rmkit.encoding.chat import ChatEncoder, TokenSequence
 from rmkit.errors import RmkitError
-from rmkit.reward_models.base import RewardModel
 
 _AT_ONCE = 1000
+
+
+class PairReader(Protocol):
+    """What encoding needs of a reward model (`reward_models.base`): its encoder, and which tokens it reads."""
+
+    encoder: ChatEncoder
+
+    reads_responses: ClassVar[bool]
+
+    def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> list[TokenSequence]:
+        """The sequences that are read to reward each response."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,7 @@ class EncodedPair:
 
 def encode_pairs(
     data: PreferenceData,
-    reward_model: RewardModel[Any],
+    reader: PairReader,
     *,
     max_length: int | None = None,
     over_length: Literal["drop", "error"] = "drop",
@@ -125,7 +135,7 @@ def encode_pairs(
     """
     dropped: dict[str, int] = {}
     options: dict[str, Any] = {"max_length": max_length, "over_length": over_length, "identical": identical}
-    return gathered(data.name, list(encoded(data, reward_model, dropped, **options)), dropped)
+    return gathered(data.name, list(encoded(data, reader, dropped, **options)), dropped)
 
 
 def gathered(name: str, pairs: Sequence[EncodedPair], dropped: dict[str, int]) -> EncodedPairs:
@@ -185,7 +195,7 @@ def remarks(
 
 def encoded(
     data: PreferenceData,
-    reward_model: RewardModel[Any],
+    reader: PairReader,
     dropped: dict[str, int],
     *,
     max_length: int | None = None,
@@ -197,7 +207,7 @@ def encoded(
     Args:
         dropped: reason -> number of pairs left out, counted while they are passed over.
     """
-    encoder = reward_model.encoder
+    encoder = reader.encoder
     dropped |= data.dropped
     left = 0
     for start in range(0, len(data.pairs), _AT_ONCE):
@@ -205,7 +215,7 @@ def encoded(
         prompts = [pair.prompt for pair in some for _ in range(2)]
         responses = [response for pair in some for response in (pair.chosen, pair.rejected)]
         plain = encoder.response_sequences(prompts, responses)
-        read = plain if reward_model.reads_responses else reward_model.encode(prompts, responses)
+        read = plain if reader.reads_responses else reader.encode(prompts, responses)
         longest = [len(each) for each in plain]
         if max_length is not None:
             asked = encoder.verification_sequences(prompts, responses)

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rmkit.errors import RmkitError
 from rmkit.library_errors import library_errors
-from rmkit.models.adapters import TOKENIZER, chain
-from rmkit.models.weights import check_config, model_file
+from rmkit.model_files.adapters import TOKENIZER, chain
+from rmkit.model_files.weights import check_config, model_file
 
 PAPER_SPECIAL_TOKENS = ["[USER]", "[ASSISTANT]", "[EOS]"]
 PAPER_CHAT_TEMPLATE = (

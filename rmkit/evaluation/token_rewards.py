@@ -8,10 +8,9 @@ is asked about the text of every prefix.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,43 +18,7 @@ import pyarrow.parquet as pq
 from rmkit.errors import RmkitError
 from rmkit.evaluation.scorer import Scorer
 from rmkit.runs.directory import RunDirectory
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """The reward of a response by its tokens, end-of-turn token and template suffix included.
-
-    Attributes:
-        tokens: [tokens] their texts.
-        implicit_terms: [tokens] what each adds to an implicit reward; their sum is the reward.
-        explicit_prefix_rewards: [tokens] the reward of the response up to each; the last is the reward.
-    """
-
-    prompt: str
-    response: str
-    tokens: list[str]
-    implicit_terms: list[float] | None = None
-    explicit_prefix_rewards: list[float] | None = None
-
-    @property
-    def rewards(self) -> dict[str, float]:
-        """The reward of the response by what it is shown as: implicit, explicit."""
-        found = {}
-        if self.implicit_terms is not None:
-            found["implicit"] = float(np.sum(self.implicit_terms))
-        if self.explicit_prefix_rewards is not None:
-            found["explicit"] = self.explicit_prefix_rewards[-1]
-        return found
-
-    @property
-    def increments(self) -> list[float] | None:
-        """What each token changes in the explicit reward [tokens]; the first is the reward of the first prefix."""
-        rewards = self.explicit_prefix_rewards
-        return None if rewards is None else [float(each) for each in np.diff(rewards, prepend=0.0)]
-
-    def content(self) -> dict[str, Any]:
-        """As it is written to JSON."""
-        return asdict(self)
+from rmkit.runs.explanation import Explanation
 
 
 @dataclass(frozen=True)
@@ -81,9 +44,9 @@ def explain(scorer: Scorer, prompt: str, response: str, batch_size: int = 8) -> 
     tokens = encoder.response_tokens(sequence)
     terms = scorer.token_terms(prompt, response)
     if terms is not None:
-        return Explanation(prompt, response, tokens, implicit_terms=terms.tolist())
+        return Explanation(prompt=prompt, response=response, tokens=tokens, implicit_terms=terms.tolist())
     rewards = scorer.prefix_rewards(prompt, response, batch_size)
-    return Explanation(prompt, response, tokens, explicit_prefix_rewards=rewards.tolist())
+    return Explanation(prompt=prompt, response=response, tokens=tokens, explicit_prefix_rewards=rewards.tolist())
 
 
 def together(explanation: Explanation, against: Explanation | None) -> Explanation:
@@ -92,11 +55,11 @@ def together(explanation: Explanation, against: Explanation | None) -> Explanati
         return explanation
     terms, rewards = explanation.implicit_terms, explanation.explicit_prefix_rewards
     return Explanation(
-        explanation.prompt,
-        explanation.response,
-        explanation.tokens,
-        against.implicit_terms if terms is None else terms,
-        against.explicit_prefix_rewards if rewards is None else rewards,
+        prompt=explanation.prompt,
+        response=explanation.response,
+        tokens=explanation.tokens,
+        implicit_terms=against.implicit_terms if terms is None else terms,
+        explicit_prefix_rewards=against.explicit_prefix_rewards if rewards is None else rewards,
     )
 
 
@@ -127,60 +90,3 @@ def _table(path: Path) -> Any:
         return pq.read_table(path)
     except (OSError, ValueError) as error:
         raise RmkitError(f"{path} cannot be read: {error}.", "Run the recipe again.") from None
-
-
-def shades(values: Sequence[float], kind: Literal["terms", "increments"]) -> list[float]:
-    """Values as shares of the largest [tokens], in [-1, 1].
-
-    The first increment is the whole reward of the first prefix: it would drown the others and is left at 0.
-    """
-    shown = [0.0, *values[1:]] if kind == "increments" else list(values)
-    largest = max(map(abs, shown), default=0.0) or 1.0
-    return [value / largest for value in shown]
-
-
-def html(explained: Sequence[tuple[str, Explanation]]) -> str:
-    """A page that stands by itself, from explanations with their models' names; all texts are escaped."""
-    import pandas as pd
-
-    from rmkit.report.html import Section, Texts, Tokens, page
-    from rmkit.report.tables import Cell, Table
-
-    first = explained[0][1]
-    sections = [Section("Texts", [Texts("", [("Prompt", {"": first.prompt}), ("Response", {"": first.response})])])]
-    for model, explanation in explained:
-        rows = []
-        columns: dict[str, list[Any]] = {"token": explanation.tokens}
-        for name, kind, values in parts(explanation):
-            shown = shades(values, kind)
-            rows.append((name, list(zip(map(visible, explanation.tokens), values, shown, strict=True))))
-            columns[kind] = values
-        if explanation.explicit_prefix_rewards is not None:
-            columns["prefix rewards"] = explanation.explicit_prefix_rewards
-        frame = pd.DataFrame(columns)
-        cells = [
-            [Cell(visible(row[0]).strip("\n"), number=False), *(Cell(f"{value:+.4g}") for value in row[1:])]
-            for row in frame.itertuples(index=False)
-        ]
-        table = Table("tokens", "Every token.", [name.capitalize() for name in columns], cells, frame)
-        sections.append(Section(model.replace("/", "/\u200b"), [Tokens("", rows), table]))
-    lead = "Blue tokens raise the reward, orange ones lower it, the deeper the more. The tables hold every value."
-    return page("Rewards by token", sections, lead)
-
-
-def parts(explanation: Explanation) -> list[tuple[str, Literal["terms", "increments"], list[float]]]:
-    """What there is to show of an explanation: a line on it, what it is, and a value a token."""
-    shown: list[tuple[str, Literal["terms", "increments"], list[float]]] = []
-    rewards = explanation.rewards
-    if explanation.implicit_terms is not None:
-        line = f"Implicit: β (ln π − ln π_ref) of each token; reward {rewards['implicit']:.4g}"
-        shown.append((line, "terms", explanation.implicit_terms))
-    if explanation.increments is not None:
-        line = f"Explicit: what each token changes in the reward of the prefix; reward {rewards['explicit']:.4g}"
-        shown.append((line, "increments", explanation.increments))
-    return shown
-
-
-def visible(token: str) -> str:
-    """A token's text, line breaks marked and pieces of characters shown as such."""
-    return token.replace("\n", "⏎\n") if token else "…"

@@ -19,7 +19,7 @@ import psutil
 
 from rmkit.config.strict_yaml import load_yaml
 from rmkit.errors import RmkitError
-from rmkit.runs.directory import write_text
+from rmkit.files import write_text
 
 SWEEP_VARIABLE = "RMKIT_SWEEP"
 """In the environment of every process that a sweep starts here: the folder of the sweep."""

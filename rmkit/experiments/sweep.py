@@ -37,7 +37,8 @@ from rmkit.config.recipe import Recipe, SetName, load_recipe, read_recipe
 from rmkit.config.strict_yaml import Section, load_yaml, validated
 from rmkit.errors import RmkitError
 from rmkit.experiments.launchers import Launcher, Task
-from rmkit.runs.directory import RunDirectory, write_text
+from rmkit.files import write_text
+from rmkit.runs.directory import RunDirectory
 
 SHIPPED = Path(__file__).resolve().parents[2] / "recipes" / "sweeps"
 RECIPES, LOGS = "recipes", "logs"

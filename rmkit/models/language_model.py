@@ -24,9 +24,9 @@ from transformers.utils import logging
 
 from rmkit.encoding.batches import Batch, Layout
 from rmkit.library_errors import library_errors
+from rmkit.model_files.weights import HEAD, check_config, check_finite, check_report, check_weights, weight_files
+from rmkit.models.numerics import at_least_float32
 from rmkit.models.shared_attention import ARCHITECTURES, FLEX_BLOCK, possible_layout, take_shared_rows
-from rmkit.models.weights import HEAD, check_config, check_finite, check_report, check_weights, weight_files
-from rmkit.reward_models.losses import at_least_float32
 
 Head = Callable[[PreTrainedModel, Tensor, Batch], Tensor]
 """(model, hidden states [positions, hidden size], batch) -> [sequences, outputs]."""

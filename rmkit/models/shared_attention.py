@@ -1,8 +1,9 @@
 """Attention over a row that holds every token once, however many sequences it is part of.
 
 A row is what `encoding.batches.share` makes: sequences one after another, each without the tokens that it shares with
-the one before. A token sees the tokens that stand before it in its own sequences, wherever they lie in the row. Everything
-else of a language model (embeddings, norms, feed-forward layers) looks at tokens one by one and needs to know nothing.
+the one before. A token sees the tokens that stand before it in its own sequences, wherever they lie in the row.
+Everything else of a language model (embeddings, norms, feed-forward layers) looks at tokens one by one and needs to
+know nothing.
 
 transformers lets attention functions be registered. Each one here wraps one of its own: ordinary masks go through
 unchanged; a row is taken sequence by sequence, so that its own function still does soft-capping, grouped heads and

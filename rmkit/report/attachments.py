@@ -15,9 +15,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from rmkit.report import theory_summary as summary
 from rmkit.report.comparison import count
@@ -25,35 +24,11 @@ from rmkit.report.html import Item, Picture, Tokens
 from rmkit.report.runs import Problem, Runs
 from rmkit.report.tables import Cell, Table, number
 from rmkit.runs.directory import FINAL
+from rmkit.runs.explanation import Explanation
 
 MOST_NUMBERS = 40
 _PICTURES = (".svg", ".png")
 _UNEXPECTED = (KeyError, TypeError, ValueError, AttributeError, IndexError)  # of content that is not as it should be
-
-
-class Explanation(BaseModel):
-    """One file of `rmkit explain`; terms and prefix rewards are a number a token."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    prompt: str
-    response: str
-    tokens: list[str]
-    implicit_terms: list[FiniteFloat] | None = None
-    explicit_prefix_rewards: list[FiniteFloat] | None = None
-
-    @model_validator(mode="after")
-    def _one_number_a_token(self) -> Explanation:
-        for values in (self.implicit_terms, self.explicit_prefix_rewards):
-            if values is not None and len(values) != len(self.tokens):
-                raise ValueError("there must be as many numbers as tokens")
-        return self
-
-    @property
-    def increments(self) -> list[float] | None:
-        """What each token adds to the explicit reward; the first one's is the reward of the first prefix."""
-        rewards = self.explicit_prefix_rewards
-        return None if rewards is None else [float(each) for each in np.diff(rewards, prepend=0.0)]
 
 
 class Generation(BaseModel):

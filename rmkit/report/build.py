@@ -16,6 +16,7 @@ import pandas as pd
 
 from rmkit import __version__
 from rmkit.errors import RmkitError
+from rmkit.files import replacing, write_text
 from rmkit.report import analyses, attachments, figures, paper_tables
 from rmkit.report.comparison import Comparison, compared, count, papers_training, slug, win_rates
 from rmkit.report.html import Drawing, Item, Section, page
@@ -23,7 +24,6 @@ from rmkit.report.names import EX, GRM, TRAINING_SETS
 from rmkit.report.runs import Problem, Runs, load
 from rmkit.report.style import in_order
 from rmkit.report.tables import Cell, Table, plain_table
-from rmkit.runs.directory import replacing, write_text
 
 PARTS = ("index.html", "tables", "figures")
 _MOST_NAMES = 3

@@ -13,11 +13,12 @@ from matplotlib.figure import Figure
 from rich.table import Table as TerminalTable
 
 from rmkit.data.corpus import persona_pairs
+from rmkit.files import replacing, write_text
 from rmkit.report import style
 from rmkit.report.html import Drawing, Section, page
 from rmkit.report.names import REWARD_MODELS
 from rmkit.report.tables import Cell, Table
-from rmkit.runs.directory import FINAL, replacing, write_text
+from rmkit.runs.directory import FINAL
 
 RESULT_COLUMNS = ["reward_model", "seed", "epoch", "dataset", "accuracy", "normalized_margin"]
 PANELS = {

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from rmkit.errors import RmkitError
-from rmkit.runs.directory import replacing
+from rmkit.files import replacing
 
 FORMATS = (".png", ".svg", ".pdf")
 BLUE, ORANGE, GREEN, GREY, SKY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F", "#56B4E9"

@@ -12,8 +12,9 @@ from rmkit.config.recipe import Explicit
 from rmkit.encoding.batches import Batch
 from rmkit.encoding.chat import ChatEncoder, TokenSequence
 from rmkit.models.language_model import segment_mean
+from rmkit.models.numerics import at_least_float32
 from rmkit.reward_models.base import RewardModel
-from rmkit.reward_models.losses import at_least_float32, bradley_terry
+from rmkit.reward_models.losses import bradley_terry
 
 
 def explicit_reward(hidden: Tensor, head: Tensor) -> Tensor:

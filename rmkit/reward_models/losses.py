@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from rmkit.models.numerics import at_least_float32
 
 
 def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | None = None) -> Tensor:
@@ -37,8 +38,3 @@ def verification(chosen_log_prob_yes: Tensor, rejected_log_prob_no: Tensor) -> T
         scalar, in nats.
     """
     return -(at_least_float32(chosen_log_prob_yes) + at_least_float32(rejected_log_prob_no)).mean()
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """The same values, bfloat16 as float32: rewards and losses would lie on a coarse grid. float64 stays as it is."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))

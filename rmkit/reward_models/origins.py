@@ -10,8 +10,8 @@ from pathlib import Path
 from rmkit.config.strict_yaml import Section
 from rmkit.errors import RmkitError
 from rmkit.hub.publication import BASE, REFERENCE
-from rmkit.models.adapters import chain
-from rmkit.models.identity import (
+from rmkit.model_files.adapters import chain
+from rmkit.model_files.identity import (
     CONFIGS,
     Digests,
     changed_files,

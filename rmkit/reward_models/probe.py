@@ -28,10 +28,10 @@ from rmkit.encoding.chat import TokenSequence
 from rmkit.errors import RmkitError
 from rmkit.library_errors import library_errors
 from rmkit.models.language_model import next_token_logits, only_read, response_token_log_probs, run
+from rmkit.models.numerics import at_least_float32
 from rmkit.models.shared_attention import ARCHITECTURES, layout_of
+from rmkit.processes import zero3_disabled
 from rmkit.reward_models.base import RewardModel
-from rmkit.reward_models.losses import at_least_float32
-from rmkit.training import launch as distributed
 
 _PROMPT, _RESPONSE, _CUT = 20, 8, 3
 _SAME, _SAME_HALF = 1e-4, 2**-6
@@ -64,7 +64,7 @@ def check_classifier(name: str, config: PretrainedConfig, trust_remote_code: boo
         )
     config = copy.deepcopy(config)
     config.num_labels = 1
-    with library_errors(f"No model could be built from {name}", _DAMAGED), distributed.unsharded():
+    with library_errors(f"No model could be built from {name}", _DAMAGED), zero3_disabled():
         try:
             with torch.device("meta"):
                 model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)

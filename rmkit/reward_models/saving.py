@@ -27,20 +27,20 @@ from rmkit.encoding.batches import Layout
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.tokenizer import add_rows, load_tokenizer
 from rmkit.errors import RmkitError
+from rmkit.files import replacing, write_json
 from rmkit.hub import push as hub
 from rmkit.hub.publication import RECORD
 from rmkit.library_errors import library_errors, template_limit
+from rmkit.model_files.adapters import Adapter, attach, chain, check_tokens, find_adapter, merge
+from rmkit.model_files.identity import Digests
+from rmkit.model_files.weights import HEAD, check_config, folder_notes, weight_files
 from rmkit.models import language_model
-from rmkit.models.adapters import Adapter, attach, chain, check_tokens, find_adapter, merge
 from rmkit.models.dropout import ConfigValue, own_dropout
-from rmkit.models.identity import Digests
 from rmkit.models.shared_attention import possible_layout
-from rmkit.models.weights import HEAD, check_config, folder_notes, weight_files
 from rmkit.reward_models import RewardModel, reward_model
 from rmkit.reward_models.origins import Origin as Origin
 from rmkit.reward_models.origins import check_there, locate, moved, verify_origin, verify_tokenizer
 from rmkit.reward_models.probe import check_classifier
-from rmkit.runs.directory import replacing, write_json
 
 FORMAT = 1
 

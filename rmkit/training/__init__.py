@@ -1,1 +1,24 @@
 """Training: one thin trainer a type on TRL, and what they share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rmkit.config.recipe import Generative, Implicit, RewardModelSettings
+
+
+def trainer_class(settings: RewardModelSettings) -> Any:
+    """The trainer of a type: TRL's RewardTrainer unless the type asks for another. Imported only to train."""
+    match settings:
+        case Implicit():
+            from rmkit.training.implicit import ImplicitTrainer
+
+            return ImplicitTrainer
+        case Generative():
+            from rmkit.training.generative import GenerativeTrainer
+
+            return GenerativeTrainer
+        case _:
+            from rmkit.training.explicit import ExplicitTrainer
+
+            return ExplicitTrainer

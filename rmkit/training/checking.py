@@ -21,7 +21,7 @@ from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.pairs import EncodedPairs
 from rmkit.errors import RmkitError
 from rmkit.reward_models import RewardModel, reward_model
-from rmkit.training import launch as distributed
+from rmkit.training import launch
 from rmkit.training.preparation import lora_config, refusals
 
 NGRAM = 13
@@ -150,7 +150,7 @@ class Work:
     steps: int
 
 
-def work(recipe: Recipe, training: EncodedPairs, plan: distributed.Plan | None, layout: Layout) -> Work:
+def work(recipe: Recipe, training: EncodedPairs, plan: launch.Plan | None, layout: Layout) -> Work:
     """What training does, as transformers' Trainer counts it.
 
     Raises:
@@ -159,7 +159,7 @@ def work(recipe: Recipe, training: EncodedPairs, plan: distributed.Plan | None, 
     options = training_arguments(recipe)
     processes = (plan.processes if plan else None) or 1
     micro_batch = options["per_device_train_batch_size"]
-    accumulation = distributed.accumulation_steps(options["batch_size"], micro_batch, processes)
+    accumulation = launch.accumulation_steps(options["batch_size"], micro_batch, processes)
     micro_batches = math.ceil(len(training) / (micro_batch * processes))
     steps_per_epoch = math.ceil(micro_batches / accumulation)
     most = options.get("max_steps", -1)
@@ -179,7 +179,7 @@ class Memory:
     estimator: str
 
 
-def memory(recipe: Recipe, kind: RewardModel[Any], config: PretrainedConfig, plan: distributed.Plan | None) -> Memory:
+def memory(recipe: Recipe, kind: RewardModel[Any], config: PretrainedConfig, plan: launch.Plan | None) -> Memory:
     """What a model of this type takes on each GPU, by accelerate's or DeepSpeed's own estimators.
 
     Activations and logits are not in it. Frozen weights (under adapters) count once, in the dtype of the base.
@@ -188,7 +188,7 @@ def memory(recipe: Recipe, kind: RewardModel[Any], config: PretrainedConfig, pla
         return _memory(recipe, kind, config, plan)
 
 
-def _memory(recipe: Recipe, kind: RewardModel[Any], config: PretrainedConfig, plan: distributed.Plan | None) -> Memory:
+def _memory(recipe: Recipe, kind: RewardModel[Any], config: PretrainedConfig, plan: launch.Plan | None) -> Memory:
     model = empty_model(recipe, kind, config)
     sizes = [(parameter.numel(), parameter.element_size(), parameter.requires_grad) for parameter in model.parameters()]
     trainable = sum(number for number, _, trains in sizes if trains)

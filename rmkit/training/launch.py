@@ -6,24 +6,21 @@ sharding goes through TrainingArguments.deepspeed; a `--config_file` given to ac
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
-from accelerate import DistributedType, PartialState
+from accelerate import DistributedType
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import ComputeEnvironment
-from transformers.integrations import deepspeed
 
 from rmkit.config.recipe import Recipe
 from rmkit.config.strict_yaml import load_yaml
 from rmkit.errors import RmkitError
+from rmkit.processes import running_sharding, visible_gpus
 
 _THREADS = "num_cpu_threads_per_process"
 _CONFIG_FILE, _PROCESSES = "RMKIT_CONFIG_FILE", "RMKIT_NUM_PROCESSES"
@@ -291,62 +288,6 @@ def _check_gpus(processes: int) -> None:
         raise RmkitError(f"There are {processes} processes for {gpus} visible GPUs.", f"Give --num-processes {gpus}.")
 
 
-def running_processes() -> int:
-    """How many processes the launcher has started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-@contextlib.contextmanager
-def skipping_teardown() -> Iterator[None]:
-    """Once the block has ended well, end a process of a distributed run before its libraries are torn down.
-
-    There DeepSpeed sometimes aborts, after all work is done, and the run would count as failed. What is registered with
-    `atexit` inside the block, by experiment trackers for example, still runs.
-    """
-    finished = False
-
-    def end() -> None:
-        if finished and PartialState().distributed_type != DistributedType.NO:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
-
-    atexit.register(end)
-    yield
-    finished = True
-
-
-@contextlib.contextmanager
-def unsharded() -> Iterator[None]:
-    """Load models whole inside: under ZeRO-3 transformers would partition every model that it loads."""
-    # Whoever set the configuration up (launcher or TrainingArguments) holds it; transformers holds a weak reference.
-    config = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = config
-
-
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Let the main process load and score by itself while the others wait: nothing is shared out or gathered inside."""
-    state = PartialState()
-    shared = state.num_processes, state.process_index
-    state.num_processes, state.process_index = 1, 0
-    try:
-        with unsharded():
-            yield
-    finally:
-        state.num_processes, state.process_index = shared
-
-
-def running_sharding(arguments: Any) -> str:
-    """none | zero0..3, as TrainingArguments have set it up."""
-    plugin = getattr(arguments, "deepspeed_plugin", None)
-    return "none" if plugin is None else f"zero{plugin.zero_stage}"
-
-
 def accumulation_steps(batch_size: int, micro_batch_size: int, processes: int) -> int:
     """Micro-batches an optimizer step, so that it sees `batch_size` pairs on any number of processes.
 
@@ -381,13 +322,6 @@ def deepspeed_config(config: dict[str, Any]) -> dict[str, Any]:
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
     }
-
-
-def visible_gpus() -> int:
-    """How many GPUs this process sees."""
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def launcher_command() -> Sequence[str]:

@@ -29,11 +29,12 @@ from rmkit.encoding.tokenizer import load_tokenizer
 from rmkit.errors import RmkitError
 from rmkit.hub import push as hub
 from rmkit.library_errors import first_line
-from rmkit.models.weights import no_progress_bar
+from rmkit.model_files.weights import no_progress_bar
+from rmkit.processes import running_sharding, zero3_disabled
 from rmkit.reward_models import RewardModel
 from rmkit.reward_models.saving import Origin, Record, check_reference, keep_generation_config, read_record, save
 from rmkit.runs.directory import RunDirectory
-from rmkit.training import launch as distributed
+from rmkit.training import launch
 from rmkit.training.checking import empty_model
 from rmkit.training.disk_space import check_places, check_room, room, scratch
 
@@ -65,7 +66,7 @@ def preflight(
     config: PretrainedConfig,
     arguments: Any,
     pairs: int,
-    plan: distributed.Plan | None,
+    plan: launch.Plan | None,
 ) -> list[str]:
     """Try what a run will need; returns warnings, a line each. Called by one process, before weights are loaded.
 
@@ -79,13 +80,13 @@ def preflight(
         RmkitError: for the first thing that would fail.
     """
     check_places(recipe, cache=kind.reference is not None)
-    sharding = (plan.sharding if plan else None) or distributed.running_sharding(arguments)
+    sharding = (plan.sharding if plan else None) or running_sharding(arguments)
     _check_sharding(plan, sharding)
     steps_per_epoch, steps = training_steps(recipe, pairs)
     if kind.reference not in (None, "base"):
         revision = kind.settings.reference_revision
         check_reference(kind, record.reference or Origin(name=str(kind.reference), revision=revision))
-    with distributed.unsharded():
+    with zero3_disabled():
         model = empty_model(recipe, kind, config)
     notes = check_training(arguments, model, steps)
     with scratch(recipe.output_dir, "output_dir", "Give another output_dir.") as folder:
@@ -125,7 +126,7 @@ def training_steps(recipe: Recipe, pairs: int) -> tuple[int, int]:
     return per_epoch, most if most > 0 else math.ceil(options["num_train_epochs"] * per_epoch)
 
 
-def _check_sharding(plan: distributed.Plan | None, sharding: str) -> None:
+def _check_sharding(plan: launch.Plan | None, sharding: str) -> None:
     if sharding.startswith("zero") and find_spec("deepspeed") is None:
         raise RmkitError(
             f"Sharding {sharding} needs the package deepspeed.",

@@ -20,12 +20,14 @@ from rmkit.encoding.pairs import EncodedPairs, encode_pairs
 from rmkit.encoding.tokenizer import load_tokenizer
 from rmkit.errors import RmkitError
 from rmkit.library_errors import first_line, template_limit
+from rmkit.model_files.weights import folder_notes
 from rmkit.models.positions import last_position, made_for, refuse_longer
-from rmkit.models.weights import folder_notes
-from rmkit.reward_models import RewardModel, trainer_class
+from rmkit.processes import zero3_disabled
+from rmkit.reward_models import RewardModel
 from rmkit.reward_models import saving as checkpoint
 from rmkit.reward_models.saving import Origin, Record
-from rmkit.training import launch as distributed
+from rmkit.training import trainer_class
+from rmkit.training.launch import accumulation_steps
 
 
 def load_data(recipe: Recipe) -> dict[str, PreferenceData]:
@@ -90,14 +92,14 @@ def refuse_beyond_positions(recipe: Recipe, encoded: Mapping[str, EncodedPairs],
     known = made_for(config)
     if known is None or max(pairs.longest for pairs in encoded.values()) <= known:
         return
-    with distributed.unsharded(), torch.device("meta"):
+    with zero3_disabled(), torch.device("meta"):
         limit = last_position(AutoModel.from_config(config, trust_remote_code=recipe.base.trust_remote_code))
     for name, pairs in encoded.items():
         refuse_longer(name, pairs.longest, limit)
 
 
-def trainer_arguments(recipe: Recipe, processes: int, **launch: Any) -> Any:
-    """TrainingArguments of the type's class, for so many processes; `launch` says what the launcher decides.
+def trainer_arguments(recipe: Recipe, processes: int, **launcher_options: Any) -> Any:
+    """TrainingArguments of the type's class, for so many processes; `launcher_options` are what the launcher decides.
 
     Raises:
         RmkitError: if the batch size cannot be divided, or transformers refuses a field.
@@ -105,7 +107,7 @@ def trainer_arguments(recipe: Recipe, processes: int, **launch: Any) -> Any:
     options = training_arguments(recipe)
     batch_size = options.pop("batch_size")
     trainer = trainer_class(recipe.reward_model)
-    options |= trainer.config_defaults | launch
+    options |= trainer.config_defaults | launcher_options
     options |= {
         "output_dir": str(recipe.output_dir / "checkpoints"),
         "per_device_eval_batch_size": recipe.evaluation.batch_size,
@@ -115,7 +117,7 @@ def trainer_arguments(recipe: Recipe, processes: int, **launch: Any) -> Any:
     }
     options.setdefault("activation_checkpointing", False)  # TRL's classes turn it on
     micro_batch_size = options["per_device_train_batch_size"]
-    options["gradient_accumulation_steps"] = distributed.accumulation_steps(batch_size, micro_batch_size, processes)
+    options["gradient_accumulation_steps"] = accumulation_steps(batch_size, micro_batch_size, processes)
     if options.get("use_liger_kernel"):  # its fused loss would replace rmkit's forward
         options["liger_kernel_config"] = (options.get("liger_kernel_config") or {}) | {
             "fused_linear_cross_entropy": False

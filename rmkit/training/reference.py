@@ -15,10 +15,10 @@ from rmkit.encoding.pairs import EncodedPairs
 from rmkit.errors import RmkitError
 from rmkit.evaluation.scoring import WINDOW, pair_outputs
 from rmkit.models.positions import last_position, refuse_longer
+from rmkit.processes import zero3_disabled
 from rmkit.reward_models import RewardModel
 from rmkit.reward_models.probe import check_forward
 from rmkit.reward_models.saving import Origin, Record, load_reference
-from rmkit.training import launch as distributed
 from rmkit.training.reference_store import ReferenceStore, weights_identity
 
 
@@ -57,7 +57,7 @@ class References:
         """Outputs of a model that is loaded for this, whole on every process, and dropped afterwards."""
 
         def loaded() -> nn.Module:
-            with distributed.unsharded():
+            with zero3_disabled():
                 model: nn.Module = load_reference(
                     self.kind,
                     self._origin,

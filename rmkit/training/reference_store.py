@@ -20,10 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rmkit.encoding.pairs import EncodedPairs
-from rmkit.files import rmkit_cache
-from rmkit.models.adapters import find_adapter
-from rmkit.models.identity import hub_commit, model_digests
-from rmkit.runs.directory import replacing
+from rmkit.files import replacing, rmkit_cache
+from rmkit.model_files.adapters import find_adapter
+from rmkit.model_files.identity import hub_commit, model_digests
 
 FORMAT = 3
 """Part of every name: raise it when rmkit would compute other numbers from the same weights and tokens."""

@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from rmkit.errors import RmkitError
-from rmkit.models.identity import Digests, changed_files
-from rmkit.runs.directory import write_json
+from rmkit.files import write_json
+from rmkit.model_files.identity import Digests, changed_files
 
 MARKER = "complete.json"
 PREEMPTED_EXIT_CODE = 75

@@ -11,10 +11,11 @@ from rmkit.data.overlap import training_overlap
 from rmkit.data.preferences import PreferenceData
 from rmkit.encoding.pairs import EncodedPairs
 from rmkit.evaluation.statistics import by_category, length_baselines
+from rmkit.processes import running_sharding
 from rmkit.reward_models.saving import Record
 from rmkit.runs import environment
 from rmkit.runs.directory import FORMAT
-from rmkit.training import launch as distributed
+from rmkit.training import launch
 from rmkit.training.scoring_callback import ScoringCallback
 
 
@@ -26,7 +27,7 @@ def run_record(
     record: Record,
     trainer: Any,
     train_metrics: Mapping[str, float],
-    plan: distributed.Plan | None,
+    plan: launch.Plan | None,
     started: float,
 ) -> dict[str, Any]:
     """What run.json holds. Times are in seconds, memory in MiB, lengths in tokens."""
@@ -43,7 +44,7 @@ def run_record(
         "recipe": recipe.model_dump(mode="json"),
         "reward_model": record.model_dump(mode="json"),
         "num_processes": trainer.args.world_size,
-        "sharding": distributed.running_sharding(trainer.args),
+        "sharding": running_sharding(trainer.args),
         "distributed": plan.name if plan else None,
         "gradient_accumulation_steps": trainer.args.gradient_accumulation_steps,
         "data": {

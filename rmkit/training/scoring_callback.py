@@ -14,9 +14,10 @@ from rmkit.config.recipe import Recipe
 from rmkit.encoding.pairs import EncodedPairs
 from rmkit.evaluation.scoring import PairRewards, pair_outputs, pair_rewards
 from rmkit.evaluation.statistics import unseen_prompt_accuracy, unseen_prompt_mask
+from rmkit.files import write_json, write_table
 from rmkit.reward_models import RewardModel
 from rmkit.reward_models.probe import check_forward
-from rmkit.runs.directory import FINAL, INITIAL, RunDirectory, write_json, write_table
+from rmkit.runs.directory import FINAL, INITIAL, RunDirectory
 from rmkit.training.reference import References
 
 

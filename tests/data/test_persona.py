@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rmkit.data.preferences import load_preferences
-from rmkit.data.sources.base import prepare
 from rmkit.data.sources.persona import Responses
+from rmkit.data.sources.prepare import prepare
 from rmkit.errors import RmkitError
 
 CHOSEN = {

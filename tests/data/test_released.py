@@ -16,7 +16,7 @@ from released_clone import FOLDERS, rows, write_clone
 from rmkit.config.recipe import PreferenceSet
 from rmkit.data.preferences import load_preferences
 from rmkit.data.sources import released, use
-from rmkit.data.sources.base import prepare
+from rmkit.data.sources.prepare import prepare
 from rmkit.data.sources.released import ReleasedOptions, broken, prepare_all
 from rmkit.errors import RmkitError
 

@@ -16,8 +16,8 @@ import torch
 from rmkit.config.recipe import PreferenceSet
 from rmkit.data.preferences import load_preferences
 from rmkit.data.sources import find, sources, use
-from rmkit.data.sources.base import prepare
 from rmkit.data.sources.card import overlap
+from rmkit.data.sources.prepare import prepare
 from rmkit.errors import RmkitError
 
 RELEASED = Path(os.environ.get("RMKIT_DATA", Path(__file__).parents[3] / "shared" / "data"))

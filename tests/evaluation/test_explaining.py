@@ -20,8 +20,10 @@ from rmkit import RmkitError, load_reward_model
 from rmkit.commands.explain import explain as command
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.tokenizer import load_tokenizer
-from rmkit.evaluation.token_rewards import Explanation, explain, html, most_wrong, shades, together
+from rmkit.evaluation.token_rewards import explain, most_wrong, together
+from rmkit.report.explanation import html, shades
 from rmkit.runs.directory import RunDirectory
+from rmkit.runs.explanation import Explanation
 
 ARCHITECTURES = ["llama", "qwen2", "gemma2"]
 PROMPT = "How do I bake <b>bread</b>?"
@@ -144,11 +146,14 @@ def test_tokens_are_the_text(places, architecture, response):
 
 
 def test_together_fills_the_gap_where_tokens_agree():
-    terms = Explanation("p", "r", ["a", "b"], implicit_terms=[0.1, -0.3])
-    rewards = Explanation("p", "r", ["a", "b"], explicit_prefix_rewards=[1.0, 3.0])
-    both = Explanation("p", "r", ["a", "b"], [0.1, -0.3], [1.0, 3.0])
+    def of(tokens, **parts):
+        return Explanation(prompt="p", response="r", tokens=tokens, **parts)
+
+    terms = of(["a", "b"], implicit_terms=[0.1, -0.3])
+    rewards = of(["a", "b"], explicit_prefix_rewards=[1.0, 3.0])
+    both = of(["a", "b"], implicit_terms=[0.1, -0.3], explicit_prefix_rewards=[1.0, 3.0])
     assert together(terms, rewards) == together(rewards, terms) == both
-    assert together(terms, Explanation("p", "r", ["ab"], explicit_prefix_rewards=[3.0])) == terms
+    assert together(terms, of(["ab"], explicit_prefix_rewards=[3.0])) == terms
     assert together(terms, None) == terms
     assert both.increments == [1.0, 2.0]
     assert shades([0.1, -0.4], "terms") == [0.25, -1.0]
@@ -158,7 +163,14 @@ def test_together_fills_the_gap_where_tokens_agree():
 
 def test_the_page_stands_alone_and_is_escaped():
     hostile = "<script>alert(1)</script>"
-    page = html([(hostile, Explanation(hostile, hostile, [hostile, "\n", ""], [0.1, -0.3, 0.0], [1.0, 3.0, 2.5]))])
+    explanation = Explanation(
+        prompt=hostile,
+        response=hostile,
+        tokens=[hostile, "\n", ""],
+        implicit_terms=[0.1, -0.3, 0.0],
+        explicit_prefix_rewards=[1.0, 3.0, 2.5],
+    )
+    page = html([(hostile, explanation)])
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert "http" not in page.replace("http-equiv", "")

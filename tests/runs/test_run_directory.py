@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rmkit.errors import RmkitError
-from rmkit.runs.directory import FORMAT, RunDirectory, replacing, write_json, write_table, write_text
+from rmkit.files import replacing, write_json, write_table, write_text
+from rmkit.runs.directory import FORMAT, RunDirectory
 
 
 def names(folder):

@@ -18,7 +18,7 @@ from rmkit.config.recipe import Recipe, load_recipe
 from rmkit.data.preferences import PreferencePair
 from rmkit.reward_models import reward_model
 from rmkit.reward_models.saving import Origin
-from rmkit.training import launch as distributed
+from rmkit.training import launch
 from rmkit.training.checking import Overlap, examples, memory, prompt_overlap, token_counts, work
 from rmkit.training.preparation import encode, load_config, load_data, load_encoder, lora_config
 
@@ -140,7 +140,7 @@ def test_steps_and_tokens(recipe_file: Path) -> None:
         > 0
     )
     assert work(recipe, pairs, None, "padded").shared == 0
-    two = distributed.Plan("two", 2, "none", {})
+    two = launch.Plan("two", 2, "none", {})
     assert (work(recipe, pairs, two, "shared").accumulation, work(recipe, pairs, two, "shared").steps_per_epoch) == (
         1,
         2,
@@ -157,8 +157,8 @@ def test_memory_by_the_estimators_formulas(models: dict[str, Path], recipe_file:
     sizes += [config.hidden_size] if kind_name == "explicit" else []  # the reward head
     total = sum(sizes)
 
-    def plan(sharding: str) -> distributed.Plan:
-        return distributed.Plan(sharding, 4, sharding, {"deepspeed_config": {"offload_optimizer_device": "none"}})
+    def plan(sharding: str) -> launch.Plan:
+        return launch.Plan(sharding, 4, sharding, {"deepspeed_config": {"offload_optimizer_device": "none"}})
 
     assert memory(recipe, kind, config, None).per_gpu == 4 * 4 * total  # float32: weights, gradients, two moments
     assert memory(recipe, kind, config, plan("zero2")).per_gpu == 2 * total + 18 * total // 4

@@ -20,6 +20,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from accelerate.commands import launch as accelerate_launch
 from conftest import REPOSITORY
 from transformers import Trainer, TrainerCallback
 
@@ -28,9 +29,9 @@ from rmkit.config.recipe import Recipe, load_recipe, training_arguments
 from rmkit.data.preferences import load_preferences
 from rmkit.runs.directory import RunDirectory
 from rmkit.train import train
-from rmkit.training import launch as distributed
+from rmkit.training import launch
 
-CONFIGS = sorted(distributed.CONFIGS.glob("*.yaml"))
+CONFIGS = sorted(launch.CONFIGS.glob("*.yaml"))
 
 
 def recipe(**changes):
@@ -47,7 +48,7 @@ def recipe(**changes):
 def no_launcher(monkeypatch):
     for name in ("RMKIT_CONFIG_FILE", "RMKIT_NUM_PROCESSES", "ACCELERATE_USE_DEEPSPEED", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(distributed, "launcher_command", lambda: [])
+    monkeypatch.setattr(launch, "launcher_command", lambda: [])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -65,18 +66,19 @@ def test_each_configuration_has_its_launch_line_and_accelerate_reads_it(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_each_configuration_launches_what_it_says(path, monkeypatch):
     """accelerate's own launch, up to the point where it would start processes."""
-    from accelerate.commands import launch
 
     started = {}
     for name in ("simple_launcher", "multi_gpu_launcher", "deepspeed_launcher"):
-        monkeypatch.setattr(launch, name, lambda args, name=name: started.update(vars(args), launcher=name))
+        monkeypatch.setattr(accelerate_launch, name, lambda args, name=name: started.update(vars(args), launcher=name))
     config = yaml.safe_load(path.read_text())
     options = (
         ["--config_file", str(path), "--main_process_ip", "host"]
         if "multinode" in path.stem
-        else distributed.launch_options(str(path), yaml.safe_load(path.read_text())["num_processes"])
+        else launch.launch_options(str(path), yaml.safe_load(path.read_text())["num_processes"])
     )
-    launch.launch_command(launch.launch_command_parser().parse_args([*options, "rmkit/train.py", "recipe.yaml"]))
+    accelerate_launch.launch_command(
+        accelerate_launch.launch_command_parser().parse_args([*options, "rmkit/train.py", "recipe.yaml"])
+    )
     assert started["num_processes"] == config["num_processes"]
     assert started["num_machines"] == config["num_machines"]
     if "deepspeed_config" in config:
@@ -88,45 +90,45 @@ def test_each_configuration_launches_what_it_says(path, monkeypatch):
 
 
 def test_a_recipe_alone_wants_all_visible_gpus(monkeypatch):
-    monkeypatch.setattr(distributed, "visible_gpus", lambda: 8)
-    plan = distributed.plan(recipe(distributed="zero3"))
+    monkeypatch.setattr(launch, "visible_gpus", lambda: 8)
+    plan = launch.plan(recipe(distributed="zero3"))
     assert (plan.processes, plan.sharding) == (8, "zero3")
-    assert distributed.plan(recipe(distributed="single_gpu")).processes == 1
+    assert launch.plan(recipe(distributed="single_gpu")).processes == 1
     with pytest.raises(RmkitError, match="asks for 8 processes, but 1 runs"):
-        distributed.check_processes(plan, 1)
-    distributed.check_processes(plan, 8)
-    assert distributed.plan(recipe()) is None
+        launch.check_processes(plan, 1)
+    launch.check_processes(plan, 8)
+    assert launch.plan(recipe()) is None
 
 
 def test_a_config_file_of_the_launcher_goes_before_the_recipe(monkeypatch):
-    path = str(distributed.CONFIGS / "zero2.yaml")
+    path = str(launch.CONFIGS / "zero2.yaml")
     command = ["python", "accelerate", "launch", "--config_file", path, "--num_processes=3", "rmkit/train.py"]
-    monkeypatch.setattr(distributed, "launcher_command", lambda: command)
-    plan = distributed.plan(recipe(distributed="zero3"))
+    monkeypatch.setattr(launch, "launcher_command", lambda: command)
+    plan = launch.plan(recipe(distributed="zero3"))
     assert (plan.name, plan.processes, plan.sharding) == (path, 3, "zero2")
 
 
 @pytest.mark.parametrize("spelling", [["--num_processes", "3"], ["--num-processes", "3"], ["--num-processes=3"]])
 def test_processes_without_a_configuration_are_counted_too(monkeypatch, spelling):
-    monkeypatch.setattr(distributed, "launcher_command", lambda: ["accelerate", "launch", *spelling, "rmkit/train.py"])
-    plan = distributed.plan(recipe())
+    monkeypatch.setattr(launch, "launcher_command", lambda: ["accelerate", "launch", *spelling, "rmkit/train.py"])
+    plan = launch.plan(recipe())
     assert (plan.processes, plan.sharding) == (3, None)
     with pytest.raises(RmkitError, match=r"asks for 3 processes, but 1 runs.*rmkit train RECIPE --num-processes 3"):
-        distributed.check_processes(plan, 1)
+        launch.check_processes(plan, 1)
 
 
 @pytest.mark.parametrize("name", [None, "single_gpu", "zero3"])
 @pytest.mark.parametrize("gpus", [0, 1, 8])
 def test_rmkit_train_and_its_processes_count_alike(monkeypatch, name, gpus):
     """One process a visible GPU; one for a configuration of one; without GPUs what the configuration says."""
-    monkeypatch.setattr(distributed, "visible_gpus", lambda: gpus)
-    count = distributed.process_count(name)
+    monkeypatch.setattr(launch, "visible_gpus", lambda: gpus)
+    count = launch.process_count(name)
     assert count == {None: gpus or 1, "single_gpu": 1, "zero3": gpus or 4}[name]
-    options = distributed.launch_options(name, count)
+    options = launch.launch_options(name, count)
     assert options[options.index("--num_processes") + 1] == str(count)
     assert ("--multi_gpu" in options) == (name is None and count > 1)
-    monkeypatch.setattr(distributed.os, "environ", distributed.said_by_launcher(name, count))
-    distributed.check_processes(distributed.plan(recipe()), count)
+    monkeypatch.setattr(launch.os, "environ", launch.said_by_launcher(name, count))
+    launch.check_processes(launch.plan(recipe()), count)
 
 
 @pytest.mark.parametrize(
@@ -139,18 +141,19 @@ def test_rmkit_train_and_its_processes_count_alike(monkeypatch, name, gpus):
     ids=lambda content: content["distributed_type"],
 )
 def test_rmkit_train_alone_ignores_what_accelerate_config_left(monkeypatch, tmp_path, content):
-    from accelerate.commands import launch
 
     started = {}
     for name in ("simple_launcher", "multi_gpu_launcher", "deepspeed_launcher"):
-        monkeypatch.setattr(launch, name, lambda args, name=name: started.update(vars(args), launcher=name))
+        monkeypatch.setattr(accelerate_launch, name, lambda args, name=name: started.update(vars(args), launcher=name))
     default = tmp_path / "default_config.yaml"
     common = {"compute_environment": "LOCAL_MACHINE", "num_machines": 1, "mixed_precision": "bf16"}
     default.write_text(yaml.safe_dump(common | content))
-    monkeypatch.setattr(launch, "default_config_file", str(default))
+    monkeypatch.setattr(accelerate_launch, "default_config_file", str(default))
     for count, launcher in ((1, "simple_launcher"), (2, "multi_gpu_launcher")):
-        options = distributed.launch_options(None, count)
-        launch.launch_command(launch.launch_command_parser().parse_args([*options, "rmkit/train.py", "recipe.yaml"]))
+        options = launch.launch_options(None, count)
+        accelerate_launch.launch_command(
+            accelerate_launch.launch_command_parser().parse_args([*options, "rmkit/train.py", "recipe.yaml"])
+        )
         assert (started["launcher"], started["num_processes"]) == (launcher, count)
         assert (started["mixed_precision"], started["dynamo_backend"]) == ("no", "no")
         assert not started["use_fsdp"]
@@ -158,20 +161,20 @@ def test_rmkit_train_alone_ignores_what_accelerate_config_left(monkeypatch, tmp_
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
-    monkeypatch.setattr(distributed, "visible_gpus", lambda: 2)
+    monkeypatch.setattr(launch, "visible_gpus", lambda: 2)
     with pytest.raises(RmkitError, match=r"4 processes for 2 visible GPUs. Give --num-processes 2"):
-        distributed.launch_options(None, 4)
-    assert distributed.launch_options(None, 2)
+        launch.launch_options(None, 4)
+    assert launch.launch_options(None, 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(RmkitError, match="4 processes for 2 visible GPUs"):
-        distributed.check_processes(None, 4)
+        launch.check_processes(None, 4)
 
 
 def test_several_machines_are_launched_by_hand(monkeypatch):
     with pytest.raises(RmkitError, match=r"on several machines.*zero3_multinode.yaml"):
-        distributed.launch_options("zero3_multinode", 16)
+        launch.launch_options("zero3_multinode", 16)
     with pytest.raises(RmkitError, match=r"but 1 runs. Run `accelerate launch` on each machine"):
-        distributed.check_processes(distributed.plan(recipe(distributed="zero3_multinode")), 1)
+        launch.check_processes(launch.plan(recipe(distributed="zero3_multinode")), 1)
 
 
 UNSUPPORTED = {
@@ -199,15 +202,15 @@ def test_what_rmkit_does_not_do_is_refused_before_anything_starts(monkeypatch, t
     path = tmp_path / f"own.{suffix}"
     path.write_text(json.dumps(content) if suffix == "json" else yaml.safe_dump(content))
     with pytest.raises(RmkitError, match=r"own\.") as refused:
-        distributed.launch_options(str(path), 2)
+        launch.launch_options(str(path), 2)
     with pytest.raises(RmkitError, match=r"own\."):
-        distributed.plan(recipe(distributed=str(path)))
+        launch.plan(recipe(distributed=str(path)))
     named = re.search(r"--config-file (\S+)`|(\S+\.yaml)\.$", refused.value.remedy)
     assert named is not None
-    assert distributed.launch_options(named[1] or named[2], 2)
-    monkeypatch.setattr(distributed, "launcher_command", lambda: ["accelerate", "launch", "--config-file", str(path)])
+    assert launch.launch_options(named[1] or named[2], 2)
+    monkeypatch.setattr(launch, "launcher_command", lambda: ["accelerate", "launch", "--config-file", str(path)])
     with pytest.raises(RmkitError, match=r"own\."):
-        distributed.plan(recipe())
+        launch.plan(recipe())
 
 
 def test_compiling_is_the_recipes_to_say(monkeypatch, tmp_path):
@@ -216,13 +219,13 @@ def test_compiling_is_the_recipes_to_say(monkeypatch, tmp_path):
     content = {"distributed_type": "NO", "num_processes": 1}
     path.write_text(yaml.safe_dump(content | {"dynamo_config": {"dynamo_backend": "INDUCTOR"}}))
     with pytest.raises(RmkitError, match=r"own.yaml: dynamo_backend INDUCTOR"):
-        distributed.plan(recipe(distributed=str(path)))
+        launch.plan(recipe(distributed=str(path)))
     path.write_text(yaml.safe_dump(content | {"dynamo_config": {"dynamo_backend": "NO"}}))
-    assert distributed.plan(recipe(distributed=str(path)))
+    assert launch.plan(recipe(distributed=str(path)))
     for option, refused in (("--dynamo_backend=eager", True), ("--dynamo-backend=no", False)):
-        monkeypatch.setattr(distributed, "launcher_command", lambda option=option: ["accelerate", "launch", option])
+        monkeypatch.setattr(launch, "launcher_command", lambda option=option: ["accelerate", "launch", option])
         with pytest.raises(RmkitError, match="dynamo_backend eager") if refused else contextlib.nullcontext():
-            distributed.plan(recipe())
+            launch.plan(recipe())
     compiled = {"torch_compile": True, "torch_compile_backend": "eager"}  # the remedy
     assert training_arguments(recipe(training=compiled))["torch_compile"]
 
@@ -232,7 +235,7 @@ def test_compiling_is_the_recipes_to_say(monkeypatch, tmp_path):
 )
 def test_what_accelerate_config_writes_for_one_process_is_taken(tmp_path, content):
     (tmp_path / "own.yaml").write_text(content)
-    plan = distributed.plan(recipe(distributed=str(tmp_path / "own.yaml")))
+    plan = launch.plan(recipe(distributed=str(tmp_path / "own.yaml")))
     assert (plan.processes, plan.sharding) == (1, "none")
 
 
@@ -242,8 +245,8 @@ def test_variables_of_what_rmkit_does_not_do_are_refused(monkeypatch, run, varia
     with pytest.raises(RmkitError, match=f"{variable} is set.*Unset it.*--config-file zero3"):
         run()
     monkeypatch.delenv(variable)
-    distributed.check_launcher()
-    assert distributed.launch_options("zero3", 2)
+    launch.check_launcher()
+    assert launch.launch_options("zero3", 2)
 
 
 def test_deepspeed_by_options_of_the_launcher_is_known(monkeypatch):
@@ -251,13 +254,13 @@ def test_deepspeed_by_options_of_the_launcher_is_known(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
     for command, processes in (["accelerate", "launch"], None), (["accelerate", "launch", "--num_processes=2"], 2):
-        monkeypatch.setattr(distributed, "launcher_command", lambda command=command: command)
-        plan = distributed.plan(recipe())
+        monkeypatch.setattr(launch, "launcher_command", lambda command=command: command)
+        plan = launch.plan(recipe())
         assert plan.uses_deepspeed
         assert (plan.processes, plan.sharding) == (processes, "zero3")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "ds.json")
     with pytest.raises(RmkitError, match=r"a file of DeepSpeed's own.*--config-file zero3"):
-        distributed.check_launcher()
+        launch.check_launcher()
 
 
 def test_tests_see_no_gpu_and_conftest_loads_no_torch_before_it_hides_them():
@@ -301,17 +304,17 @@ ACCELERATE = ["python", "/usr/bin/accelerate", "launch", "rmkit/train.py", "a.ya
 )
 def test_a_cpu_is_used_whole_unless_somebody_says_otherwise(monkeypatch, command, launchers, mine, expected):
     parent = SimpleNamespace(cmdline=lambda: command, environ=lambda: launchers)
-    monkeypatch.setattr(distributed.psutil, "Process", lambda *_: parent)
-    monkeypatch.setattr(distributed.psutil, "cpu_count", lambda logical: 8)
-    monkeypatch.setattr(distributed.os, "sched_getaffinity", lambda _: range(16))
-    monkeypatch.setattr(distributed, "visible_gpus", lambda: 0)
+    monkeypatch.setattr(launch.psutil, "Process", lambda *_: parent)
+    monkeypatch.setattr(launch.psutil, "cpu_count", lambda logical: 8)
+    monkeypatch.setattr(launch.os, "sched_getaffinity", lambda _: range(16))
+    monkeypatch.setattr(launch, "visible_gpus", lambda: 0)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if mine:
         monkeypatch.setenv("OMP_NUM_THREADS", mine)
-    assert distributed.threads(2) == expected
-    monkeypatch.setattr(distributed, "visible_gpus", lambda: 1)
-    assert distributed.threads(2) is None
+    assert launch.threads(2) == expected
+    monkeypatch.setattr(launch, "visible_gpus", lambda: 1)
+    assert launch.threads(2) is None
 
 
 @pytest.mark.parametrize(("asked", "mended"), [("bf16", {"bf16": True}), ("fp16", None), ("fp8", None)])
@@ -327,13 +330,13 @@ def test_another_precision_than_the_recipes_is_an_error(monkeypatch, run, asked,
 
 
 def test_another_sharding_than_asked_for_is_an_error():
-    plan = distributed.plan(recipe(distributed="cpu_zero3"))
+    plan = launch.plan(recipe(distributed="cpu_zero3"))
     running = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=2))
     with pytest.raises(RmkitError, match="sharding zero3, but the run has zero2"):
-        distributed.check_sharding(plan, running)
+        launch.check_sharding(plan, running)
     with pytest.raises(RmkitError, match="has none"):
-        distributed.check_sharding(plan, SimpleNamespace(deepspeed_plugin=None))
-    distributed.check_sharding(plan, SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3)))
+        launch.check_sharding(plan, SimpleNamespace(deepspeed_plugin=None))
+    launch.check_sharding(plan, SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=3)))
 
 
 @pytest.mark.parametrize(
@@ -352,35 +355,35 @@ def test_what_the_launcher_tells_deepspeed_is_what_the_recipe_says(monkeypatch, 
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", "true")
     monkeypatch.setenv(variable, value)
     with pytest.raises(RmkitError, match=said) as error:
-        distributed.check_deepspeed(arguments)
+        launch.check_deepspeed(arguments)
     assert mended in error.value.remedy
     monkeypatch.setenv(variable, mended)
-    distributed.check_deepspeed(arguments)
+    launch.check_deepspeed(arguments)
 
 
 def test_an_unknown_configuration_names_the_known_ones():
     with pytest.raises(RmkitError, match="neither a file nor one of cpu, cpu_zero3, ddp"):
-        distributed.plan(recipe(distributed="zero4"))
+        launch.plan(recipe(distributed="zero4"))
 
 
 @pytest.mark.parametrize(("micro", "processes", "steps"), [(4, 1, 8), (4, 8, 1), (1, 1, 32), (2, 4, 4)])
 def test_accumulation_keeps_the_batch(micro, processes, steps):
-    assert distributed.accumulation_steps(32, micro, processes) == steps
+    assert launch.accumulation_steps(32, micro, processes) == steps
 
 
 def test_a_batch_that_does_not_divide_is_an_error():
     with pytest.raises(RmkitError, match="not a multiple of 3 processes"):
-        distributed.accumulation_steps(32, 4, 3)
+        launch.accumulation_steps(32, 4, 3)
 
 
 def test_deepspeed_gathers_weights_on_saving():
-    config = yaml.safe_load((distributed.CONFIGS / "zero3.yaml").read_text())
-    made = distributed.deepspeed_config(config)
+    config = yaml.safe_load((launch.CONFIGS / "zero3.yaml").read_text())
+    made = launch.deepspeed_config(config)
     assert made["zero_optimization"]["stage"] == 3
     assert made["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
     assert "offload_param" not in made["zero_optimization"]
     config["deepspeed_config"]["offload_param_device"] = "cpu"
-    assert distributed.deepspeed_config(config)["zero_optimization"]["offload_param"] == {"device": "cpu"}
+    assert launch.deepspeed_config(config)["zero_optimization"]["offload_param"] == {"device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -415,21 +418,21 @@ DIST = pytest.mark.dist
 
 FEW_LOGITS_AT_ONCE = """
 import sys
-from rmkit.training import launch as distributed
+from rmkit.processes import skipping_teardown
 from rmkit.models import language_model
 from rmkit.config.recipe import load_recipe
 from rmkit.train import train
 language_model._LOGITS_AT_ONCE = 3000  # 7 positions of this vocabulary
-with distributed.skipping_teardown():
+with skipping_teardown():
     train(load_recipe(sys.argv[1], sys.argv[2:]))
 """
 
 SEVERAL_RUNS = """
 import sys
-from rmkit.training import launch as distributed
+from rmkit.processes import skipping_teardown
 from rmkit.config.recipe import load_recipe
 from rmkit.train import train
-with distributed.skipping_teardown():
+with skipping_teardown():
     for path in sys.argv[1:]:
         train(load_recipe(path))
 """
@@ -452,8 +455,8 @@ ABORTS_AT_ITS_END = """
 import atexit, os, sys
 from accelerate import DistributedType, PartialState
 atexit.register(os.abort)
-from rmkit.training import launch as distributed
-with distributed.skipping_teardown():
+from rmkit.processes import skipping_teardown
+with skipping_teardown():
     PartialState().distributed_type = DistributedType(sys.argv[1])
     atexit.register(print, "tracker closed")
 """
@@ -475,7 +478,7 @@ def launched(tmp_path):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        launcher = ["-m", "accelerate.commands.launch", "--config_file", str(distributed.CONFIGS / "cpu_zero3.yaml")]
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", str(launch.CONFIGS / "cpu_zero3.yaml")]
         return subprocess.run(
             [sys.executable, *launcher, "--main_process_port", str(port), str(tmp_path / "script.py"), *arguments],
             env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -22,8 +22,7 @@ from rmkit.data.preferences import load_preferences
 from rmkit.reward_models import reward_model
 from rmkit.reward_models.saving import Origin, Record
 from rmkit.train import train
-from rmkit.training import disk_space
-from rmkit.training import launch as distributed
+from rmkit.training import disk_space, launch
 from rmkit.training.preflight import preflight
 from rmkit.training.preparation import load_config, load_encoder, trainer_arguments
 
@@ -192,7 +191,7 @@ def test_a_reference_that_is_not_there_or_counts_tokens_otherwise_is_refused(rec
 
 def test_offloading_to_nvme_is_refused(recipe):
     def plan(device):
-        return distributed.Plan("mine", 1, "zero3", {"deepspeed_config": {"offload_param_device": device}})
+        return launch.Plan("mine", 1, "zero3", {"deepspeed_config": {"offload_param_device": device}})
 
     assert "mine offloads to NVMe" in refusal(recipe(), plan("nvme")).cause
     assert tried(recipe(), plan("cpu")) == []

@@ -18,7 +18,7 @@ from rmkit.data.rewriting.local import rewrite_locally
 from rmkit.data.rewriting.overlap import Tokenize, mean_overlap
 from rmkit.data.rewriting.styles import Style
 from rmkit.errors import RmkitError
-from rmkit.runs.directory import replacing, write_json
+from rmkit.files import replacing, write_json
 
 FORMAT = 1
 CARD = "rewrite.json"

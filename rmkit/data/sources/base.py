@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
 
-from rmkit.config.strict_yaml import Section, validated
+from rmkit.config.strict_yaml import Section
 from rmkit.data.preferences import load_rows
-from rmkit.data.sources.card import CARD, Card, describe, write_card
+from rmkit.data.sources.card import Card, describe
 from rmkit.errors import RmkitError, Unreachable
-from rmkit.runs.directory import replacing
 
 if TYPE_CHECKING:
     import datasets
@@ -198,45 +197,6 @@ def _dataset(rows: Iterable[Row], split: str, working: Path) -> datasets.Dataset
         if isinstance(error.__cause__, RmkitError):
             raise error.__cause__ from None
         raise
-
-
-def prepare(name: str, given: Mapping[str, Any], output: Path, *, said_by: str, overwrite: bool = False) -> Card:
-    """Prepare a source into the folder `output`, which is there complete or not at all.
-
-    Args:
-        given: options, checked strictly.
-        said_by: what messages about an option name: the recipe or the command.
-        overwrite: replace what an earlier preparation left there.
-
-    Raises:
-        RmkitError: for unknown names and options, data of another layout, and what is in the way.
-    """
-    from rmkit.data.sources import find
-
-    source = find(name)
-    options = validated(source.options, dict(given), said_by)
-    refuse_to_replace(output, overwrite)
-    try:
-        with replacing(output) as folder:
-            card = source.write(options, folder)
-            write_card(card, folder)
-    except OSError as error:
-        raise RmkitError(f"{output} cannot be written: {error}.", "Give another folder, or make room.") from None
-    return card
-
-
-def refuse_to_replace(output: Path, overwrite: bool) -> None:
-    """Stop before anything is lost.
-
-    Raises:
-        RmkitError: if something is at `output`, unless it is a prepared set and `overwrite` is on.
-    """
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not (output / CARD).exists():
-        raise RmkitError(f"{output} exists and is no prepared set.", "Give another --output.")
-    if not overwrite:
-        raise RmkitError(f"{output} holds a prepared set.", "Give another --output, or --overwrite to replace it.")
 
 
 def _hub_file(hub: str, file: str, revision: str | None) -> str:

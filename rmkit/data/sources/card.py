@@ -15,9 +15,9 @@ import numpy as np
 from jinja2 import Environment
 
 import rmkit
-from rmkit.data.sources.sampling import length_tokenizer, token_counts
+from rmkit.data.sources.lengths import length_tokenizer, token_counts
 from rmkit.errors import RmkitError
-from rmkit.runs.directory import write_json, write_text
+from rmkit.files import write_json, write_text
 
 Card = dict[str, Any]
 CARD = "card.json"
@@ -157,3 +157,17 @@ def read_card(folder: Path) -> Card | None:
         return None
     except (OSError, ValueError) as error:
         raise RmkitError(f"{folder / CARD} cannot be read: {error}.", "Prepare the set again.") from None
+
+
+def refuse_to_replace(output: Path, overwrite: bool) -> None:
+    """Stop before anything is lost.
+
+    Raises:
+        RmkitError: if something is at `output`, unless it is a prepared set and `overwrite` is on.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not (output / CARD).exists():
+        raise RmkitError(f"{output} exists and is no prepared set.", "Give another --output.")
+    if not overwrite:
+        raise RmkitError(f"{output} holds a prepared set.", "Give another --output, or --overwrite to replace it.")

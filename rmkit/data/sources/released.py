@@ -21,11 +21,10 @@ from typing import Any
 
 from rmkit.config.strict_yaml import Section
 from rmkit.data.preferences import COLUMNS
-from rmkit.data.sources.base import Source, refuse_to_replace
-from rmkit.data.sources.card import Card, describe, read_card, write_card
+from rmkit.data.sources.base import Source
+from rmkit.data.sources.card import Card, describe, read_card, refuse_to_replace, write_card
 from rmkit.errors import RmkitError, Unreachable
-from rmkit.files import rmkit_cache
-from rmkit.runs.directory import replacing
+from rmkit.files import replacing, rmkit_cache
 
 REPOSITORY = "princeton-pli/exrm-vs-imrm"
 COMMIT = "58357b566814ea51d4e54bae8ace751889a22c14"

@@ -12,8 +12,8 @@ from rmkit.config.recipe import PreferenceSet
 from rmkit.config.strict_yaml import validated
 from rmkit.data.preferences import PreferenceData, load_preferences
 from rmkit.data.sources import find
-from rmkit.data.sources.base import prepare
 from rmkit.data.sources.card import read_card
+from rmkit.data.sources.prepare import prepare
 from rmkit.data.sources.released import PREFIX as RELEASED
 from rmkit.errors import RmkitError, Unreachable
 from rmkit.files import rmkit_cache
@@ -25,7 +25,7 @@ def load_set(each: PreferenceSet, *, root: Path | None, identical: Literal["drop
     """The pairs of a set, prepared now if its source has not been yet. Under several processes the main one goes first.
 
     Raises:
-        RmkitError: see `rmkit.data.preferences.load_preferences` and `rmkit.data.sources.base.prepare`.
+        RmkitError: see `rmkit.data.preferences.load_preferences` and `rmkit.data.sources.prepare.prepare`.
     """
     return load_preferences(
         locate(each, root),

@@ -24,7 +24,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from rmkit.errors import RmkitError
 from rmkit.hub.publication import RECORD
 from rmkit.library_errors import library_errors, read_json
-from rmkit.models.weights import HEAD, INDEX, SAFETENSORS, model_file, not_finite
+from rmkit.model_files.weights import HEAD, INDEX, SAFETENSORS, model_file, not_finite
 
 CONFIG, WEIGHTS, TOKENIZER = "adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json"
 

@@ -28,7 +28,7 @@ from transformers.utils import cached_file, logging
 
 from rmkit.errors import RmkitError
 from rmkit.library_errors import library_errors, read_json
-from rmkit.training.launch import unsharded
+from rmkit.processes import zero3_disabled
 
 SAFETENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEAD = "score.weight"
@@ -142,7 +142,7 @@ def check_weights(auto_class: Any, config: PretrainedConfig, files: WeightFiles,
         size = getattr(text_config, key, None)
         if isinstance(size, int) and size > limit:
             raise RmkitError(f"{files.name}: {key} is {size} in config.json, which its weights do not have.", _FETCH)
-    with library_errors(f"No model could be loaded from {files.name}", _FETCH), unsharded(), no_progress_bar():
+    with library_errors(f"No model could be loaded from {files.name}", _FETCH), zero3_disabled(), no_progress_bar():
         with torch.device("meta"):
             architecture = type(auto_class.from_config(config, trust_remote_code=trust_remote_code))
             tensors = {weight: torch.empty(shape) for weight, shape in files.shapes.items()}

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from rmkit import RmkitError, load_reward_model
 from rmkit.cli import app
 from rmkit.config.recipe import load_recipe
+from rmkit.model_files.identity import model_digests
 from rmkit.models import identity
-from rmkit.models.identity import model_digests
 from rmkit.train import train
 
 PAIR = (["How do I bake bread?"], ["Mix flour, water, salt and yeast. Wait. Bake it."])

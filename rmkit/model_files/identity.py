@@ -21,9 +21,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from rmkit.errors import RmkitError
-from rmkit.files import rmkit_cache
+from rmkit.files import rmkit_cache, write_text
 from rmkit.hub.publication import LOCAL_KEYS, TOKENIZER_FILES
-from rmkit.runs.directory import write_text
 
 Digests = dict[str, str]
 """sha256 of each file, by name."""

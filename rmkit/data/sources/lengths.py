@@ -1,0 +1,38 @@
+"""Lengths of texts in tokens, for the filters and cards of sources."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rmkit.errors import RmkitError
+
+_AT_ONCE = 1000
+
+
+def length_tokenizer(name: str) -> Any:
+    """The tokenizer that lengths are counted with.
+
+    Raises:
+        RmkitError: if there is none of that name.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RmkitError(
+            f"The tokenizer {name} for the length filter could not be loaded: {cause}",
+            "Give as tokenizer a folder or hub id that this machine can reach, or none for no length filter.",
+        ) from None
+
+
+def token_counts(tokenizer: Any, texts: Sequence[str], description: str) -> list[int]:
+    """Tokens of each text, with the special ones that the tokenizer adds."""
+    from tqdm.auto import tqdm
+
+    counts: list[int] = []
+    for start in tqdm(range(0, len(texts), _AT_ONCE), desc=description, unit="k", leave=False):
+        counts += map(len, tokenizer(list(texts[start : start + _AT_ONCE]), verbose=False)["input_ids"])
+    return counts

@@ -1,0 +1,36 @@
+"""Preparing a source into a folder, which is there complete or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rmkit.config.strict_yaml import validated
+from rmkit.data.sources import find
+from rmkit.data.sources.card import Card, refuse_to_replace, write_card
+from rmkit.errors import RmkitError
+from rmkit.files import replacing
+
+
+def prepare(name: str, given: Mapping[str, Any], output: Path, *, said_by: str, overwrite: bool = False) -> Card:
+    """Prepare a source into the folder `output`, which is there complete or not at all.
+
+    Args:
+        given: options, checked strictly.
+        said_by: what messages about an option name: the recipe or the command.
+        overwrite: replace what an earlier preparation left there.
+
+    Raises:
+        RmkitError: for unknown names and options, data of another layout, and what is in the way.
+    """
+    source = find(name)
+    options = validated(source.options, dict(given), said_by)
+    refuse_to_replace(output, overwrite)
+    try:
+        with replacing(output) as folder:
+            card = source.write(options, folder)
+            write_card(card, folder)
+    except OSError as error:
+        raise RmkitError(f"{output} cannot be written: {error}.", "Give another folder, or make room.") from None
+    return card

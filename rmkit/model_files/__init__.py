@@ -1,0 +1,1 @@
+"""The files of a model folder or hub repository: weights, adapters, digests."""

@@ -1,0 +1,76 @@
+"""The processes of a run: how many, how the model is sharded over them, and work on the main one alone."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from accelerate import DistributedType, PartialState
+from transformers.integrations import deepspeed
+
+
+def running_processes() -> int:
+    """How many processes the launcher has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def visible_gpus() -> int:
+    """How many GPUs this process sees."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def running_sharding(arguments: Any) -> str:
+    """none | zero0..3, as TrainingArguments have set it up."""
+    plugin = getattr(arguments, "deepspeed_plugin", None)
+    return "none" if plugin is None else f"zero{plugin.zero_stage}"
+
+
+@contextlib.contextmanager
+def zero3_disabled() -> Iterator[None]:
+    """Load models whole inside: under ZeRO-3 transformers would partition every model that it loads."""
+    # Whoever set the configuration up (launcher or TrainingArguments) holds it; transformers holds a weak reference.
+    config = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = config
+
+
+@contextlib.contextmanager
+def main_process_only() -> Iterator[None]:
+    """Let the main process load and score by itself while the others wait: nothing is shared out or gathered inside."""
+    state = PartialState()
+    shared = state.num_processes, state.process_index
+    state.num_processes, state.process_index = 1, 0
+    try:
+        with zero3_disabled():
+            yield
+    finally:
+        state.num_processes, state.process_index = shared
+
+
+@contextlib.contextmanager
+def skipping_teardown() -> Iterator[None]:
+    """Once the block has ended well, end a process of a distributed run before its libraries are torn down.
+
+    There DeepSpeed sometimes aborts, after all work is done, and the run would count as failed. What is registered with
+    `atexit` inside the block, by experiment trackers for example, still runs.
+    """
+    finished = False
+
+    def end() -> None:
+        if finished and PartialState().distributed_type != DistributedType.NO:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+
+    atexit.register(end)
+    yield
+    finished = True
