@@ -18,7 +18,7 @@ from benchmarks.pairs import released_folder
 from benchmarks.results import Couple, Entry, Line
 from benchmarks.setting import Job, Setting, Workspace
 from benchmarks.shapes import SHAPES
-from rmkit.errors import RmkitError, reported
+from rmkit.errors import RmkitError, exit_on_error
 from rmkit.files import write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -46,7 +46,7 @@ def table(
     """Measure rmkit beside its baselines, print the table, write it and its figure."""
     if context.invoked_subcommand is not None:
         return
-    with reported():
+    with exit_on_error():
         console = _console()
         setting, folder = _setting(size, pairs, scoring_pairs, batch_size, warm_up, data)
         lines = plan(_works(work), _micro_batches(micro_batch, setting))
@@ -89,7 +89,7 @@ def growth(
     cache: Cache = None,
 ) -> None:
     """Seconds of `rmkit --help` and `trl --help`; seconds and memory of `rmkit score` by number of rows."""
-    with reported():
+    with exit_on_error():
         console = _console()
         start = rows_and_start.start_up(runs)
         for name, seconds in start.items():
@@ -109,7 +109,7 @@ def growth(
 @app.command()
 def figure(file: Annotated[Path, typer.Argument(help="A results file.")]) -> None:
     """Print a results file as a table and draw its figure again."""
-    with reported():
+    with exit_on_error():
         entries = results.read(file)
         if not entries:
             raise RmkitError(f"{file} holds no results.", "Give a file that `python -m benchmarks` has written.")
@@ -125,7 +125,7 @@ def figure(file: Annotated[Path, typer.Argument(help="A results file.")]) -> Non
 @app.command(hidden=True)
 def prepare(setting: str, data: str, folder: Path, output: Path) -> None:
     """Make a workspace."""
-    with reported():
+    with exit_on_error():
         from benchmarks.prepare import prepare as make
 
         make(Setting.model_validate_json(setting), Path(data) if data else None, folder)
@@ -135,7 +135,7 @@ def prepare(setting: str, data: str, folder: Path, output: Path) -> None:
 @app.command(hidden=True)
 def machine(output: Path) -> None:
     """Versions and machine."""
-    with reported():
+    with exit_on_error():
         from rmkit.runs.environment import describe
 
         write_json(output, describe())
@@ -144,7 +144,7 @@ def machine(output: Path) -> None:
 @app.command(hidden=True)
 def worker(job: str, output: Path) -> None:
     """Measure one side of a line."""
-    with reported():
+    with exit_on_error():
         from benchmarks.worker import measure
 
         measured = measure(Job.model_validate_json(job), output.parent)

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.setting import BETA, LEARNING_RATE, SCORING_BATCH, SEED, Job, Measurement, Workspace
 from rmkit.config.recipe import Recipe
-from rmkit.config.strict_yaml import validated
+from rmkit.config.strict_yaml import validate
 from rmkit.data.preferences import PreferenceData, load_preferences
 from rmkit.evaluation.scorer import Scorer, load_reward_model
 from rmkit.runs import environment
@@ -58,7 +58,7 @@ def recipe(job: Job, output_dir: Path) -> Recipe:
         "evaluation": {"train_fit": False, "batch_size": 2 * job.micro_batch},
         "output_dir": str(output_dir),
     }
-    return validated(Recipe, content, "the benchmark's recipe")
+    return validate(Recipe, content, "the benchmark's recipe")
 
 
 def score(job: Job, _: Path) -> Measurement:

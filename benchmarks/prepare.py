@@ -17,7 +17,7 @@ from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.pairs import encode_pairs
 from rmkit.files import replacing, write_json
 from rmkit.models.tiny_base import train_tokenizer
-from rmkit.reward_models import reward_model
+from rmkit.reward_models import make_reward_model
 
 _SMALLEST_VOCABULARY, _LARGEST_VOCABULARY = 420, 32768
 _MAX_POSITIONS = 8192
@@ -99,6 +99,6 @@ def _counts(
     }
     found: dict[Work, Counts] = {}
     for work, (settings, pairs) in read.items():
-        encoded = encode_pairs(PreferenceData(work, pairs), reward_model(settings, encoder))
+        encoded = encode_pairs(PreferenceData(work, pairs), make_reward_model(settings, encoder))
         found[work] = counts(work, zip(encoded.chosen, encoded.rejected, strict=True))
     return found

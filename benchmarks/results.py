@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarks.arithmetic import Counts, Work, flops, spread
 from benchmarks.setting import Baseline, Measurement, Setting
-from rmkit.config.strict_yaml import Section
+from rmkit.config.strict_yaml import StrictModel
 from rmkit.files import write_text
 
 PAPER_EPOCHS = 5
@@ -48,7 +48,7 @@ class Line:
         return 1 if self.work == "implicit" else 0
 
 
-class Couple(Section):
+class Couple(StrictModel):
     """A baseline and rmkit right after it. Seconds are of one epoch (or of scoring) and of the reference pass.
 
     `matmul_rate` is the better of two measurements, one after each side; versions and machine are in `machine`.

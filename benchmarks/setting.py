@@ -10,7 +10,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 
 from benchmarks.arithmetic import Counts, Work
 from benchmarks.shapes import SHAPES, Shape
-from rmkit.config.strict_yaml import Section
+from rmkit.config.strict_yaml import StrictModel
 
 Baseline = Literal["stock", "stock_best", "padded", "plain"]
 Side = Literal["stock", "stock_best", "padded", "plain", "ours"]
@@ -20,7 +20,7 @@ BETA = 0.01
 SEED = 0
 
 
-class Setting(Section):
+class Setting(StrictModel):
     """All that must be the same for two measurements to be of one table.
 
     Attributes:
@@ -43,7 +43,7 @@ class Setting(Section):
         return SHAPES[self.size]
 
 
-class Job(Section):
+class Job(StrictModel):
     """One measurement of one side."""
 
     setting: Setting
@@ -53,7 +53,7 @@ class Job(Section):
     side: Side
 
 
-class Measurement(Section):
+class Measurement(StrictModel):
     """What a worker measured: seconds of one epoch (or of scoring) and of the reference pass; peak memory in MiB.
 
     `losses` are those of the optimizer steps and `rewards` [pairs, 2] those of scoring, to see that sides agree.

@@ -33,7 +33,7 @@ app = typer.Typer(
 )
 for command in (
     quickstart.quickstart,
-    prepare.prepare,
+    prepare.prepare_source,
     rewrite.rewrite,
     check.check,
     train.train,

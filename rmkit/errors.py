@@ -52,7 +52,7 @@ class Unreachable(RmkitError):
 
 
 @contextlib.contextmanager
-def reported() -> Iterator[None]:
+def exit_on_error() -> Iterator[None]:
     """Turn an `RmkitError` (or Ctrl-C) into its message on stderr and an exit code; leave other errors alone.
 
     Under a launcher of several processes the first one that fails prints its message (of a bug: the traceback); all

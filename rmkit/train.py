@@ -37,7 +37,7 @@ from rmkit.config.recipe import Recipe, load_recipe
 from rmkit.data.preferences import PreferenceData
 from rmkit.encoding.batches import PairCollator
 from rmkit.encoding.pairs import EncodedPairs
-from rmkit.errors import reported
+from rmkit.errors import exit_on_error
 from rmkit.evaluation.tables import print_counts, print_metrics
 from rmkit.files import write_json
 from rmkit.hub import push as hub
@@ -45,10 +45,10 @@ from rmkit.model_files.identity import on_main_process, saved_tokenizer_digests
 from rmkit.models.dropout import ConfigValue, turn_off_dropout
 from rmkit.models.shared_attention import possible_layout
 from rmkit.processes import main_process_only, running_processes, running_sharding, skipping_teardown, visible_gpus
-from rmkit.reward_models import RewardModel, reward_model
+from rmkit.reward_models import RewardModel, make_reward_model
 from rmkit.reward_models.origins import identify
 from rmkit.reward_models.probe import check_forward
-from rmkit.reward_models.saving import Origin, Record, load, load_model, save
+from rmkit.reward_models.saving import ModelMetadata, ModelRef, load, load_model, save
 from rmkit.runs.directory import FINAL, RunDirectory
 from rmkit.training import launch, trainer_class
 from rmkit.training.preflight import preflight
@@ -111,22 +111,24 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
     base = base.model_copy(update={"revision": commits.get("base", base.revision)})
     identified = identify(base, run.model)
     base = base.model_copy(update={"revision": identified.revision})  # of a hub id the commit that is recorded
-    kind, record = _reward_model(recipe, base, arguments, state, commits.get("reference"))
+    reward_model, record = _reward_model(recipe, base, arguments, state, commits.get("reference"))
     record = record.model_copy(update={"base": identified})
-    encoded = _encode(recipe, data, kind, base, state)
+    encoded = _encode(recipe, data, reward_model, base, state)
     training_set = encoded[recipe.data.train.name]
     if state.is_main_process:
-        for note in preflight(recipe, kind, record, load_config(recipe, base), arguments, len(training_set), plan):
+        for note in preflight(
+            recipe, reward_model, record, load_config(recipe, base), arguments, len(training_set), plan
+        ):
             print(note)
 
-    references = References(kind, record, recipe.evaluation.batch_size, state)
-    if kind.reference not in (None, "base"):
-        references.take_from_other_model(encoded)
+    references = References(reward_model, record, recipe.evaluation.batch_size, state)
+    if reward_model.reference not in (None, "base"):
+        references.compute_from_other_model(encoded)
 
     def untrained() -> PreTrainedModel:
         set_seed(arguments.seed)  # before the head is drawn
         return load_model(
-            kind,
+            reward_model,
             base,
             dtype=record.dtype,
             attention=recipe.base.attention,
@@ -141,23 +143,25 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
             model=model,
             args=arguments,
             train_dataset=Dataset.from_dict(training_set.columns()),
-            data_collator=PairCollator(kind.encoder.tokenizer.pad_token_id, record.layout, kind.generation),
-            processing_class=kind.encoder.tokenizer,
-            peft_config=lora_config(recipe, kind),
+            data_collator=PairCollator(
+                reward_model.encoder.tokenizer.pad_token_id, record.layout, reward_model.generation
+            ),
+            processing_class=reward_model.encoder.tokenizer,
+            peft_config=lora_config(recipe, reward_model),
         )
     if not running_sharding(arguments).startswith("zero"):  # sharded, a model can be run only in training
         with record.precision(arguments.device):
-            check_forward(trainer.model, kind, half=record.half)
+            check_forward(trainer.model, reward_model, half=record.half)
     if state.is_main_process:
         run.claim(recipe.to_yaml(), overwrite, resume)  # only now: no mistake above costs an old run
     state.wait_for_everyone()
-    trainer.reward_model = kind
-    scoring = ScoringCallback(recipe, trainer, kind, encoded, run, references)
+    trainer.reward_model = reward_model
+    scoring = ScoringCallback(recipe, trainer, reward_model, encoded, run, references)
     stopping = CheckpointCallback(trainer.accelerator, record.models)
     trainer.add_callback(scoring)
     trainer.add_callback(stopping)
     if recipe.hub is not None and recipe.hub.push == "every_save":
-        write = partial(_write_model, trainer, kind, record, dropout)
+        write = partial(_write_model, trainer, reward_model, record, dropout)
         describe = partial(run_record, recipe, data, encoded, scoring, record, trainer, {}, plan, started)
         trainer.add_callback(PushCallback(recipe.hub, run, write, describe))
     if checkpoint is not None:
@@ -169,12 +173,12 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
     if stopping.stopping:
         raise Preempted(PREEMPTED_EXIT_CODE)
     scoring.score(FINAL, trainer.state.epoch or 0.0)
-    _save(trainer, kind, record, dropout, run, training_set.head(PROBE_PAIRS), recipe.evaluation.batch_size)
+    _save(trainer, reward_model, record, dropout, run, training_set.head(PROBE_PAIRS), recipe.evaluation.batch_size)
 
     if state.is_main_process:
         content = run_record(recipe, data, encoded, scoring, record, trainer, outcome.metrics, plan, started)
         if recipe.theory.dynamics:
-            found = _dynamics(recipe, kind, encoded, references, untrained, run, trainer.args.device)
+            found = _dynamics(recipe, reward_model, encoded, references, untrained, run, trainer.args.device)
             content["theory"] = {"dynamics": found}
         write_json(run.record, content)
         print_metrics(content)
@@ -184,7 +188,7 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
     return run
 
 
-def _training_arguments(recipe: Recipe) -> tuple[Any, launch.Plan | None]:
+def _training_arguments(recipe: Recipe) -> tuple[Any, launch.LaunchPlan | None]:
     """TrainingArguments of the type's class, processes and sharding checked."""
     launch.check_launcher()
     plan = launch.plan(recipe)
@@ -202,40 +206,40 @@ def _training_arguments(recipe: Recipe) -> tuple[Any, launch.Plan | None]:
     return arguments, plan
 
 
-def _base(recipe: Recipe, training_set: PreferenceData) -> Origin:
+def _base(recipe: Recipe, training_set: PreferenceData) -> ModelRef:
     """The language model that training starts from, built if the recipe says so."""
     build = recipe.base.build
     if build is None:
-        return Origin(name=str(recipe.base.name), revision=recipe.base.revision)
+        return ModelRef(name=str(recipe.base.name), revision=recipe.base.revision)
     from rmkit.models.tiny_base import ensure_base, training_documents
 
-    return Origin(name=str(ensure_base(build, *training_documents(build, training_set))))
+    return ModelRef(name=str(ensure_base(build, *training_documents(build, training_set))))
 
 
 def _reward_model(
-    recipe: Recipe, base: Origin, arguments: Any, state: PartialState, commit: str | None = None
-) -> tuple[RewardModel[Any], Record]:
+    recipe: Recipe, base: ModelRef, arguments: Any, state: PartialState, commit: str | None = None
+) -> tuple[RewardModel[Any], ModelMetadata]:
     """The reward model of a recipe and its record; `commit` is that of the reference, where it is known."""
     encoder, notes = load_encoder(recipe, base)
     layout, fallback = possible_layout(recipe.layout, load_config(recipe, base), recipe.base.attention)
     for note in [*notes, *fallback] if state.is_main_process else []:
         print(note)
-    kind = reward_model(recipe.reward_model, encoder)
+    reward_model = make_reward_model(recipe.reward_model, encoder)
     reference = None
-    if kind.reference not in (None, "base"):
-        named = Origin(name=str(kind.reference), revision=commit or kind.settings.reference_revision)
+    if reward_model.reference not in (None, "base"):
+        named = ModelRef(name=str(reward_model.reference), revision=commit or reward_model.settings.reference_revision)
         reference = identify(named, RunDirectory(recipe.output_dir).model)
-    record = make_record(recipe, kind, base, layout, arguments, running_sharding(arguments))
-    tokenizer = on_main_process(partial(saved_tokenizer_digests, kind.encoder.tokenizer))
+    record = make_record(recipe, reward_model, base, layout, arguments, running_sharding(arguments))
+    tokenizer = on_main_process(partial(saved_tokenizer_digests, reward_model.encoder.tokenizer))
     record = record.model_copy(update={"reference": reference, "tokenizer": tokenizer})
-    return kind, record
+    return reward_model, record
 
 
 def _encode(
-    recipe: Recipe, data: dict[str, PreferenceData], kind: RewardModel[Any], base: Origin, state: PartialState
+    recipe: Recipe, data: dict[str, PreferenceData], reward_model: RewardModel[Any], base: ModelRef, state: PartialState
 ) -> dict[str, EncodedPairs]:
     """Every set encoded once, what was left out said, and the token at which the model is read shown."""
-    encoded = encode(recipe, data, kind)
+    encoded = encode(recipe, data, reward_model)
     config = load_config(recipe, base)
     if state.is_main_process:
         print_counts(encoded, recipe.data, config)
@@ -243,8 +247,8 @@ def _encode(
             print(line)
         first = next(iter(encoded.values())).chosen[0]
         print(
-            f"Last token of what is read: {kind.encoder.tokenizer.decode(first.ids[-1:])!r}, after "
-            f"{kind.encoder.tokenizer.decode(first.ids[-6:-1])!r}."
+            f"Last token of what is read: {reward_model.encoder.tokenizer.decode(first.ids[-1:])!r}, after "
+            f"{reward_model.encoder.tokenizer.decode(first.ids[-6:-1])!r}."
         )
     refuse_beyond_positions(recipe, encoded, config)
     return encoded
@@ -256,21 +260,21 @@ def _publish(recipe: Recipe, run: RunDirectory) -> None:
 
 
 def _write_model(
-    trainer: Any, kind: RewardModel[Any], record: Record, dropout: list[ConfigValue], directory: Path
+    trainer: Any, reward_model: RewardModel[Any], record: ModelMetadata, dropout: list[ConfigValue], directory: Path
 ) -> dict[str, Tensor]:
     """Gather the weights on all processes, and write a model directory on the main one; returns the weights there."""
     gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}  # None on other processes than the main
     weights = {name.replace("_orig_mod.", ""): each for name, each in gathered.items()}  # torch.compile's names
     if trainer.is_world_process_zero():
         model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_torch_compile=False)
-        save(directory, model, weights, kind, record, dropout)
+        save(directory, model, weights, reward_model, record, dropout)
     return weights
 
 
 def _save(
     trainer: Any,
-    kind: RewardModel[Any],
-    record: Record,
+    reward_model: RewardModel[Any],
+    record: ModelMetadata,
     dropout: list[ConfigValue],
     run: RunDirectory,
     probe: EncodedPairs,
@@ -283,14 +287,14 @@ def _save(
     """
     device = trainer.args.device
     with record.precision(device):
-        live = probe_outputs(trainer.model_wrapped, kind, probe, batch_size)
-    weights = _write_model(trainer, kind, record, dropout, run.model)
+        live = probe_outputs(trainer.model_wrapped, reward_model, probe, batch_size)
+    weights = _write_model(trainer, reward_model, record, dropout, run.model)
     if not trainer.is_world_process_zero():
         return
     with main_process_only(), record.precision(device):
         reloaded = load(str(run.model), policy_only=True).model.to(device)
         check_weights(run.model, weights, reloaded.state_dict())
-        again = probe_outputs(reloaded, kind, probe, batch_size)
+        again = probe_outputs(reloaded, reward_model, probe, batch_size)
     # The same arithmetic on one CPU process; sharded, compiled or on a GPU, kernels may add in another order.
     same_arithmetic = device.type == "cpu" and trainer.args.world_size == 1 and not trainer.args.torch_compile
     low_precision = record.dtype == "bfloat16" or record.autocast
@@ -299,7 +303,7 @@ def _save(
 
 def _dynamics(
     recipe: Recipe,
-    kind: RewardModel[Any],
+    reward_model: RewardModel[Any],
     encoded: dict[str, EncodedPairs],
     references: References,
     untrained: Callable[[], PreTrainedModel],
@@ -314,7 +318,7 @@ def _dynamics(
     outputs = references.get(name)
     with main_process_only():
         return dynamics_of_run(
-            kind,
+            reward_model,
             {
                 "before": lambda: untrained().to(device),
                 "after": lambda: load(str(run.model), policy_only=True).model.to(device),
@@ -333,7 +337,7 @@ def main(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in output_dir.")] = False,
 ) -> None:
     """Train a reward model from a recipe."""
-    with reported(), skipping_teardown():
+    with exit_on_error(), skipping_teardown():
         train(load_recipe(recipe, overrides or []), overwrite)
         PartialState().destroy_process_group()
 

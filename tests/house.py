@@ -3,8 +3,9 @@
     python tests/house.py [COMMIT ...]
 
 A room is what stands at the top of rmkit/: a package, or a module. An arrow goes from a room to one that it imports,
-wherever in a file. A room's floor is the longest way from it down to a room that imports none. Rooms are put in order by taking next the one with the fewest imports among those left: arrows that
-remain then run up. There are none exactly if the rooms form no circle.
+wherever in a file. A room's floor is the longest way from it down to a room that imports none. To find arrows that run
+up, rooms are put in order, next always the one with the fewest imports among those left; its arrows to these run up.
+There are none exactly if the rooms form no circle.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmkit.errors import reported
+from rmkit.errors import exit_on_error
 
 if TYPE_CHECKING:  # heavy, and not needed for --help
     from rich.console import Console
@@ -19,9 +19,9 @@ if TYPE_CHECKING:  # heavy, and not needed for --help
     from rmkit.encoding.batches import Layout
     from rmkit.encoding.pairs import EncodedPairs
     from rmkit.reward_models import RewardModel
-    from rmkit.reward_models.saving import Origin
-    from rmkit.training.checking import Example, Memory, Work
-    from rmkit.training.launch import Plan
+    from rmkit.reward_models.saving import ModelRef
+    from rmkit.training.checking import Example, Memory, StepCounts
+    from rmkit.training.launch import LaunchPlan
 
 _SHOWN = 70  # characters of either end of a text
 
@@ -31,13 +31,13 @@ def check(
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
 ) -> None:
     """Show what a recipe would train on, what its models read, and what it takes. Nothing is trained or built."""
-    with reported():
+    with exit_on_error():
         from rich.console import Console
 
         from rmkit.config.recipe import load_recipe
         from rmkit.evaluation.tables import set_remarks
         from rmkit.models.shared_attention import possible_layout
-        from rmkit.reward_models import reward_model
+        from rmkit.reward_models import make_reward_model
         from rmkit.training import checking, launch, preparation
         from rmkit.training.disk_space import check_places
 
@@ -60,8 +60,8 @@ def check(
             )
             return
         encoder, notes = preparation.load_encoder(loaded, base)
-        kind = reward_model(loaded.reward_model, encoder)
-        encoded = preparation.encode(loaded, data, kind)
+        reward_model = make_reward_model(loaded.reward_model, encoder)
+        encoded = preparation.encode(loaded, data, reward_model)
         pairs = encoded[loaded.data.train.name]
         _print_sets(console, loaded, data, encoded)
         _print_warnings(
@@ -78,20 +78,20 @@ def check(
             console.print(f"warning: {line}", markup=False, highlight=False, style="yellow")
         preparation.refuse_beyond_positions(loaded, encoded, config)
         _print_work(console, checking.work(loaded, pairs, plan, layout))
-        _print_memory(console, checking.memory(loaded, kind, config, plan))
-        _try(console, loaded, kind, base, layout, len(pairs), plan)
+        _print_memory(console, checking.memory(loaded, reward_model, config, plan))
+        _try(console, loaded, reward_model, base, layout, len(pairs), plan)
 
 
-def _base(recipe: Recipe, training: PreferenceData) -> Origin | None:
+def _base(recipe: Recipe, training: PreferenceData) -> ModelRef | None:
     """The base that training starts from; None if it is still to be built."""
-    from rmkit.reward_models.saving import Origin
+    from rmkit.reward_models.saving import ModelRef
 
     if recipe.base.build is None:
-        return Origin(name=str(recipe.base.name), revision=recipe.base.revision)
+        return ModelRef(name=str(recipe.base.name), revision=recipe.base.revision)
     from rmkit.models.tiny_base import cached_base, training_documents
 
     folder = cached_base(recipe.base.build, training_documents(recipe.base.build, training)[1])
-    return None if folder is None else Origin(name=str(folder))
+    return None if folder is None else ModelRef(name=str(folder))
 
 
 def _print_sets(
@@ -159,7 +159,7 @@ def _shortened(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in shown)
 
 
-def _print_work(console: Console, work: Work) -> None:
+def _print_work(console: Console, work: StepCounts) -> None:
     console.print(
         f"Training: {work.pairs} pairs, {work.tokens:,} tokens ({work.shared:,} of them shared and computed once) and "
         f"{work.steps_per_epoch} steps an epoch, {work.steps} steps in all (processes: {work.processes}, micro-batches "
@@ -186,11 +186,11 @@ def _print_memory(console: Console, memory: Memory) -> None:
 def _try(
     console: Console,
     recipe: Recipe,
-    kind: RewardModel[Any],
-    base: Origin,
+    reward_model: RewardModel[Any],
+    base: ModelRef,
     layout: Layout,
     pairs: int,
-    plan: Plan | None,
+    plan: LaunchPlan | None,
 ) -> None:
     """What `rmkit train` tries before it starts; TrainingArguments are those of one process, without sharding."""
     from rmkit.processes import visible_gpus
@@ -200,6 +200,6 @@ def _try(
     processes = (plan.processes if plan else None) or 1
     arguments = preparation.trainer_arguments(recipe, processes, use_cpu=visible_gpus() == 0)
     sharding = (plan.sharding if plan else None) or "none"
-    record = preparation.make_record(recipe, kind, base, layout, arguments, sharding)
-    for note in preflight(recipe, kind, record, preparation.load_config(recipe, base), arguments, pairs, plan):
+    record = preparation.make_record(recipe, reward_model, base, layout, arguments, sharding)
+    for note in preflight(recipe, reward_model, record, preparation.load_config(recipe, base), arguments, pairs, plan):
         console.print(note, markup=False, highlight=False)

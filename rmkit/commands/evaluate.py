@@ -22,10 +22,10 @@ from rmkit.commands.score import (
     Trust,
     Type,
     is_main_process,
-    loaded,
-    scored,
+    load_scorer,
+    score_sets,
 )
-from rmkit.errors import reported
+from rmkit.errors import exit_on_error
 
 
 def evaluate(
@@ -48,7 +48,7 @@ def evaluate(
     no_verify: NoVerify = False,
 ) -> None:
     """Score every set of a suite; print accuracy, margin and ties by set, category and section."""
-    with reported():
+    with exit_on_error():
         from rmkit.data.sources.use import ignored_split
         from rmkit.evaluation.statistics import by_category
         from rmkit.evaluation.suites import best_of_accuracy, load_set, load_suite, section_scores
@@ -62,9 +62,9 @@ def evaluate(
             if line is not None and is_main_process():
                 print(line)
         options = (type, pooling, reference, beta, dtype, layout, date_string, trust_remote_code)
-        scorer = loaded(model, *options, special_tokens=special_tokens, base=base, verify=not no_verify)
+        scorer = load_scorer(model, *options, special_tokens=special_tokens, base=base, verify=not no_verify)
         results: dict[str, dict[str, Any]] = {}
-        found = scored(scorer, data, batch_size, max_length, f"{len(data)} sets")
+        found = score_sets(scorer, data, batch_size, max_length, f"{len(data)} sets")
         summaries = {name: one.summary() for name, one in found.items()}  # refuses rewards that are not finite
         for each in chosen_suite.sets:
             one = found[each.name]

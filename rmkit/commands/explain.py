@@ -19,9 +19,9 @@ from rmkit.commands.score import (
     SpecialTokens,
     Trust,
     Type,
-    loaded,
+    load_scorer,
 )
-from rmkit.errors import RmkitError, reported
+from rmkit.errors import RmkitError, exit_on_error
 
 if TYPE_CHECKING:
     from rmkit.evaluation.scorer import Scorer
@@ -55,7 +55,7 @@ def explain(
     no_verify: NoVerify = False,
 ) -> None:
     """Show what each token adds to a reward: an implicit reward's terms, or an explicit one's rewards of prefixes."""
-    with reported():
+    with exit_on_error():
         run = _run(model)
         if worst is None and (prompt is None or response is None):
             raise RmkitError("There is nothing to explain.", "Give --prompt and --response, or a run and --worst.")
@@ -63,15 +63,15 @@ def explain(
             raise RmkitError("--worst takes its texts from a run.", "Give a run, and no texts, --output or --json.")
         common = (dtype, None, date_string, trust_remote_code)
         ways: dict[str, Any] = {"special_tokens": special_tokens, "verify": not no_verify}
-        scorer = loaded(_place(model), type, pooling, reference, beta, *common, base=base, **ways)
+        scorer = load_scorer(_place(model), type, pooling, reference, beta, *common, base=base, **ways)
         other = None
         if against is not None:
-            other = loaded(_place(against), None, None, None, None, *common, **ways)
+            other = load_scorer(_place(against), None, None, None, None, *common, **ways)
         if worst is not None and run is not None:
             _explain_worst(run, worst, scorer, other, batch_size)
             return
         from rmkit.evaluation.token_rewards import explain as explained
-        from rmkit.evaluation.token_rewards import together
+        from rmkit.evaluation.token_rewards import merge_explanations
         from rmkit.files import write_json, write_text
         from rmkit.report.explanation import html
 
@@ -81,7 +81,7 @@ def explain(
         for name, explanation in found:
             _show(name, explanation)
         if json is not None:
-            content = together(first, second).content()
+            content = merge_explanations(first, second).content()
             write_json(json, content if second is None else content | {"against": second.content()})
         if output is not None:
             write_text(output, html(found))
@@ -91,14 +91,14 @@ def _explain_worst(run: RunDirectory, number: int, scorer: Scorer, other: Scorer
     from rich.progress import track
 
     from rmkit.evaluation.token_rewards import explain as explained
-    from rmkit.evaluation.token_rewards import most_wrong, together
+    from rmkit.evaluation.token_rewards import merge_explanations, most_wrong
     from rmkit.files import write_json
 
     responses = most_wrong(run, number)
     for each in track(responses, description="Explaining"):
         first = explained(scorer, each.prompt, each.response, batch_size)
         second = None if other is None else explained(other, each.prompt, each.response, batch_size)
-        write_json(run.path / "explain" / each.file, together(first, second).content())
+        write_json(run.path / "explain" / each.file, merge_explanations(first, second).content())
     print(f"{len(responses)} responses are explained in {run.path / 'explain'}.")
 
 

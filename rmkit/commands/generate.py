@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rmkit.commands.score import Base, NoVerify
-from rmkit.errors import RmkitError, reported
+from rmkit.errors import RmkitError, exit_on_error
 
 if TYPE_CHECKING:
     from rmkit.evaluation.generation import GenerationSettings
@@ -30,7 +30,7 @@ def generate(
     no_verify: NoVerify = False,
 ) -> None:
     """Let IM-RMs write Hamiltonian cycles for the graphs of their runs: RUN/generation/SET.json (Section 3.2)."""
-    with reported():
+    with exit_on_error():
         from rmkit.runs.directory import RunDirectory
 
         records = {path: RunDirectory(path).read() for path in runs}  # all, before the first model loads
@@ -57,7 +57,7 @@ def _generate(
 
     from rmkit.data.sources.hamiltonian import is_hamiltonian_cycle
     from rmkit.evaluation.generation import generate as generated
-    from rmkit.evaluation.generation import likelihoods, verified
+    from rmkit.evaluation.generation import likelihoods, verify_samples
     from rmkit.evaluation.scorer import load_reward_model
     from rmkit.files import write_json
 
@@ -78,7 +78,7 @@ def _generate(
                 "set": name,
                 "settings": asked,
                 "log_probs": log_probs,
-                **verified(texts["prompt"], texts["chosen"], written, is_hamiltonian_cycle),
+                **verify_samples(texts["prompt"], texts["chosen"], written, is_hamiltonian_cycle),
             }
             write_json(file, content)
         found = content["log_probs"] or {}

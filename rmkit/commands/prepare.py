@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from rmkit.errors import reported
+from rmkit.errors import exit_on_error
 
 RELEASED = "released"
 
 
-def prepare(
+def prepare_source(
     name: Annotated[
         str,
         typer.Argument(
@@ -38,7 +38,7 @@ def prepare(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a set that was prepared before.")] = False,
 ) -> None:
     """Prepare preference pairs as the paper does: a save_to_disk folder with prompt, chosen, rejected and a card."""
-    with reported():
+    with exit_on_error():
         said: dict[str, Any] = {
             "seed": seed,
             "train": train,
@@ -64,9 +64,9 @@ def _read(settings: list[str]) -> dict[str, Any]:
 
 
 def _one(name: str, given: Mapping[str, Any], output: Path, overwrite: bool) -> None:
-    from rmkit.data.sources.prepare import prepare as prepare_source
+    from rmkit.data.sources.prepare import prepare_source as prepare_source
 
-    card = prepare_source(name, given, output, said_by=f"prepare {name}", overwrite=overwrite)
+    card = prepare_source(name, given, output, error_label=f"prepare {name}", overwrite=overwrite)
     _print_card(card)
     print(f"Written to {output}.")
 

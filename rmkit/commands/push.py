@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rmkit.errors import reported
+from rmkit.errors import exit_on_error
 
 
 def push(
@@ -20,11 +20,11 @@ def push(
     ] = None,
 ) -> None:
     """Publish a run's model, tokenizer, card and recipe on the Hugging Face Hub."""
-    with reported():
+    with exit_on_error():
         from rmkit.config.recipe import Hub
-        from rmkit.config.strict_yaml import validated
+        from rmkit.config.strict_yaml import validate
         from rmkit.hub import push as hub
         from rmkit.runs.directory import RunDirectory
 
         where = {"push": "end", "repo_id": repo_id, "private": private, "base": base}
-        hub.push(RunDirectory(run), validated(Hub, where, "rmkit push"))
+        hub.push(RunDirectory(run), validate(Hub, where, "rmkit push"))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rmkit.errors import reported
+from rmkit.errors import exit_on_error
 
 
 def quickstart(
@@ -18,7 +18,7 @@ def quickstart(
     prepare_only: Annotated[bool, typer.Option("--prepare-only", help="Only write the pairs to data/.")] = False,
 ) -> None:
     """Train all three types on a small base made here and score them on paraphrases: minutes on a CPU, then a page."""
-    with reported():
+    with exit_on_error():
         from rich.console import Console
 
         console = Console()

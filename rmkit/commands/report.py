@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rmkit.errors import RmkitError, reported
+from rmkit.errors import RmkitError, exit_on_error
 
 
 def report(
@@ -20,7 +20,7 @@ def report(
 
     Reads the files of run directories only, never a model. What cannot be used is listed with the reason.
     """
-    with reported():
+    with exit_on_error():
         if published is None and not runs:
             raise RmkitError("There is nothing to do.", "Give run directories and --output, or --published FILE.csv.")
         if runs and output is None:

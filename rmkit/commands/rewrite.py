@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rmkit.errors import RmkitError, reported
+from rmkit.errors import RmkitError, exit_on_error
 
 if TYPE_CHECKING:  # heavy, and not needed for --help
     from rmkit.data.preferences import PreferenceData
@@ -71,7 +71,7 @@ def rewrite(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a set rewritten otherwise.")] = False,
 ) -> None:
     """Rewrite the responses of a set: paraphrased, translated, or in another form."""
-    with reported():
+    with exit_on_error():
         from rmkit.data.preferences import load_preferences
         from rmkit.data.rewriting import sets
         from rmkit.data.rewriting.checks import Bounds

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rmkit.errors import RmkitError, reported
+from rmkit.errors import RmkitError, exit_on_error
 
 if TYPE_CHECKING:
     from rmkit.data.preferences import PreferenceData
@@ -56,7 +56,7 @@ def score(
     no_verify: NoVerify = False,
 ) -> None:
     """Reward both responses of every pair of a set; print accuracy, margin and ties."""
-    with reported():
+    with exit_on_error():
         from rmkit.data.preferences import load_preferences
         from rmkit.evaluation.tables import print_scores
         from rmkit.files import check_place, write_table
@@ -66,15 +66,15 @@ def score(
         if split is not None and pairs.split is None and is_main_process():
             print(f"warning: {data} has no splits: --split {split} is ignored")
         options = (type, pooling, reference, beta, dtype, layout, date_string, trust_remote_code)
-        scorer = loaded(model, *options, special_tokens=special_tokens, base=base, verify=not no_verify)
-        found = scored(scorer, {pairs.name: pairs}, batch_size, max_length, pairs.name)[pairs.name]
+        scorer = load_scorer(model, *options, special_tokens=special_tokens, base=base, verify=not no_verify)
+        found = score_sets(scorer, {pairs.name: pairs}, batch_size, max_length, pairs.name)[pairs.name]
         summary = found.summary()  # refuses rewards that are not finite
         if is_main_process():
             write_table(output, found.columns())
             print_scores({pairs.name: summary}, model)
 
 
-def loaded(
+def load_scorer(
     model: str,
     type: str | None,
     pooling: str | None,
@@ -115,7 +115,7 @@ def loaded(
     return scorer
 
 
-def scored(
+def score_sets(
     scorer: Scorer, sets: dict[str, PreferenceData], batch_size: int, max_length: int | None, description: str
 ) -> dict[str, ScoredSet]:
     """Sets rewarded in one pass; what is left out is said, and what their texts are like."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmkit.errors import reported
+from rmkit.errors import exit_on_error
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,12 +49,12 @@ def sweep(
     ] = None,
 ) -> None:
     """Run a grid of recipes. Run it again to go on after an interruption: finished points are kept."""
-    with reported(), _interrupted_by_signals():
+    with exit_on_error(), _interrupted_by_signals():
         from rich.console import Console
 
         console = Console(highlight=False)
         with console.status("Reading the grid"):
-            from rmkit.experiments.sweep import expand, load_sweep, run, state
+            from rmkit.experiments.sweep import expand, load_sweep, run_sweep, state
 
             file, _ = load_sweep(sweep)
             folder = output or Path("runs") / file.stem
@@ -66,7 +66,7 @@ def sweep(
         where = _launcher(launcher, max_parallel, _values(slurm or []), console)
         outcomes = []
         try:
-            with contextlib.closing(run(points, folder, where)) as ended:
+            with contextlib.closing(run_sweep(points, folder, where)) as ended:
                 for outcome in ended:
                     outcomes.append(outcome)
                     done = f"[{len(outcomes)}/{len(points)}] {outcome.point.name}: {_said(outcome)}"
@@ -117,21 +117,21 @@ def _list(points: Sequence[Point], states: Mapping[str, str], console: Console) 
 def _memory(recipe: Recipe) -> str:
     """GiB a GPU, or why they are not known."""
     from rmkit.errors import RmkitError
-    from rmkit.reward_models import reward_model
-    from rmkit.reward_models.saving import Origin
+    from rmkit.reward_models import make_reward_model
+    from rmkit.reward_models.saving import ModelRef
     from rmkit.training import checking, launch, preparation
 
     if recipe.base.name is None:
         return "unknown (base is built first)"
-    base = Origin(name=recipe.base.name, revision=recipe.base.revision)
+    base = ModelRef(name=recipe.base.name, revision=recipe.base.revision)
     try:
         config = preparation.load_config(recipe, base)
     except (RmkitError, OSError):
         return "unknown (base not cached)"
     try:
         encoder, _ = preparation.load_encoder(recipe, base)
-        kind = reward_model(recipe.reward_model, encoder)
-        return f"{checking.memory(recipe, kind, config, launch.plan(recipe)).per_gpu / 2**30:.3g} GiB"
+        reward_model = make_reward_model(recipe.reward_model, encoder)
+        return f"{checking.memory(recipe, reward_model, config, launch.plan(recipe)).per_gpu / 2**30:.3g} GiB"
     except RmkitError as error:
         return f"unknown: {error.cause}"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rmkit.commands.score import Base, NoVerify
-from rmkit.errors import RmkitError, reported
+from rmkit.errors import RmkitError, exit_on_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +61,7 @@ def dynamics(
     no_verify: NoVerify = False,
 ) -> None:
     """Predict what one gradient step does to rewards (Eq. 4, 5, 8), and measure it."""
-    with reported():
+    with exit_on_error():
         place = _figure_place(json, figure)
         _check_dtype(dtype)
         if learning_rate <= 0 or beta <= 0:
@@ -116,7 +116,7 @@ def separator(
     no_verify: NoVerify = False,
 ) -> None:
     """The max-margin separator of a model's hidden states (Eq. 6), and its products with unseen pairs (footnote 3)."""
-    with reported():
+    with exit_on_error():
         place = _figure_place(json, figure)
         _check_dtype(dtype)
         import numpy as np
@@ -125,7 +125,7 @@ def separator(
         from rmkit.data.preferences import load_preferences
         from rmkit.encoding.pairs import encode_pairs
         from rmkit.report import theory_figures as figures
-        from rmkit.theory.loading import as_type, hidden_differences, types_of
+        from rmkit.theory.loading import hidden_differences, load_as, possible_types
         from rmkit.theory.separator import (
             NotSeparable,
             max_margin_separator,
@@ -136,9 +136,9 @@ def separator(
 
         training = load_preferences(data, split=split, limit=pairs)
         new = _sets(unseen or [], unseen_split or split, pairs)
-        as_what = "explicit" if types_of(model) else None
+        as_what = "explicit" if possible_types(model) else None
         options: dict[str, Any] = {"dtype": dtype, "date_string": date_string, "base": base, "verify": not no_verify}
-        checkpoint = as_type(model, as_what, **options)
+        checkpoint = load_as(model, as_what, **options)
         checkpoint.model.to(PartialState().device)
 
         def encoded_differences(each: PreferenceData) -> tuple[Any, Any]:
@@ -192,7 +192,7 @@ def unseen_tokens(
     figure: FigureFile = None,
 ) -> None:
     """Rank tokens that training has not shown (Theorem 2): implicit models cannot, explicit ones rank like u*."""
-    with reported():
+    with exit_on_error():
         place = _figure_place(json, figure)
         _check_dtype(dtype)
         if beta <= 0:
@@ -246,7 +246,7 @@ def verification(
     figure: FigureFile = None,
 ) -> None:
     """Verify Hamiltonian cycles without learning to generate them (Theorem 1, Corollary 1), by listing all answers."""
-    with reported():
+    with exit_on_error():
         place = _figure_place(json, figure)
         if reference not in ("uniform", "random", "efficient"):
             raise RmkitError(f"--reference {reference} is not known.", "Give uniform, random or efficient.")
@@ -351,17 +351,17 @@ def _single_tokens(
     from accelerate import PartialState
 
     from rmkit.data.preferences import load_preferences
-    from rmkit.theory.loading import as_type, lab_of, types_of
+    from rmkit.theory.loading import freeze_checkpoint, load_as, possible_types
     from rmkit.theory.single_tokens import split_by_tokens, token_pairs
 
-    if types_of(model) is None:
+    if possible_types(model) is None:
         raise RmkitError(f"{model} is a trained reward model.", "Give a language model: Theorem 2 trains both types.")
     pairs = load_preferences(data, split=split).pairs
     others = None if unseen is None else load_preferences(unseen, split=split).pairs
-    checkpoint = as_type(model, "implicit", dtype=dtype, date_string=date_string)
+    checkpoint = load_as(model, "implicit", dtype=dtype, date_string=date_string)
     train, left = split_by_tokens(checkpoint.reward_model.encoder, pairs, training_pairs, others)
     checkpoint.model.to(PartialState().device)
-    lab = lab_of(checkpoint)
+    lab = freeze_checkpoint(checkpoint)
     for note in lab.notes:
         print(note)
     return token_pairs(lab, train, left, batch_size)

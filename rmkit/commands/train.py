@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import psutil
 import typer
 
-from rmkit.errors import INTERRUPTED_EXIT_CODE, RmkitError, reported
+from rmkit.errors import INTERRUPTED_EXIT_CODE, RmkitError, exit_on_error
 
 
 def train(
@@ -30,7 +30,7 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in output_dir.")] = False,
 ) -> None:
     """Train a reward model from a recipe, through accelerate."""
-    with reported():
+    with exit_on_error():
         from rmkit.config.recipe import read_recipe
         from rmkit.training import launch
 
@@ -38,7 +38,7 @@ def train(
         name = config_file or read_recipe(recipe, overrides or []).distributed
         count = num_processes or launch.process_count(name)
         options = launch.launch_options(name, count)
-        os.environ |= launch.said_by_launcher(config_file, count)
+        os.environ |= launch.launcher_env(config_file, count)
         script = Path(__file__).parents[1] / "train.py"
         arguments = [str(recipe), *(overrides or []), *(["--overwrite"] if overwrite else [])]
         code = _launch([*options, str(script), *arguments])

@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from rmkit.config.strict_yaml import Section, Seed, apply_override, load_yaml, to_yaml, validated
+from rmkit.config.strict_yaml import Seed, StrictModel, apply_override, load_yaml, to_yaml, validate
 from rmkit.config.training_arguments import training_options
 from rmkit.errors import RmkitError
 
@@ -42,14 +42,14 @@ Text = Annotated[str, Field(min_length=1)]
 LocalPath = Annotated[Path, Field(strict=False), AfterValidator(lambda path: Path(os.path.expanduser(path)))]
 
 
-class Explicit(Section):
+class Explicit(StrictModel):
     """EX-RM (Eq. 1); `pooling: mean` is the variant of Figure 7."""
 
     type: Literal["explicit"] = "explicit"
     pooling: Literal["last", "mean"] = "last"
 
 
-class Implicit(Section):
+class Implicit(StrictModel):
     """IM-RM (Eq. 2). `reference` is `base` (the model that training starts from), `none`, or another model."""
 
     type: Literal["implicit"] = "implicit"
@@ -64,7 +64,7 @@ class Implicit(Section):
         return self
 
 
-class Generative(Section):
+class Generative(StrictModel):
     """EX-GRM (Appendix A). `generation_weight` is the lambda of footnote 7."""
 
     type: Literal["generative"] = "generative"
@@ -84,7 +84,7 @@ class Generative(Section):
 RewardModelSettings = Annotated[Explicit | Implicit | Generative, Field(discriminator="type")]
 
 
-class BaseBuild(Section):
+class BaseBuild(StrictModel):
     """A small language model made on the spot: own tokenizer, Llama architecture, next-token training.
 
     `corpus: training_texts` takes the prompts and responses of the recipe's training set; `corpus: quickstart` the
@@ -104,7 +104,7 @@ class BaseBuild(Section):
     seed: Seed = 0
 
 
-class Base(Section):
+class Base(StrictModel):
     """The language model that all types start from: a hub id or folder, or one that is built.
 
     `added_tokens` become tokens of their own, with rows of their own in the embeddings. `dropout: true` keeps the
@@ -160,7 +160,7 @@ class SourceSettings(BaseModel):
         return dict(self.model_extra or {})
 
 
-class PreferenceSet(Section):
+class PreferenceSet(StrictModel):
     """Where the pairs of a set are.
 
     `path` is below `data.root`, or a hub id. `source` says how the set is prepared where there is nothing at `path`;
@@ -199,7 +199,7 @@ class EvaluationSet(PreferenceSet):
     category: Category | None = None
 
 
-class Data(Section):
+class Data(StrictModel):
     """The training set, the evaluation sets, and what happens to pairs that cannot be used.
 
     `special_tokens` says what becomes of control tokens that a prompt or response spells: they stay text, are kept as
@@ -223,7 +223,7 @@ class Data(Section):
         return self
 
 
-class Evaluation(Section):
+class Evaluation(StrictModel):
     """When and how the sets are scored. `train_fit` also scores the training set at the end."""
 
     every_epoch: bool = False
@@ -231,7 +231,7 @@ class Evaluation(Section):
     batch_size: PositiveInt = 16
 
 
-class Lora(Section):
+class Lora(StrictModel):
     """Low-rank adapters (PEFT) instead of full fine-tuning."""
 
     r: PositiveInt = 16
@@ -240,7 +240,7 @@ class Lora(Section):
     target_modules: str | list[str] = "all-linear"
 
 
-class Theory(Section):
+class Theory(StrictModel):
     """Whether run.json also gets the run's learning dynamics (Section 4.1), before and after training.
 
     `pairs` are the training pairs on which a step is taken; `learning_rate` is that of the step.
@@ -251,7 +251,7 @@ class Theory(Section):
     learning_rate: PositiveFloat = 1e-6
 
 
-class Hub(Section):
+class Hub(StrictModel):
     """Publishing to the Hugging Face Hub: the finished run, or also the model at every save while training.
 
     `base` says where others get a base that is a local folder here: a hub id (owner/name or owner/name@revision), or
@@ -272,7 +272,7 @@ class Hub(Section):
         return self
 
 
-class Recipe(Section):
+class Recipe(StrictModel):
     """A whole run. See docs/recipes.md for every key.
 
     `layout: shared` computes what sequences start with alike once and packs them without padding; `padded` gives each
@@ -334,4 +334,4 @@ def read_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
     content = load_yaml(path)
     for override in overrides:
         apply_override(content, override)
-    return validated(Recipe, content, str(path))
+    return validate(Recipe, content, str(path))

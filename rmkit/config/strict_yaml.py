@@ -19,7 +19,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What NumPy's generators take."""
 
 
-class Section(BaseModel):
+class StrictModel(BaseModel):
     """A part of a recipe: immutable; an unknown key, or a value that would have to be converted, is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -118,10 +118,10 @@ def apply_override(content: dict[str, Any], override: str) -> None:
         ) from None
 
 
-SectionType = typing.TypeVar("SectionType", bound=BaseModel)
+StrictModelType = typing.TypeVar("StrictModelType", bound=BaseModel)
 
 
-def validated(section: type[SectionType], content: dict[str, Any], source: str) -> SectionType:
+def validate(section: type[StrictModelType], content: dict[str, Any], source: str) -> StrictModelType:
     """`section` from `content`, the first mistake reported as an `RmkitError` that names `source` and the key."""
     try:
         # By way of JSON, where a path is text even if values are never converted; so is what JSON lacks (dates).

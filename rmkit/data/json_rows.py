@@ -14,7 +14,7 @@ from typing import Any
 from rmkit.errors import RmkitError
 
 _VERSION = 1  # part of the cache's key: raise it when the same file would give other rows
-_AT_ONCE = 1000
+_CHUNK = 1000
 _FORM = "Give one object a line, or one list of objects."
 
 
@@ -108,7 +108,7 @@ def _slices(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[int, list[dict[str
 
     rows = iter(rows)
     start = 0
-    while some := list(itertools.islice(rows, _AT_ONCE)):
+    while some := list(itertools.islice(rows, _CHUNK)):
         yield start, some
         start += len(some)
 

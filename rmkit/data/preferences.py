@@ -28,7 +28,7 @@ Where = Mapping[str, Scalar | Sequence[Scalar]]
 COLUMNS = ("prompt", "chosen", "rejected")
 _NO_ROWS = ("StopIteration", "corresponds to no data", "BatchSize must be greater than 0")
 """How `datasets` fails on files without rows."""
-_AT_ONCE = 1000
+_CHUNK = 1000
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 
@@ -73,8 +73,8 @@ class PairRows(Sequence[PreferencePair]):
         return self._made(self._kept[at])
 
     def __iter__(self) -> Iterator[PreferencePair]:
-        for start in range(0, len(self), _AT_ONCE):
-            yield from self[start : start + _AT_ONCE]
+        for start in range(0, len(self), _CHUNK):
+            yield from self[start : start + _CHUNK]
 
     def _made(self, numbers: NDArray[np.int64]) -> list[PreferencePair]:
         rows = _in_slices(self._rows.select(numbers))
@@ -239,7 +239,9 @@ def _cut(text: str) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def checked(pairs: Iterable[PreferencePair], name: str, identical: Literal["drop", "error"] = "drop") -> PreferenceData:
+def drop_identical(
+    pairs: Iterable[PreferencePair], name: str, identical: Literal["drop", "error"] = "drop"
+) -> PreferenceData:
     """A set without the pairs whose two responses are the same text.
 
     Raises:
@@ -254,7 +256,7 @@ def checked(pairs: Iterable[PreferencePair], name: str, identical: Literal["drop
 def _usable(
     pairs: Iterable[PreferencePair], name: str, identical: Literal["drop", "error"]
 ) -> tuple[list[int], dict[str, int]]:
-    """The numbers of the pairs that `checked` keeps, and how many it leaves out by reason. Holds one pair at a time."""
+    """The numbers of the pairs that `drop_identical` keeps, and how many it drops, by reason. Holds one pair at a time."""
     kept, same, with_margin, without = [], 0, 0, None
     for number, pair in enumerate(pairs):
         if pair.chosen != pair.rejected:
@@ -313,8 +315,8 @@ def _pair(index: int, row: Mapping[str, Any]) -> PreferencePair:
 
 def _in_slices(rows: Any) -> Iterator[dict[str, Any]]:
     """The rows of a `datasets.Dataset`, read many at once: one by one takes ten times as long."""
-    for start in range(0, len(rows), _AT_ONCE):
-        columns = rows[start : start + _AT_ONCE]
+    for start in range(0, len(rows), _CHUNK):
+        columns = rows[start : start + _CHUNK]
         for values in zip(*columns.values(), strict=True):
             yield dict(zip(columns, values, strict=True))
 

@@ -24,7 +24,7 @@ Batch = Mapping[str, Tensor]
 """Tensors by name:
 
 input_ids, position_ids: [rows, tokens], what the language model reads.
-attention_mask: [rows, tokens], of padded batches; `branches` [sequences, 2] of shared ones, see `shared_attention.Row`.
+attention_mask: [rows, tokens], if padded; `branches` [sequences, 2] if shared (`shared_attention.PackedRow`).
 last: [sequences] position of each sequence's last token in the flattened rows.
 response: [response tokens] positions of the responses' tokens, sequence after sequence.
 predictor: [response tokens] the positions whose next-token distribution those tokens are drawn from.
@@ -110,7 +110,7 @@ def _read_at(paths: Sequence[NDArray[np.int64]], starts: Sequence[int]) -> dict[
     }
 
 
-def laid_out(sequences: Sequence[TokenSequence], layout: Layout, pad_token_id: int) -> dict[str, Tensor]:
+def collate(sequences: Sequence[TokenSequence], layout: Layout, pad_token_id: int) -> dict[str, Tensor]:
     """A batch of sequences in a layout."""
     return share(sequences) if layout == "shared" else pad(sequences, pad_token_id)
 
@@ -132,7 +132,7 @@ class PairCollator:
         read = len(sequences)
         if self.generation:
             sequences += [_sequence(row, "generation") for row in rows]
-        first, rest = split(laid_out(sequences, self.layout, self.pad_token_id), read)
+        first, rest = split(collate(sequences, self.layout, self.pad_token_id), read)
         batch: dict[str, Any] = {**first, "generation": rest} if self.generation else {**first}
         batch["index"] = torch.tensor([row["row"] for row in rows])
         if "margin" in rows[0]:

@@ -14,7 +14,7 @@ from rmkit.encoding.batches import common_prefix
 from rmkit.encoding.chat import ChatEncoder, TokenSequence
 from rmkit.errors import RmkitError
 
-_AT_ONCE = 1000
+_CHUNK = 1000
 
 
 class PairReader(Protocol):
@@ -135,10 +135,10 @@ def encode_pairs(
     """
     dropped: dict[str, int] = {}
     options: dict[str, Any] = {"max_length": max_length, "over_length": over_length, "identical": identical}
-    return gathered(data.name, list(encoded(data, reader, dropped, **options)), dropped)
+    return collect(data.name, list(iter_encoded(data, reader, dropped, **options)), dropped)
 
 
-def gathered(name: str, pairs: Sequence[EncodedPair], dropped: dict[str, int]) -> EncodedPairs:
+def collect(name: str, pairs: Sequence[EncodedPair], dropped: dict[str, int]) -> EncodedPairs:
     """Pairs as a set."""
     return EncodedPairs(
         name,
@@ -193,7 +193,7 @@ def remarks(
     return lines
 
 
-def encoded(
+def iter_encoded(
     data: PreferenceData,
     reader: PairReader,
     dropped: dict[str, int],
@@ -210,8 +210,8 @@ def encoded(
     encoder = reader.encoder
     dropped |= data.dropped
     left = 0
-    for start in range(0, len(data.pairs), _AT_ONCE):
-        some = data.pairs[start : start + _AT_ONCE]
+    for start in range(0, len(data.pairs), _CHUNK):
+        some = data.pairs[start : start + _CHUNK]
         prompts = [pair.prompt for pair in some for _ in range(2)]
         responses = [response for pair in some for response in (pair.chosen, pair.rejected)]
         plain = encoder.response_sequences(prompts, responses)

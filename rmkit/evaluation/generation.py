@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
-from rmkit.config.strict_yaml import Section
+from rmkit.config.strict_yaml import StrictModel
 from rmkit.encoding.batches import pad
 from rmkit.encoding.chat import TokenSequence
 from rmkit.errors import RmkitError
@@ -27,7 +27,7 @@ MAX_NEW_TOKENS = 300
 """As in the released code."""
 
 
-class GenerationSettings(Section):
+class GenerationSettings(StrictModel):
     """How responses are sampled; `samples` for each prompt."""
 
     samples: int = 1
@@ -103,7 +103,7 @@ def generate(
     return [texts[start : start + size] for start in range(0, len(texts), size)]
 
 
-def verified(
+def verify_samples(
     prompts: Sequence[str],
     chosen: Sequence[str],
     generated: Sequence[Sequence[str]],

@@ -18,7 +18,7 @@ from rmkit.config.recipe import DTypeName, SpecialTokens
 from rmkit.data.preferences import PreferenceData, PreferencePair
 from rmkit.encoding.batches import Layout, pad
 from rmkit.encoding.chat import TokenSequence
-from rmkit.encoding.pairs import EncodedPair, encoded, remarks
+from rmkit.encoding.pairs import EncodedPair, iter_encoded, remarks
 from rmkit.errors import RmkitError
 from rmkit.evaluation.scoring import (
     DEFAULT_BATCH_SIZE,
@@ -29,7 +29,7 @@ from rmkit.evaluation.scoring import (
     sequence_outputs,
 )
 from rmkit.evaluation.statistics import length_baselines
-from rmkit.models.language_model import run
+from rmkit.models.language_model import apply_head
 from rmkit.models.positions import last_position, made_for, refuse_longer
 from rmkit.reward_models.probe import check_forward
 from rmkit.reward_models.saving import Checkpoint, load
@@ -247,7 +247,7 @@ class Scorer:
         """
         scored = {name: _Gathering() for name in sets}
         streams = {
-            name: encoded(data, self.reward_model, scored[name].dropped, max_length=max_length)
+            name: iter_encoded(data, self.reward_model, scored[name].dropped, max_length=max_length)
             for name, data in sets.items()
         }
         with Progress(description, 2 * sum(map(len, sets.values())) * self.models) as progress:
@@ -285,7 +285,7 @@ class Scorer:
 
         @torch.no_grad()
         def compute(model: nn.Module) -> Tensor:
-            return run(model, self.reward_model.token_outputs, batch).double().cpu()
+            return apply_head(model, self.reward_model.token_outputs, batch).double().cpu()
 
         return np.asarray(self.reward_model.rewards(*self._of_both(compute)).numpy(), dtype=np.float64)
 

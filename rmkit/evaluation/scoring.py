@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from rmkit.encoding.batches import Layout, laid_out
+from rmkit.encoding.batches import Layout, collate
 from rmkit.encoding.chat import TokenSequence
 from rmkit.encoding.pairs import EncodedPairs
 from rmkit.evaluation.statistics import summary
-from rmkit.models.language_model import only_read, run
+from rmkit.models.language_model import apply_head, only_read
 from rmkit.models.shared_attention import layout_of
 from rmkit.reward_models.base import RewardModel
 
@@ -123,10 +123,10 @@ def sequence_outputs(
     for turn in range(rounds):
         at = turn * state.num_processes + state.process_index
         members = batches[min(at, len(batches) - 1)]
-        batch = laid_out([different[member] for member in members], layout, pad_token_id)
+        batch = collate([different[member] for member in members], layout, pad_token_id)
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         with only_read(model, batch[reward_model.reads].unique()):
-            outputs = run(model, reward_model.outputs, batch)
+            outputs = apply_head(model, reward_model.outputs, batch)
         if at < len(batches):
             mine.append((at, outputs.double().cpu()))
         if progress is not None:

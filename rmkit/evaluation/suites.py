@@ -20,8 +20,8 @@ from numpy.typing import ArrayLike
 from pydantic import PositiveFloat, model_validator
 
 from rmkit.config.recipe import EvaluationSet
-from rmkit.config.strict_yaml import Section, load_yaml, validated
-from rmkit.data.preferences import PreferenceData, PreferencePair, checked, load_rows, matching, row_pair
+from rmkit.config.strict_yaml import StrictModel, load_yaml, validate
+from rmkit.data.preferences import PreferenceData, PreferencePair, drop_identical, load_rows, matching, row_pair
 from rmkit.data.sources.use import load_set as load_pairs
 from rmkit.data.sources.use import locate
 from rmkit.errors import RmkitError
@@ -42,7 +42,7 @@ class SuiteSet(EvaluationSet):
     weight: PositiveFloat = 1.0
 
 
-class Suite(Section):
+class Suite(StrictModel):
     """The content of a suite file. `root` is below the working directory, unless it is absolute."""
 
     root: Path | None = None
@@ -76,7 +76,7 @@ def load_suite(path: Path | str, root: Path | str | None = None) -> Suite:
     if not file.exists():
         shipped = ", ".join(sorted(each.stem for each in ROOT.glob("*.yaml")))
         raise RmkitError(f"{path} is no suite file.", f"Give a path, or the name of a shipped suite: {shipped}.")
-    suite = validated(Suite, load_yaml(file), str(file))
+    suite = validate(Suite, load_yaml(file), str(file))
     return suite if root is None else suite.model_copy(update={"root": Path(root)})
 
 
@@ -95,7 +95,7 @@ def load_set(each: SuiteSet, root: Path | None, identical: Literal["drop", "erro
     index = matching(rows, each.where, path)[: each.limit]
     numbered = zip(index.tolist(), rows.select(index), strict=True)
     pairs = [pair for number, row in numbered for pair in _best_of_pairs(path, number, row)]
-    return replace(checked(pairs, each.name, identical), split=taken)
+    return replace(drop_identical(pairs, each.name, identical), split=taken)
 
 
 def _best_of_pairs(path: str, index: int, row: Mapping[str, object]) -> list[PreferencePair]:

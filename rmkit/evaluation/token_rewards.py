@@ -49,7 +49,7 @@ def explain(scorer: Scorer, prompt: str, response: str, batch_size: int = 8) -> 
     return Explanation(prompt=prompt, response=response, tokens=tokens, explicit_prefix_rewards=rewards.tolist())
 
 
-def together(explanation: Explanation, against: Explanation | None) -> Explanation:
+def merge_explanations(explanation: Explanation, against: Explanation | None) -> Explanation:
     """Both in one, where the two models have the same tokens and one's part is the other's gap; else the first."""
     if against is None or against.tokens != explanation.tokens:
         return explanation

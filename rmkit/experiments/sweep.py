@@ -13,8 +13,8 @@
     exclude:                          # optional, and `only` too: points that have all of these values
       - {model: llama8b, training.seed: [1, 2]}
 
-A point's run directory is OUTPUT/llama1b_exrm_seed0. `run` may be called as often as one likes: finished points are
-kept, what a killed run has left is replaced, and a failed one stops no other.
+A point's run directory is OUTPUT/llama1b_exrm_seed0. Call `run_sweep` again at any time: finished points are kept,
+what a killed run left is replaced, and a failed point stops no other.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rmkit.config.recipe import Recipe, SetName, load_recipe, read_recipe
-from rmkit.config.strict_yaml import Section, load_yaml, validated
+from rmkit.config.strict_yaml import StrictModel, load_yaml, validate
 from rmkit.errors import RmkitError
 from rmkit.experiments.launchers import Launcher, Task
 from rmkit.files import write_text
@@ -66,7 +66,7 @@ Selection = dict[str, Value | list[Value]]
 """axis -> a value, or a list of them; a bundle's value is its name."""
 
 
-class Sweep(Section):
+class Sweep(StrictModel):
     """The content of a sweep file; see this module's description."""
 
     base: Annotated[Path, Field(strict=False)]
@@ -135,7 +135,7 @@ def load_sweep(path: Path | str) -> tuple[Path, Sweep]:
     if not file.exists():
         shipped = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.yaml")))
         raise RmkitError(f"{path} is no sweep file.", f"Give a path, or the name of a shipped sweep: {shipped}.")
-    return file, validated(Sweep, load_yaml(file), str(file))
+    return file, validate(Sweep, load_yaml(file), str(file))
 
 
 def expand(
@@ -302,7 +302,7 @@ def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 # --- running it ----------------------------------------------------------------------------------------------------
 
 
-def run(points: Sequence[Point], output: Path, launcher: Launcher) -> Generator[Outcome]:
+def run_sweep(points: Sequence[Point], output: Path, launcher: Launcher) -> Generator[Outcome]:
     """Run the points that are not finished; outcomes as they come, those that were finished before first.
 
     Raises:
@@ -383,4 +383,4 @@ def last_lines(log: Path, number: int = 6) -> list[str]:
     return [line for line in lines if line and not re.search(r"\d+%\|", line)][-number:]
 
 
-__all__ = ["Bundle", "Outcome", "Point", "Sweep", "expand", "last_lines", "load_sweep", "run", "state"]
+__all__ = ["Bundle", "Outcome", "Point", "Sweep", "expand", "last_lines", "load_sweep", "run_sweep", "state"]

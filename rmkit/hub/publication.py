@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rmkit.config.recipe import Hub, Recipe
-from rmkit.config.strict_yaml import validated
+from rmkit.config.strict_yaml import validate
 from rmkit.errors import RmkitError
 
 RECORD = "reward_model.json"
@@ -60,7 +60,7 @@ Files = dict[str, Path | bytes]
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class PublicModel:
     """A base or reference as others find it.
 
     Attributes:
@@ -93,8 +93,8 @@ class Publication:
     files: Files
     record: dict[str, Any]
     recipe: Recipe
-    base: Elsewhere
-    reference: Elsewhere | None
+    base: PublicModel
+    reference: PublicModel | None
     left_out: list[str]
 
 
@@ -128,7 +128,7 @@ def publication(model: Path, content: Mapping[str, Any], hub: Hub) -> Publicatio
     return Publication(files, record, recipe, base, reference, left_out)
 
 
-def origins(record: Mapping[str, Any], recipe: Mapping[str, Any], hub: Hub) -> tuple[Elsewhere, Elsewhere | None]:
+def origins(record: Mapping[str, Any], recipe: Mapping[str, Any], hub: Hub) -> tuple[PublicModel, PublicModel | None]:
     """Where others find the base and, if that is another model, the reference.
 
     Args:
@@ -143,22 +143,22 @@ def origins(record: Mapping[str, Any], recipe: Mapping[str, Any], hub: Hub) -> t
     needed = record["adapter"] or reference == "base"
     built = recipe["base"]["build"] is not None
     if not _is_local(base["name"]):
-        found = Elsewhere(base["name"], base["revision"])
+        found = PublicModel(base["name"], base["revision"])
     elif hub.base not in (None, BESIDE):
         hub_id, _, revision = str(hub.base).partition("@")
-        found = Elsewhere(hub_id, revision or None)
+        found = PublicModel(hub_id, revision or None)
     elif needed:
         found = _brought_along(base["name"], BASE, hub, built)
     else:
-        found = Elsewhere(None, was=_spoken(base["name"], built))
+        found = PublicModel(None, was=_spoken(base["name"], built))
     if reference in ("base", "none"):
         return found, None
     if not _is_local(reference):
-        return found, Elsewhere(reference, other.get("revision") or settings.get("reference_revision"))
+        return found, PublicModel(reference, other.get("revision") or settings.get("reference_revision"))
     return found, _brought_along(reference, REFERENCE, hub, False)
 
 
-def _as_recorded(found: Elsewhere, before: Mapping[str, Any]) -> dict[str, Any]:
+def _as_recorded(found: PublicModel, before: Mapping[str, Any]) -> dict[str, Any]:
     """A base or reference in a publication's record; of a folder that comes along, the digests stay what they were."""
     recorded: dict[str, Any] = {"name": found.name, "revision": found.revision}
     return recorded | {"files": before.get("files")} if found.folder is not None else recorded
@@ -172,7 +172,7 @@ def _spoken(name: str, built: bool) -> str:
     return "a small language model that rmkit built" if built else f"a local folder, {Path(name).name}"
 
 
-def _brought_along(name: str, role: str, hub: Hub, built: bool) -> Elsewhere:
+def _brought_along(name: str, role: str, hub: Hub, built: bool) -> PublicModel:
     folder = Path(name).expanduser()
     if not built and hub.base != BESIDE:  # others' weights are republished only where that is asked for
         hub_id = "its hub id, or " if role == BASE else ""
@@ -187,10 +187,10 @@ def _brought_along(name: str, role: str, hub: Hub, built: bool) -> Elsewhere:
         )
     if not (folder / "config.json").is_file():
         raise RmkitError(f"The {role} {name} is gone.", "Put it back, or give its hub id as --base (hub.base).")
-    return Elsewhere(f"./{role}", folder=folder, was=_spoken(name, built))
+    return PublicModel(f"./{role}", folder=folder, was=_spoken(name, built))
 
 
-def _model_files(folder: Path, base: Elsewhere | None = None) -> Files:
+def _model_files(folder: Path, base: PublicModel | None = None) -> Files:
     """The files of a model directory that are published; `base` is what adapters are for."""
     files: Files = {}
     for path in sorted(folder.iterdir()):
@@ -206,7 +206,7 @@ def _model_files(folder: Path, base: Elsewhere | None = None) -> Files:
     return files
 
 
-def portable_recipe(recipe: Mapping[str, Any], base: Elsewhere, reference: Elsewhere | None) -> Recipe:
+def portable_recipe(recipe: Mapping[str, Any], base: PublicModel, reference: PublicModel | None) -> Recipe:
     """The recipe with the last part of every path that only this machine has, and without its hub section."""
     told = copy.deepcopy(dict(recipe))
     model, settings = told["base"], told["reward_model"]
@@ -216,7 +216,7 @@ def portable_recipe(recipe: Mapping[str, Any], base: Elsewhere, reference: Elsew
     if reference is not None:
         settings["reference"] = reference.hub_id or _portable(settings["reference"])
     order = {key: portable.get(key, settings) for key in told}
-    return validated(Recipe, order | {"hub": None}, "run.json: recipe")
+    return validate(Recipe, order | {"hub": None}, "run.json: recipe")
 
 
 def _portable(value: Any) -> Any:

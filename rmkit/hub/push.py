@@ -36,8 +36,8 @@ from rmkit.hub.publication import (
     CARD,
     PUBLISHED,
     RECORD,
-    Elsewhere,
     Files,
+    PublicModel,
     origins,
     publication,
     refuse_secrets,
@@ -150,7 +150,7 @@ def _pinned(hub: Hub) -> Hub:
     return hub
 
 
-def _check_hub_ids(api: HfApi, *origins: Elsewhere | None) -> None:
+def _check_hub_ids(api: HfApi, *origins: PublicModel | None) -> None:
     for each in origins:
         if each is not None and each.hub_id is not None and not api.repo_exists(each.hub_id):
             raise RmkitError(

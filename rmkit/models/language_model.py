@@ -121,7 +121,7 @@ def unbound(model: nn.Module) -> Iterator[None]:
             bind(module)
 
 
-def run(model: nn.Module, head: Head, batch: Batch) -> Tensor:
+def apply_head(model: nn.Module, head: Head, batch: Batch) -> Tensor:
     """One forward pass of a bound model, wrapped or not: [sequences, outputs] of `head`."""
     inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
     if "branches" in batch:

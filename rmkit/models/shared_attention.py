@@ -83,7 +83,7 @@ def layout_of(model: torch.nn.Module) -> Layout:
     return "shared" if takes else "padded"
 
 
-class Row:
+class PackedRow:
     """How the sequences of a row branch, and what follows from it for attention.
 
     Args:
@@ -107,9 +107,9 @@ class Row:
         self._block_masks: dict[Any, BlockMask] = {}
 
     @classmethod
-    def of(cls, branches: Tensor) -> Row:
+    def of(cls, branches: Tensor) -> PackedRow:
         """The row of branches [1, 1, branches, 2], made once and kept with the tensor, which all layers are given."""
-        row: Row | None = getattr(branches, "row", None)
+        row: PackedRow | None = getattr(branches, "row", None)
         if row is None:
             row = cls(branches[0, 0].tolist())
             branches.row = row  # type: ignore[attr-defined]
@@ -202,7 +202,7 @@ def shared_attention(
     if torch.is_autocast_enabled(query.device.type):  # rotary embeddings leave queries and keys in float32
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    row = Row.of(attention_mask)
+    row = PackedRow.of(attention_mask)
     if flex and query.is_cuda and not options.get("dropout"):
         mask = row.block_mask(query.shape[2], sliding_window, query.device)
         output: tuple[Tensor, Tensor | None] = flex_attention_forward(module, query, key, value, mask, **options)

@@ -169,7 +169,7 @@ def _results(runs: Runs, setting: str, comparisons: Sequence[Comparison]) -> lis
     final = runs.final[(runs.final["setting"] == setting) & runs.final["main"]]
     models = final["model"].nunique()
     like = {"UltraFeedback": " As Figure 9.", "RewardMATH": " As Figure 10."}.get(papers_training(setting), "")
-    shown = f" The first {figures.MOST_PANELS} of {models} models." if models > figures.MOST_PANELS else ""
+    shown = f" The first {figures.MAX_PANELS} of {models} models." if models > figures.MAX_PANELS else ""
     items.append(
         Drawing(
             f"{stem}_accuracy_by_model",

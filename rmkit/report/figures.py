@@ -24,7 +24,7 @@ from rmkit.report.style import save, to_svg
 
 P = ParamSpec("P")
 PANELS_IN_A_ROW = 3
-MOST_PANELS = 12
+MAX_PANELS = 12
 
 
 def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
@@ -234,7 +234,7 @@ def accuracy_bars(frame: pd.DataFrame, panels: str | None = None) -> Figure:
         frame: final rows of one setting with variant, dataset, category, seed and accuracy.
         panels: the column that a panel shows one value of, such as model; None for a single panel.
     """
-    values = sorted(frame[panels].unique(), key=str.casefold)[:MOST_PANELS] if panels else [None]
+    values = sorted(frame[panels].unique(), key=str.casefold)[:MAX_PANELS] if panels else [None]
     names, variants = sets_in_order(frame), style.in_order(frame["variant"])
     palette = style.colours(variants)
     columns = 1 if len(names) * len(variants) > 12 or len(values) == 1 else 2

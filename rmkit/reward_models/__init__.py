@@ -1,4 +1,4 @@
-"""The types of reward model. `reward_model` is the one place where a type becomes code."""
+"""The types of reward model. `make_reward_model` is the one place where a type becomes code."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rmkit.reward_models.explicit import ExplicitRewardModel
 from rmkit.reward_models.generative import GenerativeRewardModel
 from rmkit.reward_models.implicit import ImplicitRewardModel
 
-__all__ = ["RewardModel", "reward_model"]
+__all__ = ["RewardModel", "make_reward_model"]
 
 
-def reward_model(settings: RewardModelSettings, encoder: ChatEncoder) -> RewardModel[Any]:
+def make_reward_model(settings: RewardModelSettings, encoder: ChatEncoder) -> RewardModel[Any]:
     """The reward model of a recipe's settings."""
     match settings:
         case Explicit():

@@ -45,7 +45,7 @@ class RewardModel(ABC, Generic[Settings]):
         """`base`, or the name of another model whose outputs `rewards` and `loss` are given; None if there is none."""
         return None
 
-    def prepare(self, model: PreTrainedModel) -> None:
+    def adapt_model(self, model: PreTrainedModel) -> None:
         """Adapt a model that transformers has just loaded."""
 
     @abstractmethod

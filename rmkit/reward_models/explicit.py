@@ -50,7 +50,7 @@ class ExplicitRewardModel(RewardModel[Explicit]):
         super().__init__(settings, encoder)
         self.reads = "response" if settings.pooling == "mean" else "last"
 
-    def prepare(self, model: PreTrainedModel) -> None:
+    def adapt_model(self, model: PreTrainedModel) -> None:
         # The module stays, with another forward: ZeRO-3 may have partitioned its weight already.
         model.score.__class__ = RewardHead
         if not hasattr(model.score.weight, "ds_id"):

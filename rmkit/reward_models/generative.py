@@ -62,7 +62,7 @@ class GenerativeRewardModel(RewardModel[Generative]):
                 "Set reward_model.yes_token and reward_model.no_token to different words.",
             )
 
-    def prepare(self, model: PreTrainedModel) -> None:
+    def adapt_model(self, model: PreTrainedModel) -> None:
         use_unembedding(model)
 
     def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> list[TokenSequence]:

@@ -40,7 +40,7 @@ class ImplicitRewardModel(RewardModel[Implicit]):
     def reference(self) -> str | None:
         return None if self.settings.reference == "none" else self.settings.reference
 
-    def prepare(self, model: PreTrainedModel) -> None:
+    def adapt_model(self, model: PreTrainedModel) -> None:
         use_unembedding(model)
 
     def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> list[TokenSequence]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from rmkit.config.strict_yaml import Section
+from rmkit.config.strict_yaml import StrictModel
 from rmkit.errors import RmkitError
 from rmkit.hub.publication import BASE, REFERENCE
 from rmkit.model_files.adapters import chain
@@ -25,7 +25,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NO_VERIFY = "--no-verify (verify=False in Python)"
 
 
-class Origin(Section):
+class ModelRef(StrictModel):
     """A model by name.
 
     Attributes:
@@ -49,24 +49,24 @@ class Origin(Section):
         return (self.files or {}) | (self.bases or {}) | commit
 
 
-def identify(origin: Origin, directory: Path) -> Origin:
+def identify(origin: ModelRef, directory: Path) -> ModelRef:
     """With what a run records of it: the commit, or the digests and both paths. All processes call it together."""
     folder = Path(origin.name)
     bases = on_main_process(lambda: _base_digests(origin))
     if os.path.isdir(folder):
-        return Origin(
+        return ModelRef(
             name=os.path.abspath(folder),
             files=on_main_process(lambda: model_digests(folder)),
             relative=os.path.relpath(folder, directory),
             bases=bases,
         )
     try:
-        return Origin(name=origin.name, revision=hub_commit(origin.name, origin.revision), bases=bases)
+        return ModelRef(name=origin.name, revision=hub_commit(origin.name, origin.revision), bases=bases)
     except (OSError, ValueError):  # not there: whoever loads it says so
         return origin
 
 
-def _base_digests(origin: Origin) -> dict[str, str] | None:
+def _base_digests(origin: ModelRef) -> dict[str, str] | None:
     """sha256 of the files, or the commit, of what an adapter is put on, of the base of that, and so on."""
     found: dict[str, str] = {}
     prefix = "base/"
@@ -79,7 +79,7 @@ def _base_digests(origin: Origin) -> dict[str, str] | None:
     return found or None
 
 
-def locate(origin: Origin, directory: Path) -> Origin:
+def locate(origin: ModelRef, directory: Path) -> ModelRef:
     """The same by where it is now.
 
     A folder is looked for as it was recorded (in records of old, from the working directory), then where it lay as
@@ -92,13 +92,13 @@ def locate(origin: Origin, directory: Path) -> Origin:
     return origin if found is None else origin.model_copy(update={"name": str(found)})
 
 
-def moved(place: str) -> Origin:
+def moved(place: str) -> ModelRef:
     """A model at the place that the user names: a folder, or a hub id that may end in @revision."""
     hub_id, _, revision = (place, "", "") if os.path.exists(place) else place.partition("@")
-    return Origin(name=hub_id, revision=revision or None)
+    return ModelRef(name=hub_id, revision=revision or None)
 
 
-def check_there(role: str, origin: Origin, model: str) -> None:
+def check_there(role: str, origin: ModelRef, model: str) -> None:
     """Look for a base or reference before anything is loaded.
 
     Args:
@@ -124,7 +124,7 @@ def check_there(role: str, origin: Origin, model: str) -> None:
     )
 
 
-def verify_origin(role: str, recorded: Origin | None, used: Origin, model: str) -> list[str]:
+def verify_origin(role: str, recorded: ModelRef | None, used: ModelRef, model: str) -> list[str]:
     """Compare a base or reference with the one of training; returns a line where that cannot be done.
 
     Raises:

@@ -1,6 +1,6 @@
 """A probe of a loaded model: what rmkit computes from its hidden states against what its own forward pass returns.
 
-`run` takes hidden states from the base model and applies the unembedding, or the reward head, by itself. In most
+`apply_head` takes hidden states from the base model and applies the unembedding, or the reward head, by itself. In most
 architectures that is all that the model's own forward pass does. Some do more in between (a norm, a scale, a second
 head), and some number positions or mask padding in their own way. The probe runs both on a few tokens and refuses a
 model for which they differ.
@@ -23,11 +23,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rmkit.encoding.batches import Batch, laid_out, pad
+from rmkit.encoding.batches import Batch, collate, pad
 from rmkit.encoding.chat import TokenSequence
 from rmkit.errors import RmkitError
 from rmkit.library_errors import library_errors
-from rmkit.models.language_model import next_token_logits, only_read, response_token_log_probs, run
+from rmkit.models.language_model import apply_head, next_token_logits, only_read, response_token_log_probs
 from rmkit.models.numerics import at_least_float32
 from rmkit.models.shared_attention import ARCHITECTURES, layout_of
 from rmkit.processes import zero3_disabled
@@ -115,7 +115,7 @@ def check_forward(
     batch = {key: value.to(device) for key, value in pad(sequences, pad_token_id).items()}
     cut = [sequences[0], TokenSequence(sequences[1].ids[:-_CUT], sequences[1].response_start)]
     layout = layout_of(model)
-    cut_batch = {key: value.to(device) for key, value in laid_out(cut, layout, pad_token_id).items()}
+    cut_batch = {key: value.to(device) for key, value in collate(cut, layout, pad_token_id).items()}
     head, read = (_scores, "response") if reward_model.head else (_log_probs, "predictor")
 
     tested = architecture in ARCHITECTURES  # what rmkit's passes raise there is rmkit's error, and stays a traceback
@@ -127,9 +127,9 @@ def check_forward(
         with own_pass if tested else contextlib.nullcontext():
             found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
             logits = at_least_float32(found.logits)
-        ours = run(model, head, batch)
+        ours = apply_head(model, head, batch)
         with only_read(model, cut_batch[read].unique()):
-            in_layout = run(model, head, cut_batch)
+            in_layout = apply_head(model, head, cut_batch)
     tokens = len(batch["response"])
     if reward_model.head:
         own, same, scale = logits.flatten(), ours.view(len(sequences), -1)[:, -1], ours.abs().max()

@@ -22,7 +22,7 @@ from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrai
 
 import rmkit
 from rmkit.config.recipe import DTypeName, RewardModelSettings, SpecialTokens
-from rmkit.config.strict_yaml import Section, validated
+from rmkit.config.strict_yaml import StrictModel, validate
 from rmkit.encoding.batches import Layout
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.tokenizer import add_rows, load_tokenizer
@@ -37,22 +37,22 @@ from rmkit.model_files.weights import HEAD, check_config, folder_notes, weight_f
 from rmkit.models import language_model
 from rmkit.models.dropout import ConfigValue, own_dropout
 from rmkit.models.shared_attention import possible_layout
-from rmkit.reward_models import RewardModel, reward_model
-from rmkit.reward_models.origins import Origin as Origin
+from rmkit.reward_models import RewardModel, make_reward_model
+from rmkit.reward_models.origins import ModelRef as ModelRef
 from rmkit.reward_models.origins import check_there, locate, moved, verify_origin, verify_tokenizer
 from rmkit.reward_models.probe import check_classifier
 
 FORMAT = 1
 
 
-class Record(Section):
+class ModelMetadata(StrictModel):
     """The content of reward_model.json."""
 
     format: int = FORMAT
     rmkit_version: str = rmkit.__version__
     reward_model: RewardModelSettings
-    base: Origin | None = None
-    reference: Origin | None = None
+    base: ModelRef | None = None
+    reference: ModelRef | None = None
     tokenizer: dict[str, str] | None = None
     adapter: bool = False
     dtype: DTypeName = "float32"
@@ -87,7 +87,7 @@ class Checkpoint:
     reward_model: RewardModel[Any]
     model: PreTrainedModel | PeftModel
     reference: PreTrainedModel | None
-    record: Record
+    record: ModelMetadata
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -97,8 +97,8 @@ class Checkpoint:
 
 
 def load_model(
-    kind: RewardModel[Any],
-    origin: Origin,
+    reward_model: RewardModel[Any],
+    origin: ModelRef,
     *,
     dtype: DTypeName = "float32",
     attention: str | None = None,
@@ -109,25 +109,25 @@ def load_model(
 
     An adapter is merged into its base.
     """
-    tokenizer = kind.encoder.tokenizer
+    tokenizer = reward_model.encoder.tokenizer
     adapters = chain(origin.name, origin.revision)
     if adapters:
-        origin = Origin(name=adapters[-1].base, revision=adapters[-1].base_revision)
-    if kind.head:
+        origin = ModelRef(name=adapters[-1].base, revision=adapters[-1].base_revision)
+    if reward_model.head:
         config = load_config(origin.name, origin.revision, trust_remote_code)
         check_classifier(origin.name, config, trust_remote_code)
     model = language_model.load(
-        kind.auto_class,
+        reward_model.auto_class,
         origin.name,
         revision=origin.revision,
         dtype=dtype,
         attention=attention,
         layout=layout,
         trust_remote_code=trust_remote_code,
-        **kind.config,
+        **reward_model.config,
     )
-    kind.prepare(model)
-    if kind.head and not model.missing_head and dtype != "float32":
+    reward_model.adapt_model(model)
+    if reward_model.head and not model.missing_head and dtype != "float32":
         _restore_head(model, origin)
     for adapter in reversed(adapters):
         model = merge(model, adapter)
@@ -136,7 +136,7 @@ def load_model(
     for config in (model.config.get_text_config(), getattr(model, "generation_config", None)):
         if config is not None:
             config.pad_token_id = tokenizer.pad_token_id
-    kind.prepare(model)
+    reward_model.adapt_model(model)
     return model
 
 
@@ -158,8 +158,8 @@ def save(
     directory: Path,
     model: PreTrainedModel | PeftModel,
     state_dict: dict[str, Tensor],
-    kind: RewardModel[Any],
-    record: Record,
+    reward_model: RewardModel[Any],
+    record: ModelMetadata,
     dropout: Sequence[ConfigValue] = (),
 ) -> None:
     """Write a model directory, whole or not at all.
@@ -184,11 +184,11 @@ def save(
     with replacing(directory) as temporary, own_dropout(dropout):
         model.save_pretrained(temporary, state_dict=dict(state_dict), **options)  # it drops what is tied
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's card; rmkit writes its own when it publishes
-        kind.encoder.tokenizer.save_pretrained(temporary)
+        reward_model.encoder.tokenizer.save_pretrained(temporary)
         write_json(temporary / RECORD, record.model_dump(mode="json"))
 
 
-def read_record(path: str) -> Record | None:
+def read_record(path: str) -> ModelMetadata | None:
     """reward_model.json of a local model directory, base and reference by where they are now; None where there is none.
 
     Raises:
@@ -198,7 +198,7 @@ def read_record(path: str) -> Record | None:
     if not os.path.isfile(file):
         return None
     try:
-        record = Record.model_validate_json(file.read_bytes())
+        record = ModelMetadata.model_validate_json(file.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "content"
@@ -210,7 +210,7 @@ def read_record(path: str) -> Record | None:
     settings: Any = record.reward_model
     base, reference = record.base, record.reference
     if reference is None and getattr(settings, "reference", None) not in (None, "base", "none"):
-        reference = Origin(name=settings.reference, revision=settings.reference_revision)
+        reference = ModelRef(name=settings.reference, revision=settings.reference_revision)
     if base is not None:
         base = locate(base, file.parent)
     if reference is not None:
@@ -252,15 +252,15 @@ def load(
     if special_tokens not in (None, *get_args(SpecialTokens)):
         raise RmkitError(f"special_tokens {special_tokens!r} is not known.", "Give text, keep or error.")
     options = {key: value for key, value in (options or {}).items() if value is not None}
-    named = Origin(name=name, revision=revision)
+    named = ModelRef(name=name, revision=revision)
     if not os.path.exists(name) and (published := hub.fetch(name, revision)) is not None:
         name, revision = str(published), None
     recorded = read_record(name)
     told = None if recorded is None else recorded.base
     adapter = find_adapter(name, revision, _place(told if base is None else moved(base)))
-    record = recorded or Record(
+    record = recorded or ModelMetadata(
         reward_model=_guessed(name, revision, options, trust_remote_code, adapter),
-        base=None if adapter is None else Origin(name=adapter.base, revision=adapter.base_revision),
+        base=None if adapter is None else ModelRef(name=adapter.base, revision=adapter.base_revision),
         adapter=adapter is not None,
     )
     if record.adapter != (adapter is not None):
@@ -270,7 +270,7 @@ def load(
     if options:
         same_type = options.get("type", settings.type) == settings.type
         merged = (settings.model_dump(exclude_unset=True) if same_type else {}) | {"type": settings.type} | options
-        settings = validated(_Settings, {"reward_model": merged}, name).reward_model
+        settings = validate(_Settings, {"reward_model": merged}, name).reward_model
     of_training = record
     if base is not None:
         if not record.adapter and getattr(settings, "reference", None) != "base":
@@ -288,24 +288,28 @@ def load(
             f"The chat template in {name} is not the one that the model was trained with.",
             "Restore its tokenizer files" + (" and leave --date-string out." if date_string else "."),
         )
-    kind = reward_model(settings, encoder)
+    reward_model = make_reward_model(settings, encoder)
     loading: dict[str, Any] = {
         "dtype": dtype or record.dtype,
         "attention": attention or record.attention,
         "layout": layout or record.layout,
         "trust_remote_code": trust_remote_code,
     }
-    origin = Origin(name=name, revision=revision)
+    origin = ModelRef(name=name, revision=revision)
     reference = None
-    if kind.reference is not None and not (record.adapter and kind.reference == "base") and not policy_only:
-        reference = _reference_origin(kind, record, name, given="reference" in options)
-        role = "base" if kind.reference == "base" else "reference"
+    if (
+        reward_model.reference is not None
+        and not (record.adapter and reward_model.reference == "base")
+        and not policy_only
+    ):
+        reference = _reference_origin(reward_model, record, name, given="reference" in options)
+        role = "base" if reward_model.reference == "base" else "reference"
         check_there(role, reference, name)
         _refuse_identical(named, reference)  # what can be known before weights load
         if verify:
             notes += verify_origin(role, of_training.reference or of_training.base, reference, name)
         with _said_of(f"The reference of {name}"):
-            check_reference(kind, reference)
+            check_reference(reward_model, reference)
     if adapter is not None:
         its_base = _base(record, name)
         check_there("base", its_base, name)
@@ -313,19 +317,19 @@ def load(
             notes += verify_origin("base", of_training.base, its_base, name)
         with _said_of(f"The base of {name}"):
             rows = load_config(its_base.name, its_base.revision, trust_remote_code).get_text_config().vocab_size
-            base_model = load_model(kind, its_base, **loading)
+            base_model = load_model(reward_model, its_base, **loading)
         check_tokens(adapter, rows)
         missing_head = base_model.missing_head and not adapter.saves_head
         model, changed = attach(base_model, adapter, rows)
-        if changed and kind.reference == "base":
+        if changed and reward_model.reference == "base":
             raise RmkitError(
                 f"The adapter {name} changes weights of its base ({changed[0]}), which is not its reference any more.",
                 f"Give --reference {its_base.name}.",
             )
     else:
-        model = load_model(kind, origin, **loading)
+        model = load_model(reward_model, origin, **loading)
         missing_head = model.missing_head
-    if kind.head and missing_head:
+    if reward_model.head and missing_head:
         raise RmkitError(
             f"{name} has no reward head: it is a language model, not an explicit reward model.",
             "Train it first, or score it with --type implicit or --type generative.",
@@ -334,26 +338,26 @@ def load(
         notes += folder_notes(name)
     notes += possible_layout(loading["layout"], model.config, loading["attention"])[1]
     record = record.model_copy(update={"reward_model": settings, "dtype": loading["dtype"]})
-    checkpoint = Checkpoint(kind, model.eval(), None, record, notes)
+    checkpoint = Checkpoint(reward_model, model.eval(), None, record, notes)
     if reference is not None:
         with _said_of(f"The reference of {name}"):
-            checkpoint.reference = load_reference(kind, reference, **loading)
+            checkpoint.reference = load_reference(reward_model, reference, **loading)
         if "reference" in options and _same_weights(model, checkpoint.reference):
             raise _identical(name, reference.name)
     return checkpoint
 
 
-def load_reference(kind: RewardModel[Any], origin: Origin, **loading: Any) -> PreTrainedModel:
+def load_reference(reward_model: RewardModel[Any], origin: ModelRef, **loading: Any) -> PreTrainedModel:
     """The reference's model, frozen.
 
     Raises:
         RmkitError: if its tokenizer numbers tokens in another way than the policy's.
     """
-    check_reference(kind, origin)
-    return load_model(kind, origin, **loading).requires_grad_(False)
+    check_reference(reward_model, origin)
+    return load_model(reward_model, origin, **loading).requires_grad_(False)
 
 
-def check_reference(kind: RewardModel[Any], origin: Origin) -> None:
+def check_reference(reward_model: RewardModel[Any], origin: ModelRef) -> None:
     """Look for a reference, and at its tokenizer, before weights are loaded.
 
     Raises:
@@ -364,7 +368,7 @@ def check_reference(kind: RewardModel[Any], origin: Origin) -> None:
         theirs = load_tokenizer(origin.name, revision=origin.revision)[0].get_vocab()
     except RmkitError:
         return  # a reference may come without tokenizer files; its embeddings are checked by their use
-    ours = kind.encoder.tokenizer.get_vocab()
+    ours = reward_model.encoder.tokenizer.get_vocab()
     shared = [token for token in theirs if token in ours]
     if any(theirs[token] != ours[token] for token in shared) or len(shared) < len(theirs) // 2:
         raise RmkitError(
@@ -373,7 +377,7 @@ def check_reference(kind: RewardModel[Any], origin: Origin) -> None:
         )
 
 
-class _Settings(Section):
+class _Settings(StrictModel):
     reward_model: RewardModelSettings
 
 
@@ -403,7 +407,7 @@ def _guessed(
             f"{name} does not say what its reference is.",
             "Give --reference MODEL (the model that training started from) or --reference none.",
         )
-    return validated(_Settings, {"reward_model": options}, name).reward_model
+    return validate(_Settings, {"reward_model": options}, name).reward_model
 
 
 def load_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -431,29 +435,31 @@ def _said_of(what: str) -> Iterator[None]:
         raise RmkitError(f"{what}: {error.cause}", error.remedy) from None
 
 
-def _place(origin: Origin | None) -> tuple[str, str | None] | None:
+def _place(origin: ModelRef | None) -> tuple[str, str | None] | None:
     return None if origin is None else (origin.name, origin.revision)
 
 
-def _base(record: Record, name: str) -> Origin:
+def _base(record: ModelMetadata, name: str) -> ModelRef:
     if record.base is None:
         raise RmkitError(f"{name} does not say what its base is.", "Give --base MODEL (base=MODEL in Python).")
     return record.base
 
 
-def _reference_origin(kind: RewardModel[Any], record: Record, name: str, given: bool) -> Origin:
+def _reference_origin(reward_model: RewardModel[Any], record: ModelMetadata, name: str, given: bool) -> ModelRef:
     """The reference: as the user gives it, else as recorded."""
-    if kind.reference == "base":
+    if reward_model.reference == "base":
         return _base(record, name)
     if given:
-        return moved(str(kind.reference))
+        return moved(str(reward_model.reference))
     if record.reference is not None:
         return record.reference
-    return Origin(name=str(kind.reference), revision=getattr(kind.settings, "reference_revision", None))
+    return ModelRef(
+        name=str(reward_model.reference), revision=getattr(reward_model.settings, "reference_revision", None)
+    )
 
 
-def _refuse_identical(model: Origin, reference: Origin) -> None:
-    def place(origin: Origin) -> tuple[str, str | None]:
+def _refuse_identical(model: ModelRef, reference: ModelRef) -> None:
+    def place(origin: ModelRef) -> tuple[str, str | None]:
         return (str(Path(origin.name).resolve()) if os.path.exists(origin.name) else origin.name), origin.revision
 
     if place(model) == place(reference):
@@ -472,7 +478,7 @@ def _identical(name: str, reference: str) -> RmkitError:
     )
 
 
-def _restore_head(model: PreTrainedModel, origin: Origin) -> None:
+def _restore_head(model: PreTrainedModel, origin: ModelRef) -> None:
     """The head as saved, in float32: transformers has cast it to the dtype of the rest."""
     files = weight_files(origin.name, origin.revision)
     if HEAD in files.place:

@@ -20,7 +20,7 @@ from rmkit.reward_models import RewardModel
 from rmkit.reward_models.explicit import ExplicitRewardModel
 from rmkit.reward_models.generative import GenerativeRewardModel
 from rmkit.reward_models.implicit import ImplicitRewardModel
-from rmkit.theory.frozen import Frozen, Lab, outputs, together
+from rmkit.theory.frozen import Frozen, FrozenHeadModel, concatenate, outputs
 
 COEFFICIENT_BOUNDS = {
     "rho": (-2.0, 2.0),
@@ -169,8 +169,8 @@ class Prediction:
 
 @singledispatch
 def predict(
-    kind: RewardModel[Any],
-    lab: Lab,
+    reward_model: RewardModel[Any],
+    lab: FrozenHeadModel,
     chosen: Frozen,
     rejected: Frozen,
     targets: Sequence[Frozen],
@@ -179,41 +179,41 @@ def predict(
     """The first-order change of the rewards of `targets` after a step on (chosen, rejected), by the type's equation.
 
     Args:
-        kind: `lab.kind`; the equation follows from its class.
+        reward_model: `lab.reward_model`; the equation follows from its class.
         reference: [1, 2, outputs] of the reference on the pair, where the type has one.
     """
-    raise NotImplementedError(f"no equation is known for {type(kind).__name__}")
+    raise NotImplementedError(f"no equation is known for {type(reward_model).__name__}")
 
 
 @predict.register
 @torch.no_grad()
 def _(
-    kind: ExplicitRewardModel,
-    lab: Lab,
+    reward_model: ExplicitRewardModel,
+    lab: FrozenHeadModel,
     chosen: Frozen,
     rejected: Frozen,
     targets: Sequence[Frozen],
     reference: Tensor | None = None,
 ) -> Prediction:
-    pair = kind.representation(*together([chosen, rejected]))
-    g = loss_slope(*kind.rewards(outputs(lab, [chosen, rejected])))
-    return Prediction("Eq. 4", explicit_change(kind.representation(*together(targets)), pair[0], pair[1], g))
+    pair = reward_model.representation(*concatenate([chosen, rejected]))
+    g = loss_slope(*reward_model.rewards(outputs(lab, [chosen, rejected])))
+    return Prediction("Eq. 4", explicit_change(reward_model.representation(*concatenate(targets)), pair[0], pair[1], g))
 
 
 @predict.register
 @torch.no_grad()
 def _(
-    kind: ImplicitRewardModel,
-    lab: Lab,
+    reward_model: ImplicitRewardModel,
+    lab: FrozenHeadModel,
     chosen: Frozen,
     rejected: Frozen,
     targets: Sequence[Frozen],
     reference: Tensor | None = None,
 ) -> Prediction:
-    rewards = kind.rewards(outputs(lab, [chosen, rejected]).unflatten(0, (1, 2)), reference)
-    scale = loss_slope(rewards[0, 0], rewards[0, 1]) * kind.settings.beta**2
+    rewards = reward_model.rewards(outputs(lab, [chosen, rejected]).unflatten(0, (1, 2)), reference)
+    scale = loss_slope(rewards[0, 0], rewards[0, 1]) * reward_model.settings.beta**2
     unembedding = Unembedding.of(lab.model)
-    suffix = len(kind.encoder.suffix_ids)
+    suffix = len(reward_model.encoder.suffix_ids)
     source, lengths = response_positions([chosen, rejected])
     signs = torch.tensor([1.0, -1.0], dtype=scale.dtype, device=scale.device).repeat_interleave(lengths)
     in_source_suffix = _at_ends(lengths, suffix)
@@ -243,8 +243,8 @@ def _(
 @predict.register
 @torch.no_grad()
 def _(
-    kind: GenerativeRewardModel,
-    lab: Lab,
+    reward_model: GenerativeRewardModel,
+    lab: FrozenHeadModel,
     chosen: Frozen,
     rejected: Frozen,
     targets: Sequence[Frozen],
@@ -254,10 +254,10 @@ def _(
         hidden = torch.stack([each.hidden[-1] for each in frozen])
         return Positions(hidden, torch.tensor(tokens, device=hidden.device))
 
-    target = verdicts(targets, [kind.yes] * len(targets))
-    source = verdicts([chosen, rejected], [kind.yes, kind.no])
+    target = verdicts(targets, [reward_model.yes] * len(targets))
+    source = verdicts([chosen, rejected], [reward_model.yes, reward_model.no])
     gamma = coefficients(Unembedding.of(lab.model), target, source)
-    change = generative_change(kind.rewards(outputs(lab, targets)), gamma, target.hidden, source.hidden)
+    change = generative_change(reward_model.rewards(outputs(lab, targets)), gamma, target.hidden, source.hidden)
     names = ("gamma_chosen", "gamma_rejected")
     ranges = {name: (float(each.min()), float(each.max())) for name, each in zip(names, gamma.T, strict=True)}
     return Prediction("Eq. 8", change, {}, ranges)
@@ -265,7 +265,7 @@ def _(
 
 def response_positions(frozen: Sequence[Frozen]) -> tuple[Positions, Tensor]:
     """Where the tokens of responses, suffix included, are predicted, one after another; and lengths [responses]."""
-    hidden, batch = together(frozen)
+    hidden, batch = concatenate(frozen)
     tokens = batch["input_ids"].flatten()[batch["response"]]
     return Positions(hidden[batch["predictor"]], tokens), batch["response_lengths"]
 

@@ -21,7 +21,7 @@ from rmkit.theory.dynamics import (
     predict,
     response_positions,
 )
-from rmkit.theory.frozen import Frozen, Lab, freeze, measured_changes, outputs, trainable_changes
+from rmkit.theory.frozen import Frozen, FrozenHeadModel, freeze, measured_changes, outputs, trainable_changes
 
 ITSELF = "the pair itself"
 ANOTHER = "another pair"
@@ -39,7 +39,7 @@ class _Target:
 
 
 def dynamics(
-    lab: Lab,
+    lab: FrozenHeadModel,
     training: EncodedPairs,
     unseen: Mapping[str, EncodedPairs],
     *,
@@ -73,7 +73,7 @@ def dynamics(
         pair = states[training, number]
         reference = _reference(lab, pair, references, number)
         targets = [frozen for target in asked[number] for frozen in states[target.pairs, target.position]]
-        prediction = predict(lab.kind, lab, *pair, targets, reference)
+        prediction = predict(lab.reward_model, lab, *pair, targets, reference)
         measured = measured_changes(lab, *pair, targets, rates, reference)
         values = {"predicted": learning_rate * prediction.change, "measured": measured[0]}
         if backbone:
@@ -89,8 +89,8 @@ def dynamics(
     return {
         "equation": predictions[0].equation,
         "notes": lab.notes,
-        "settings": lab.kind.settings.model_dump(mode="json"),
-        "soft_capping": None if lab.kind.head else logit_cap(lab.model),
+        "settings": lab.reward_model.settings.model_dump(mode="json"),
+        "soft_capping": None if lab.reward_model.head else logit_cap(lab.model),
         "learning_rate": learning_rate,
         **_errors(torch.cat(differences, -1), rates),
         "coefficients": _ranges(predictions),
@@ -99,7 +99,7 @@ def dynamics(
     }
 
 
-def coefficient_map(lab: Lab, target: Frozen, source: Frozen, tokens: int = 24) -> dict[str, Any]:
+def coefficient_map(lab: FrozenHeadModel, target: Frozen, source: Frozen, tokens: int = 24) -> dict[str, Any]:
     """rho between the first tokens of two responses, for a heat map.
 
     Returns:
@@ -111,14 +111,17 @@ def coefficient_map(lab: Lab, target: Frozen, source: Frozen, tokens: int = 24) 
     content: dict[str, Any] = {"rho": rho.tolist()}
     for name, side in (("target", rows), ("source", columns)):
         ids = side.tokens[:tokens].tolist()
-        content |= {f"{name}_ids": ids, f"{name}_tokens": [lab.kind.encoder.tokenizer.decode([each]) for each in ids]}
+        content |= {
+            f"{name}_ids": ids,
+            f"{name}_tokens": [lab.reward_model.encoder.tokenizer.decode([each]) for each in ids],
+        }
     return content
 
 
 class _States:
     """Hidden states of the pairs that are asked about, each sequence run once."""
 
-    def __init__(self, lab: Lab, targets: Sequence[_Target], batch_size: int, description: str | None):
+    def __init__(self, lab: FrozenHeadModel, targets: Sequence[_Target], batch_size: int, description: str | None):
         places = list(dict.fromkeys((id(target.pairs), target.position) for target in targets))
         pairs = {id(target.pairs): target.pairs for target in targets}
         sequences = [side[at] for key, at in places for side in (pairs[key].chosen, pairs[key].rejected)]
@@ -142,10 +145,12 @@ def _targets(training: EncodedPairs, unseen: Mapping[str, EncodedPairs], number:
         yield _Target(name, pairs, position, bool(same))
 
 
-def _reference(lab: Lab, pair: tuple[Frozen, Frozen], references: Tensor | None, number: int) -> Tensor | None:
+def _reference(
+    lab: FrozenHeadModel, pair: tuple[Frozen, Frozen], references: Tensor | None, number: int
+) -> Tensor | None:
     if references is not None:
         return references[number][None].to(lab.weight.device)
-    if lab.kind.reference is None:
+    if lab.reward_model.reference is None:
         return None
     with torch.no_grad():
         return outputs(lab, pair)[None]

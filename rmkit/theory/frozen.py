@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from rmkit.encoding.batches import Batch, pad
 from rmkit.encoding.chat import TokenSequence
 from rmkit.evaluation.scoring import sequence_outputs
-from rmkit.models.language_model import bind, run
+from rmkit.models.language_model import apply_head, bind
 from rmkit.models.positions import last_position, refuse_longer
 from rmkit.reward_models import RewardModel
 
@@ -32,28 +32,28 @@ class Frozen:
 
 
 @dataclass
-class Lab:
+class FrozenHeadModel:
     """A reward model set up for the theory: one process, the trained matrix a parameter of its own and in float64.
 
     Attributes:
-        kind: the type.
+        reward_model: the type.
         model: a bound language model; with a reward head where the type has one. The lab may change it.
         notes: what was changed in it, one line each.
     """
 
-    kind: RewardModel[Any]
+    reward_model: RewardModel[Any]
     model: PreTrainedModel
     notes: list[str] = field(default_factory=list)
 
     @property
     def weight(self) -> nn.Parameter:
         """What is trained under Assumption 1: u as [1, hidden size], or U [vocabulary, hidden size]."""
-        module = self.model.score if self.kind.head else self.model.get_output_embeddings()
+        module = self.model.score if self.reward_model.head else self.model.get_output_embeddings()
         weight: nn.Parameter = module.weight
         return weight
 
 
-def laboratory(kind: RewardModel[Any], model: PreTrainedModel | PeftModel) -> Lab:
+def freeze_backbone(reward_model: RewardModel[Any], model: PreTrainedModel | PeftModel) -> FrozenHeadModel:
     """Set up a model that nobody else uses: adapters are merged, the unembedding is untied, the trained matrix float64.
 
     The rest keeps its dtype; with a float64 backbone the hidden states are as exact as transformers computes them.
@@ -62,7 +62,7 @@ def laboratory(kind: RewardModel[Any], model: PreTrainedModel | PeftModel) -> La
     if isinstance(model, PeftModel):
         model = bind(model.merge_and_unload())
         notes.append("The adapters are merged into the weights.")
-    if kind.head:
+    if reward_model.head:
         model.score.double()
     else:
         unembedding, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -70,12 +70,12 @@ def laboratory(kind: RewardModel[Any], model: PreTrainedModel | PeftModel) -> La
             unembedding.weight = nn.Parameter(unembedding.weight.detach().clone())
             notes.append("The unembedding is tied to the embeddings: the lab unties a copy, as the equations assume.")
         unembedding.double()
-    return Lab(kind, model.eval().requires_grad_(), notes)
+    return FrozenHeadModel(reward_model, model.eval().requires_grad_(), notes)
 
 
 @torch.no_grad()
 def freeze(
-    lab: Lab, sequences: Sequence[TokenSequence], batch_size: int = 8, description: str | None = None
+    lab: FrozenHeadModel, sequences: Sequence[TokenSequence], batch_size: int = 8, description: str | None = None
 ) -> list[Frozen]:
     """The hidden states of sequences, `batch_size` of them a forward pass.
 
@@ -89,13 +89,13 @@ def freeze(
         for start in range(0, len(sequences), batch_size):
             some = sequences[start : start + batch_size]
             batch = {name: each.to(device) for name, each in _padded(lab, some).items()}
-            hidden = run(lab.model, _hidden_states, batch).unflatten(0, (len(some), -1))
+            hidden = apply_head(lab.model, _hidden_states, batch).unflatten(0, (len(some), -1))
             frozen += [Frozen(each, row[: len(each)].double().clone()) for each, row in zip(some, hidden, strict=True)]
             bar.update(len(some))
     return frozen
 
 
-def together(frozen: Sequence[Frozen]) -> tuple[Tensor, Batch]:
+def concatenate(frozen: Sequence[Frozen]) -> tuple[Tensor, Batch]:
     """Sequences one after another: hidden states [positions, hidden size], and the batch that says where to look."""
     hidden = torch.cat([each.hidden for each in frozen])
     device = hidden.device
@@ -117,14 +117,14 @@ def together(frozen: Sequence[Frozen]) -> tuple[Tensor, Batch]:
     return hidden, {name: each.to(device) for name, each in batch.items()}
 
 
-def outputs(lab: Lab, frozen: Sequence[Frozen]) -> Tensor:
+def outputs(lab: FrozenHeadModel, frozen: Sequence[Frozen]) -> Tensor:
     """What the reward model says of sequences [sequences, outputs], in float64, from their frozen hidden states."""
-    hidden, batch = together(frozen)
-    return lab.kind.outputs(lab.model, hidden, batch)
+    hidden, batch = concatenate(frozen)
+    return lab.reward_model.outputs(lab.model, hidden, batch)
 
 
 def measured_changes(
-    lab: Lab,
+    lab: FrozenHeadModel,
     chosen: Frozen,
     rejected: Frozen,
     targets: Sequence[Frozen],
@@ -142,19 +142,19 @@ def measured_changes(
     initial = weight.detach().clone()
     with torch.enable_grad():
         pair = outputs(lab, [chosen, rejected]).unflatten(0, (1, 2))
-        (gradient,) = torch.autograd.grad(lab.kind.loss(pair, reference), weight)
+        (gradient,) = torch.autograd.grad(lab.reward_model.loss(pair, reference), weight)
     with torch.no_grad():
         before = outputs(lab, targets)
         changes = []
         for learning_rate in learning_rates:
             weight.copy_(initial).sub_(gradient, alpha=learning_rate)
-            changes.append(reward_change(lab.kind, before, outputs(lab, targets)))
+            changes.append(reward_change(lab.reward_model, before, outputs(lab, targets)))
         weight.copy_(initial)
     return torch.stack(changes)
 
 
 def trainable_changes(
-    lab: Lab,
+    lab: FrozenHeadModel,
     chosen: TokenSequence,
     rejected: TokenSequence,
     targets: Sequence[TokenSequence],
@@ -168,13 +168,15 @@ def trainable_changes(
     """
 
     def said() -> Tensor:
-        return sequence_outputs(lab.model, lab.kind, targets, batch_size=batch_size)
+        return sequence_outputs(lab.model, lab.reward_model, targets, batch_size=batch_size)
 
     before = said()
     device = next(lab.model.parameters()).device
     batch = {name: each.to(device) for name, each in _padded(lab, [chosen, rejected]).items()}
     with torch.enable_grad():
-        lab.kind.loss(run(lab.model, lab.kind.outputs, batch).unflatten(0, (1, 2)), reference).backward()
+        lab.reward_model.loss(
+            apply_head(lab.model, lab.reward_model.outputs, batch).unflatten(0, (1, 2)), reference
+        ).backward()
     trained = [parameter for parameter in lab.model.parameters() if parameter.grad is not None]
     with torch.no_grad():
         for parameter in trained:
@@ -183,17 +185,17 @@ def trainable_changes(
         for parameter in trained:
             parameter.add_(parameter.grad, alpha=learning_rate)
             parameter.grad = None
-    return reward_change(lab.kind, before, after)
+    return reward_change(lab.reward_model, before, after)
 
 
-def reward_change(kind: RewardModel[Any], before: Tensor, after: Tensor) -> Tensor:
+def reward_change(reward_model: RewardModel[Any], before: Tensor, after: Tensor) -> Tensor:
     """Changes of rewards [...] between outputs [..., outputs]: the reference cancels, so any outputs serve as its."""
-    reference = None if kind.reference is None else before
-    return kind.rewards(after, reference) - kind.rewards(before, reference)
+    reference = None if reward_model.reference is None else before
+    return reward_model.rewards(after, reference) - reward_model.rewards(before, reference)
 
 
-def _padded(lab: Lab, sequences: Sequence[TokenSequence]) -> Batch:
-    return pad(sequences, lab.kind.encoder.tokenizer.pad_token_id)
+def _padded(lab: FrozenHeadModel, sequences: Sequence[TokenSequence]) -> Batch:
+    return pad(sequences, lab.reward_model.encoder.tokenizer.pad_token_id)
 
 
 def _hidden_states(model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:

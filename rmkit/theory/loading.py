@@ -22,18 +22,18 @@ from rmkit.encoding.tokenizer import load_tokenizer
 from rmkit.errors import RmkitError
 from rmkit.evaluation.scoring import pair_outputs
 from rmkit.models.positions import last_position, refuse_longer
-from rmkit.reward_models import RewardModel, reward_model
+from rmkit.reward_models import RewardModel, make_reward_model
 from rmkit.reward_models.explicit import ExplicitRewardModel
 from rmkit.reward_models.implicit import ImplicitRewardModel
 from rmkit.reward_models.probe import check_forward
-from rmkit.reward_models.saving import Checkpoint, Origin, Record, load, load_config, load_model, read_record
+from rmkit.reward_models.saving import Checkpoint, ModelMetadata, ModelRef, load, load_config, load_model, read_record
 from rmkit.theory.experiment import coefficient_map, dynamics
-from rmkit.theory.frozen import Lab, freeze, laboratory
+from rmkit.theory.frozen import FrozenHeadModel, freeze, freeze_backbone
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
-def types_of(name: str) -> list[str] | None:
+def possible_types(name: str) -> list[str] | None:
     """The types that a model may be taken as: all, for a language model; None if it knows its own, being trained."""
     if read_record(name) is not None:
         return None
@@ -42,7 +42,7 @@ def types_of(name: str) -> list[str] | None:
     return None if is_classifier else ["explicit", "implicit", "generative"]
 
 
-def as_type(
+def load_as(
     name: str,
     type: str | None,
     *,
@@ -74,12 +74,12 @@ def as_type(
         if type not in choices:
             raise RmkitError(f"--type {type} is not known.", f"It is one of {', '.join(choices)}.")
         tokenizer, notes = load_tokenizer(name)
-        kind = reward_model(choices[type], ChatEncoder(tokenizer, date_string))
+        reward_model = make_reward_model(choices[type], ChatEncoder(tokenizer, date_string))
         torch.manual_seed(seed)
-        model = load_model(kind, Origin(name=name))
-        if kind.head:
+        model = load_model(reward_model, ModelRef(name=name))
+        if reward_model.head:
             notes.append(f"The model has no reward head: u is drawn as before training, with seed {seed}.")
-        checkpoint = Checkpoint(kind, model, None, Record(reward_model=choices[type]), notes)
+        checkpoint = Checkpoint(reward_model, model, None, ModelMetadata(reward_model=choices[type]), notes)
     checkpoint.model.to(DTYPES[dtype])
     check_forward(checkpoint.model, checkpoint.reward_model)
     return checkpoint
@@ -96,10 +96,10 @@ def reference_outputs(checkpoint: Checkpoint, pairs: EncodedPairs, batch_size: i
     return None
 
 
-def _outputs(model: nn.Module, kind: RewardModel[Any], pairs: EncodedPairs, **options: Any) -> Tensor:
+def _outputs(model: nn.Module, reward_model: RewardModel[Any], pairs: EncodedPairs, **options: Any) -> Tensor:
     """Outputs [pairs, 2, outputs] of a model that can read the pairs."""
     refuse_longer(pairs.name, pairs.longest, last_position(model))
-    return pair_outputs(model, kind, pairs, **options)
+    return pair_outputs(model, reward_model, pairs, **options)
 
 
 class _Representations(ExplicitRewardModel):
@@ -117,21 +117,21 @@ def hidden_differences(
     Raises:
         RmkitError: if the checkpoint is of another type.
     """
-    kind = checkpoint.reward_model
-    if not isinstance(kind, ExplicitRewardModel):
+    reward_model = checkpoint.reward_model
+    if not isinstance(reward_model, ExplicitRewardModel):
         raise RmkitError(
-            f"This is a trained {kind.settings.type} reward model.",
+            f"This is a trained {reward_model.settings.type} reward model.",
             "Give a language model or an explicit reward model.",
         )
-    representations = _Representations(kind.settings, kind.encoder)
+    representations = _Representations(reward_model.settings, reward_model.encoder)
     hidden = _outputs(checkpoint.model, representations, pairs, batch_size=batch_size, description=description)
     differences: NDArray[np.float64] = (hidden[:, 0] - hidden[:, 1]).numpy()
     return differences
 
 
-def lab_of(checkpoint: Checkpoint) -> Lab:
+def freeze_checkpoint(checkpoint: Checkpoint) -> FrozenHeadModel:
     """The lab of a checkpoint, which must not be used otherwise afterwards."""
-    lab = laboratory(checkpoint.reward_model, checkpoint.model)
+    lab = freeze_backbone(checkpoint.reward_model, checkpoint.model)
     lab.notes[:0] = checkpoint.notes
     return lab
 
@@ -180,14 +180,14 @@ def dynamics_of_model(
     Returns:
         types: type -> result; heat_map: coefficients between two responses, where the implicit type is among them.
     """
-    possible = types_of(name)
+    possible = possible_types(name)
     if possible is None and types:
         raise RmkitError(f"{name} is a trained reward model and knows its type.", "Leave --type out.")
     content: dict[str, Any] = {"types": {}}
     asked: Sequence[str | None] = types or possible or [None]
     for number, each in enumerate(asked):
         try:
-            checkpoint = as_type(
+            checkpoint = load_as(
                 name, each, beta=beta, seed=seed, dtype=dtype, date_string=date_string, base=base, verify=verify
             )
         except RmkitError as error:
@@ -195,19 +195,19 @@ def dynamics_of_model(
                 raise
             print(f"{each}: left out. {error.cause}")
             continue
-        kind = checkpoint.reward_model
-        label = kind.settings.type
-        encoded = encode_pairs(training, kind, max_length=max_length)
-        rewordings = {key: encode_pairs(pairs, kind, max_length=max_length) for key, pairs in unseen.items()}
+        reward_model = checkpoint.reward_model
+        label = reward_model.settings.type
+        encoded = encode_pairs(training, reward_model, max_length=max_length)
+        rewordings = {key: encode_pairs(pairs, reward_model, max_length=max_length) for key, pairs in unseen.items()}
         checkpoint.model.to(PartialState().device)
         references = reference_outputs(checkpoint, encoded, batch_size)
-        lab = lab_of(checkpoint)
+        lab = freeze_checkpoint(checkpoint)
         for note in lab.notes:
             print(f"{label}: {note}")
         content["types"][label] = dynamics(
             lab, encoded, rewordings, references=references, batch_size=batch_size, description=label, **options
         )
-        if isinstance(kind, ImplicitRewardModel):
+        if isinstance(reward_model, ImplicitRewardModel):
             target, title = _other_wording(encoded, rewordings)
             shown = freeze(lab, [target, encoded.chosen[0]])
             content["heat_map"] = coefficient_map(lab, shown[0], shown[1], tokens) | {
@@ -218,7 +218,7 @@ def dynamics_of_model(
 
 
 def dynamics_of_run(
-    kind: RewardModel[Any],
+    reward_model: RewardModel[Any],
     states: Mapping[str, Callable[[], PreTrainedModel | PeftModel]],
     training: EncodedPairs,
     unseen: Mapping[str, EncodedPairs],
@@ -234,7 +234,7 @@ def dynamics_of_run(
     """
     return {
         state: dynamics(
-            laboratory(kind, loaded()),
+            freeze_backbone(reward_model, loaded()),
             training,
             unseen,
             learning_rate=learning_rate,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rmkit.data.preferences import PreferencePair
 from rmkit.encoding.chat import ChatEncoder, TokenSequence
 from rmkit.errors import RmkitError
-from rmkit.theory.frozen import Frozen, Lab, freeze
+from rmkit.theory.frozen import Frozen, FrozenHeadModel, freeze
 from rmkit.theory.unseen_tokens import TokenPairs
 
 
@@ -59,13 +59,13 @@ def split_by_tokens(
 
 
 def token_pairs(
-    lab: Lab, train: Sequence[PreferencePair], unseen: Sequence[PreferencePair], batch_size: int = 8
+    lab: FrozenHeadModel, train: Sequence[PreferencePair], unseen: Sequence[PreferencePair], batch_size: int = 8
 ) -> tuple[TokenPairs, TokenPairs, NDArray[np.float64]]:
     """Hidden states of the pairs, and the unembedding's rows [tokens, hidden size] of the tokens that occur.
 
     Other rows of the unembedding play no part: their gradient is zero and they cancel in every comparison.
     """
-    encoder = lab.kind.encoder
+    encoder = lab.reward_model.encoder
     everything = [*train, *unseen]
     prompts = [pair.prompt for pair in everything]
     sequences = [

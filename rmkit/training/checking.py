@@ -20,7 +20,7 @@ from rmkit.encoding.batches import Layout
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.pairs import EncodedPairs
 from rmkit.errors import RmkitError
-from rmkit.reward_models import RewardModel, reward_model
+from rmkit.reward_models import RewardModel, make_reward_model
 from rmkit.training import launch
 from rmkit.training.preparation import lora_config, refusals
 
@@ -62,7 +62,7 @@ def examples(recipe: Recipe, encoder: ChatEncoder, pair: PreferencePair) -> list
 
 def _example(name: str, settings: Any, encoder: ChatEncoder, pair: PreferencePair) -> Example:
     try:
-        (sequence,) = reward_model(settings, encoder).encode([pair.prompt], [pair.chosen])
+        (sequence,) = make_reward_model(settings, encoder).encode([pair.prompt], [pair.chosen])
     except RmkitError as error:
         return Example(name, problem=error.cause)
     tokenizer, ids = encoder.tokenizer, sequence.ids
@@ -135,7 +135,7 @@ def _ngrams(text: str) -> list[tuple[str, ...]]:
 
 
 @dataclass(frozen=True)
-class Work:
+class StepCounts:
     """Steps and tokens of a training run; `tokens` are those that are read in an epoch, padding aside.
 
     `shared` of them are what the second sequence of a pair starts with as the first does.
@@ -150,7 +150,7 @@ class Work:
     steps: int
 
 
-def work(recipe: Recipe, training: EncodedPairs, plan: launch.Plan | None, layout: Layout) -> Work:
+def work(recipe: Recipe, training: EncodedPairs, plan: launch.LaunchPlan | None, layout: Layout) -> StepCounts:
     """What training does, as transformers' Trainer counts it.
 
     Raises:
@@ -166,7 +166,7 @@ def work(recipe: Recipe, training: EncodedPairs, plan: launch.Plan | None, layou
     steps = most if most > 0 else math.ceil(options["num_train_epochs"] * steps_per_epoch)
     tokens = sum(len(each) for each in (*training.chosen, *training.rejected))
     shared = tokens - sum(training.tokens) if layout == "shared" else 0
-    return Work(len(training), tokens, shared, processes, accumulation, steps_per_epoch, steps)
+    return StepCounts(len(training), tokens, shared, processes, accumulation, steps_per_epoch, steps)
 
 
 @dataclass(frozen=True)
@@ -179,17 +179,21 @@ class Memory:
     estimator: str
 
 
-def memory(recipe: Recipe, kind: RewardModel[Any], config: PretrainedConfig, plan: launch.Plan | None) -> Memory:
+def memory(
+    recipe: Recipe, reward_model: RewardModel[Any], config: PretrainedConfig, plan: launch.LaunchPlan | None
+) -> Memory:
     """What a model of this type takes on each GPU, by accelerate's or DeepSpeed's own estimators.
 
     Activations and logits are not in it. Frozen weights (under adapters) count once, in the dtype of the base.
     """
     with _without_warnings():
-        return _memory(recipe, kind, config, plan)
+        return _memory(recipe, reward_model, config, plan)
 
 
-def _memory(recipe: Recipe, kind: RewardModel[Any], config: PretrainedConfig, plan: launch.Plan | None) -> Memory:
-    model = empty_model(recipe, kind, config)
+def _memory(
+    recipe: Recipe, reward_model: RewardModel[Any], config: PretrainedConfig, plan: launch.LaunchPlan | None
+) -> Memory:
+    model = empty_model(recipe, reward_model, config)
     sizes = [(parameter.numel(), parameter.element_size(), parameter.requires_grad) for parameter in model.parameters()]
     trainable = sum(number for number, _, trains in sizes if trains)
     frozen_bytes = sum(number * size for number, size, trains in sizes if not trains)
@@ -233,23 +237,25 @@ def _without_warnings() -> Iterator[None]:
 
 
 @_without_warnings()
-def empty_model(recipe: Recipe, kind: RewardModel[Any], config: PretrainedConfig) -> Any:
+def empty_model(recipe: Recipe, reward_model: RewardModel[Any], config: PretrainedConfig) -> Any:
     """The model without weights, adapters included.
 
     Raises:
         RmkitError: if it cannot have the attention function that the recipe asks for.
     """
-    for name, value in kind.config.items():
+    for name, value in reward_model.config.items():
         setattr(config, name, value)
     text_config = config.get_text_config()
-    text_config.vocab_size = max(text_config.vocab_size, len(kind.encoder.tokenizer))  # rows for added tokens
-    text_config.pad_token_id = kind.encoder.tokenizer.pad_token_id
+    text_config.vocab_size = max(text_config.vocab_size, len(reward_model.encoder.tokenizer))  # rows for added tokens
+    text_config.pad_token_id = reward_model.encoder.tokenizer.pad_token_id
     options: dict[str, Any] = {"dtype": getattr(torch, recipe.base.dtype)}
     if recipe.base.attention is not None:
         options["attn_implementation"] = recipe.base.attention
     try:
         with torch.device("meta"):
-            model = kind.auto_class.from_config(config, trust_remote_code=recipe.base.trust_remote_code, **options)
+            model = reward_model.auto_class.from_config(
+                config, trust_remote_code=recipe.base.trust_remote_code, **options
+            )
     except (ImportError, ValueError) as error:
         if recipe.base.attention is None:
             raise
@@ -259,7 +265,7 @@ def empty_model(recipe: Recipe, kind: RewardModel[Any], config: PretrainedConfig
             "Leave base.attention out; or install what it needs: `pip install flash-attn` for flash_attention_2, "
             "`pip install kernels` for kernels of the Hub.",
         ) from None
-    adapters = lora_config(recipe, kind)
+    adapters = lora_config(recipe, reward_model)
     if adapters is None:
         return model
     from peft import get_peft_model

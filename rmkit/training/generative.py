@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 
 from rmkit.encoding.batches import Batch
-from rmkit.models.language_model import response_log_probs, run
+from rmkit.models.language_model import apply_head, response_log_probs
 from rmkit.training.pair_trainer import PairTrainerMixin
 
 
@@ -32,7 +32,9 @@ class GenerativeTrainer(PairTrainerMixin, Trainer):
         if not weight:
             return super().outputs(model, inputs)
         # One pass for both: DeepSpeed's ZeRO-3 cannot go through experts twice before it goes back.
-        outputs, log_probs = run(model, self._both, inputs).split([2 * len(inputs["last"]), len(inputs["index"])])
+        outputs, log_probs = apply_head(model, self._both, inputs).split(
+            [2 * len(inputs["last"]), len(inputs["index"])]
+        )
         return outputs.view(-1, 2), -weight * log_probs.mean()
 
     def _both(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:

@@ -39,7 +39,7 @@ _BY_HAND = "Run `accelerate launch` on each machine, with the line at the head o
 
 
 @dataclass(frozen=True)
-class Plan:
+class LaunchPlan:
     """What was asked for: a name to say, processes and sharding (none | zero0..3; None: any), and the file."""
 
     name: str
@@ -100,7 +100,7 @@ def threads(processes: int) -> int | None:
     return max(1, min(cores, mine) // int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
 
 
-def said_by_launcher(config: str | None, processes: int) -> dict[str, str]:
+def launcher_env(config: str | None, processes: int) -> dict[str, str]:
     """The environment of the processes that `rmkit train` starts: what it was told."""
     said = {_PROCESSES: str(processes), _CONFIG_FILE: config, "DS_ACCELERATOR": None if visible_gpus() else "cpu"}
     return {variable: value for variable, value in said.items() if value}
@@ -147,7 +147,7 @@ def read_config(name: str) -> dict[str, Any]:
     return config
 
 
-def plan(recipe: Recipe) -> Plan | None:
+def plan(recipe: Recipe) -> LaunchPlan | None:
     """What the launcher was told with options, else what the recipe names; None if neither says anything."""
     command = launcher_command()
     _check_dynamo("accelerate launch", _option(command, "dynamo_backend"))
@@ -157,8 +157,8 @@ def plan(recipe: Recipe) -> Plan | None:
     if name is None:
         sharding = _sharding_of_launcher()
         if processes is None:
-            return None if sharding is None else Plan("accelerate", None, sharding, {})
-        return Plan("--num_processes", int(processes), sharding, {})
+            return None if sharding is None else LaunchPlan("accelerate", None, sharding, {})
+        return LaunchPlan("--num_processes", int(processes), sharding, {})
     config = read_config(name)
     if processes is not None:
         wanted: int | None = int(processes)
@@ -166,7 +166,7 @@ def plan(recipe: Recipe) -> Plan | None:
         wanted = process_count(name)
     else:
         wanted = config.get("num_processes")
-    return Plan(name, wanted, _sharding_of(config), config)
+    return LaunchPlan(name, wanted, _sharding_of(config), config)
 
 
 def _check_dynamo(where: str, backend: str | None) -> None:
@@ -205,7 +205,7 @@ def check_precision(bf16: bool) -> None:
         )
 
 
-def training_options(plan: Plan | None) -> dict[str, Any]:
+def training_options(plan: LaunchPlan | None) -> dict[str, Any]:
     """What TrainingArguments must be told: DeepSpeed unless the launcher has set it up, and whether there is no GPU."""
     options: dict[str, Any] = {"use_cpu": visible_gpus() == 0}
     if plan is not None and plan.uses_deepspeed:
@@ -225,7 +225,7 @@ def training_options(plan: Plan | None) -> dict[str, Any]:
     return options
 
 
-def check_processes(plan: Plan | None, running: int) -> None:
+def check_processes(plan: LaunchPlan | None, running: int) -> None:
     """Stop before weights load if another number of processes runs than was asked for, or than there are GPUs.
 
     Raises:
@@ -238,7 +238,7 @@ def check_processes(plan: Plan | None, running: int) -> None:
     _check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def check_sharding(plan: Plan | None, arguments: Any) -> None:
+def check_sharding(plan: LaunchPlan | None, arguments: Any) -> None:
     """Stop before weights load if the model would be sharded in another way than was asked for.
 
     Raises:
@@ -275,7 +275,7 @@ def check_deepspeed(arguments: Any) -> None:
         )
 
 
-def _remedy(plan: Plan) -> str:
+def _remedy(plan: LaunchPlan) -> str:
     if plan.config.get("num_machines", 1) > 1:
         return _BY_HAND
     config = f" --config-file {plan.name}" if plan.config else ""

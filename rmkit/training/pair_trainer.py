@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from rmkit.errors import RmkitError
-from rmkit.models.language_model import run
+from rmkit.models.language_model import apply_head
 from rmkit.reward_models import RewardModel
 from rmkit.training.micro_batches import MicroBatches
 
@@ -87,7 +87,7 @@ class PairTrainerMixin:
 
     def outputs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | float]:
         """Outputs [sequences, outputs] of the reward model, and a term beside its loss, from one forward pass."""
-        return run(model, self.reward_model.outputs, inputs), 0.0
+        return apply_head(model, self.reward_model.outputs, inputs), 0.0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add loss, accuracy and margin over the pairs since the last log, from all processes.

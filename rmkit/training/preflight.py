@@ -32,7 +32,14 @@ from rmkit.library_errors import first_line
 from rmkit.model_files.weights import no_progress_bar
 from rmkit.processes import running_sharding, zero3_disabled
 from rmkit.reward_models import RewardModel
-from rmkit.reward_models.saving import Origin, Record, check_reference, keep_generation_config, read_record, save
+from rmkit.reward_models.saving import (
+    ModelMetadata,
+    ModelRef,
+    check_reference,
+    keep_generation_config,
+    read_record,
+    save,
+)
 from rmkit.runs.directory import RunDirectory
 from rmkit.training import launch
 from rmkit.training.checking import empty_model
@@ -61,12 +68,12 @@ _OPTIMIZER_PACKAGES = {
 
 def preflight(
     recipe: Recipe,
-    kind: RewardModel[Any],
-    record: Record,
+    reward_model: RewardModel[Any],
+    record: ModelMetadata,
     config: PretrainedConfig,
     arguments: Any,
     pairs: int,
-    plan: launch.Plan | None,
+    plan: launch.LaunchPlan | None,
 ) -> list[str]:
     """Try what a run will need; returns warnings, a line each. Called by one process, before weights are loaded.
 
@@ -79,20 +86,20 @@ def preflight(
     Raises:
         RmkitError: for the first thing that would fail.
     """
-    check_places(recipe, cache=kind.reference is not None)
+    check_places(recipe, cache=reward_model.reference is not None)
     sharding = (plan.sharding if plan else None) or running_sharding(arguments)
     _check_sharding(plan, sharding)
     steps_per_epoch, steps = training_steps(recipe, pairs)
-    if kind.reference not in (None, "base"):
-        revision = kind.settings.reference_revision
-        check_reference(kind, record.reference or Origin(name=str(kind.reference), revision=revision))
+    if reward_model.reference not in (None, "base"):
+        revision = reward_model.settings.reference_revision
+        check_reference(reward_model, record.reference or ModelRef(name=str(reward_model.reference), revision=revision))
     with zero3_disabled():
-        model = empty_model(recipe, kind, config)
+        model = empty_model(recipe, reward_model, config)
     notes = check_training(arguments, model, steps)
     with scratch(recipe.output_dir, "output_dir", "Give another output_dir.") as folder:
         needed = room(recipe, model, record, arguments, sharding, steps, steps_per_epoch)
         notes += check_room(recipe.output_dir, folder, needed, recipe.resume == "auto")
-        rehearse_save(folder, model, kind, record)
+        rehearse_save(folder, model, reward_model, record)
     if recipe.hub is not None:
         hub.check_access(
             RunDirectory(recipe.output_dir),
@@ -126,7 +133,7 @@ def training_steps(recipe: Recipe, pairs: int) -> tuple[int, int]:
     return per_epoch, most if most > 0 else math.ceil(options["num_train_epochs"] * per_epoch)
 
 
-def _check_sharding(plan: launch.Plan | None, sharding: str) -> None:
+def _check_sharding(plan: launch.LaunchPlan | None, sharding: str) -> None:
     if sharding.startswith("zero") and find_spec("deepspeed") is None:
         raise RmkitError(
             f"Sharding {sharding} needs the package deepspeed.",
@@ -199,11 +206,11 @@ def _check_optimizer(arguments: Any, model: nn.Module, toy: nn.Module) -> torch.
         )
     remedy = "Correct training.optim_args and the adam_* fields, or use training.optim: adamw_torch without them."
     with _refused(f"optim {name}", remedy):
-        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+        optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
         own = [key for key in ("params", "model", "optimizer_dict") if key in options]
         # Optimizers of chosen modules take the model's parameters, which are not there yet: no step then.
         parameters = [options.pop(key) for key in own][-1] if own else toy.parameters()
-        optimizer: torch.optim.Optimizer = kind(parameters, **options)
+        optimizer: torch.optim.Optimizer = optimizer_class(parameters, **options)
         if not own:
             toy(torch.ones(1, 4, device=arguments.device)).sum().backward()
             optimizer.step()
@@ -267,7 +274,9 @@ def _refused(field: str, remedy: str) -> Iterator[None]:
 # --- saving --------------------------------------------------------------------------------------------------------
 
 
-def rehearse_save(folder: Path, model: PreTrainedModel | PeftModel, kind: RewardModel[Any], record: Record) -> None:
+def rehearse_save(
+    folder: Path, model: PreTrainedModel | PeftModel, reward_model: RewardModel[Any], record: ModelMetadata
+) -> None:
     """Write the model directory into `folder` with all that it will hold but the weights, and read it back.
 
     Raises:
@@ -279,7 +288,7 @@ def rehearse_save(folder: Path, model: PreTrainedModel | PeftModel, kind: Reward
     try:
         _load_generation_config(model, record)
         with no_progress_bar():
-            save(directory, model, adapters if isinstance(model, PeftModel) else {}, kind, record)
+            save(directory, model, adapters if isinstance(model, PeftModel) else {}, reward_model, record)
         if isinstance(model, PeftModel):
             PeftConfig.from_pretrained(str(directory))
         else:
@@ -295,9 +304,9 @@ def rehearse_save(folder: Path, model: PreTrainedModel | PeftModel, kind: Reward
             f"Correct that in a copy of {base} (config.json, generation_config.json or tokenizer files).",
         ) from None
     texts = ["How do I bake bread?"], ["Mix flour, water, salt and yeast."]
-    same = encoder.template_hash == kind.encoder.template_hash
+    same = encoder.template_hash == reward_model.encoder.template_hash
     if not same or [each.ids for each in encoder.response_sequences(*texts)] != [
-        each.ids for each in kind.encoder.response_sequences(*texts)
+        each.ids for each in reward_model.encoder.response_sequences(*texts)
     ]:
         raise RmkitError(
             "The tokenizer or chat template is another one when it has been saved and loaded again.",
@@ -305,7 +314,7 @@ def rehearse_save(folder: Path, model: PreTrainedModel | PeftModel, kind: Reward
         )
 
 
-def _load_generation_config(model: PreTrainedModel | PeftModel, record: Record) -> None:
+def _load_generation_config(model: PreTrainedModel | PeftModel, record: ModelMetadata) -> None:
     """A model without weights has none of its base's own; a base without the file has none either."""
     if isinstance(model, PeftModel) or record.base is None or not model.can_generate():
         return

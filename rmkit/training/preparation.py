@@ -25,7 +25,7 @@ from rmkit.models.positions import last_position, made_for, refuse_longer
 from rmkit.processes import zero3_disabled
 from rmkit.reward_models import RewardModel
 from rmkit.reward_models import saving as checkpoint
-from rmkit.reward_models.saving import Origin, Record
+from rmkit.reward_models.saving import ModelMetadata, ModelRef
 from rmkit.training import trainer_class
 from rmkit.training.launch import accumulation_steps
 
@@ -50,7 +50,7 @@ def warnings(
     return [line for line in (*ignored, *shared) if line is not None]
 
 
-def load_encoder(recipe: Recipe, base: Origin) -> tuple[ChatEncoder, list[str]]:
+def load_encoder(recipe: Recipe, base: ModelRef) -> tuple[ChatEncoder, list[str]]:
     """The encoder of a base, and what was changed in its tokenizer (one line each, to be said to the user)."""
     tokenizer, notes = load_tokenizer(
         base.name,
@@ -64,17 +64,19 @@ def load_encoder(recipe: Recipe, base: Origin) -> tuple[ChatEncoder, list[str]]:
     return encoder, notes + folder_notes(base.name, base.revision)
 
 
-def load_config(recipe: Recipe, base: Origin) -> PretrainedConfig:
+def load_config(recipe: Recipe, base: ModelRef) -> PretrainedConfig:
     """The configuration of a base."""
     return checkpoint.load_config(base.name, base.revision, recipe.base.trust_remote_code)
 
 
-def encode(recipe: Recipe, data: Mapping[str, PreferenceData], kind: RewardModel[Any]) -> dict[str, EncodedPairs]:
+def encode(
+    recipe: Recipe, data: Mapping[str, PreferenceData], reward_model: RewardModel[Any]
+) -> dict[str, EncodedPairs]:
     """Every set encoded once, by the recipe's rules for what is too long or identical."""
     return {
         name: encode_pairs(
             each,
-            kind,
+            reward_model,
             max_length=recipe.data.max_length,
             over_length=recipe.data.over_length,
             identical=recipe.data.identical,
@@ -127,8 +129,8 @@ def trainer_arguments(recipe: Recipe, processes: int, **launcher_options: Any) -
 
 
 def make_record(
-    recipe: Recipe, kind: RewardModel[Any], base: Origin, layout: Layout, arguments: Any, sharding: str
-) -> Record:
+    recipe: Recipe, reward_model: RewardModel[Any], base: ModelRef, layout: Layout, arguments: Any, sharding: str
+) -> ModelMetadata:
     """What is recorded of a run's reward model, but for the files of its tokenizer and reference.
 
     Args:
@@ -137,7 +139,7 @@ def make_record(
     """
     # DeepSpeed turns the whole model to bfloat16, and that is what is saved; elsewhere bf16 means autocast.
     whole = arguments.bf16 and sharding.startswith("zero")
-    return Record(
+    return ModelMetadata(
         reward_model=recipe.reward_model,
         base=base,
         adapter=recipe.lora is not None,
@@ -146,7 +148,7 @@ def make_record(
         attention=recipe.base.attention,
         layout=layout,
         date_string=recipe.base.date_string,
-        template_hash=kind.encoder.template_hash,
+        template_hash=reward_model.encoder.template_hash,
         special_tokens=recipe.data.special_tokens,
     )
 
@@ -163,7 +165,7 @@ def refusals(what: str) -> Iterator[None]:
         ) from None
 
 
-def lora_config(recipe: Recipe, kind: RewardModel[Any]) -> LoraConfig | None:
+def lora_config(recipe: Recipe, reward_model: RewardModel[Any]) -> LoraConfig | None:
     """PEFT's settings of the recipe's adapters; None for full fine-tuning."""
     if recipe.lora is None:
         return None
@@ -172,6 +174,6 @@ def lora_config(recipe: Recipe, kind: RewardModel[Any]) -> LoraConfig | None:
         lora_alpha=recipe.lora.alpha,
         lora_dropout=recipe.lora.dropout,
         target_modules=recipe.lora.target_modules,
-        modules_to_save=["score"] if kind.head else None,
-        task_type=TaskType.SEQ_CLS if kind.head else TaskType.CAUSAL_LM,
+        modules_to_save=["score"] if reward_model.head else None,
+        task_type=TaskType.SEQ_CLS if reward_model.head else TaskType.CAUSAL_LM,
     )

@@ -18,7 +18,7 @@ from rmkit.models.positions import last_position, refuse_longer
 from rmkit.processes import zero3_disabled
 from rmkit.reward_models import RewardModel
 from rmkit.reward_models.probe import check_forward
-from rmkit.reward_models.saving import Origin, Record, load_reference
+from rmkit.reward_models.saving import ModelMetadata, ModelRef, load_reference
 from rmkit.training.reference_store import ReferenceStore, weights_identity
 
 
@@ -29,8 +29,8 @@ class References:
     that goes on from a checkpoint, and finds nothing in the store, loads the base again.
     """
 
-    def __init__(self, kind: RewardModel[Any], record: Record, batch_size: int, state: PartialState):
-        self.kind, self.record, self.batch_size, self.state = kind, record, batch_size, state
+    def __init__(self, reward_model: RewardModel[Any], record: ModelMetadata, batch_size: int, state: PartialState):
+        self.reward_model, self.record, self.batch_size, self.state = reward_model, record, batch_size, state
         self.taken: dict[str, Tensor] = {}
         self.seconds = 0.0
 
@@ -40,26 +40,26 @@ class References:
         Raises:
             KeyError: if they have not been taken yet.
         """
-        return None if self.kind.reference is None else self.taken[name]
+        return None if self.reward_model.reference is None else self.taken[name]
 
-    def take_from_policy(self, encoded: Mapping[str, EncodedPairs], trainer: Any, resumed: bool) -> None:
+    def compute_from_policy(self, encoded: Mapping[str, EncodedPairs], trainer: Any, resumed: bool) -> None:
         """The base's outputs, from the policy where it has not been trained yet or has adapters to turn off."""
         unwrapped = trainer.accelerator.unwrap_model(trainer.model_wrapped)
         if isinstance(unwrapped, PeftModel):
             with unwrapped.disable_adapter():
                 self._take(encoded, lambda: trainer.model_wrapped)
         elif resumed:
-            self.take_from_other_model(encoded)
+            self.compute_from_other_model(encoded)
         else:
             self._take(encoded, lambda: trainer.model_wrapped)
 
-    def take_from_other_model(self, encoded: Mapping[str, EncodedPairs]) -> None:
+    def compute_from_other_model(self, encoded: Mapping[str, EncodedPairs]) -> None:
         """Outputs of a model that is loaded for this, whole on every process, and dropped afterwards."""
 
         def loaded() -> nn.Module:
             with zero3_disabled():
                 model: nn.Module = load_reference(
-                    self.kind,
+                    self.reward_model,
                     self._origin,
                     dtype=self.record.dtype,
                     attention=self.record.attention,
@@ -69,20 +69,20 @@ class References:
             for name, pairs in encoded.items():
                 refuse_longer(f"reference: {name}", pairs.longest, limit)
             model = model.to(self.state.device)
-            check_forward(model, self.kind, half=self.record.half)
+            check_forward(model, self.reward_model, half=self.record.half)
             return model
 
         self._take(encoded, functools.cache(loaded))
 
     @property
-    def _origin(self) -> Origin:
-        if self.kind.reference == "base":
+    def _origin(self) -> ModelRef:
+        if self.reward_model.reference == "base":
             if self.record.base is None:
                 raise RmkitError("The base of the reference is not known.", "Give reward_model.reference.")
             return self.record.base
         if self.record.reference is not None:
             return self.record.reference
-        return Origin(name=str(self.kind.reference), revision=self.kind.settings.reference_revision)
+        return ModelRef(name=str(self.reward_model.reference), revision=self.reward_model.settings.reference_revision)
 
     def _take(self, encoded: Mapping[str, EncodedPairs], model: Callable[[], nn.Module]) -> None:
         identity = self.record.model_dump(
@@ -105,5 +105,5 @@ class References:
     def _outputs(self, model: Callable[[], nn.Module], pairs: EncodedPairs) -> Tensor:
         with self.record.precision(self.state.device):
             return pair_outputs(
-                model(), self.kind, pairs, batch_size=self.batch_size, description=f"reference: {pairs.name}"
+                model(), self.reward_model, pairs, batch_size=self.batch_size, description=f"reference: {pairs.name}"
             )

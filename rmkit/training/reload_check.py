@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rmkit.encoding.batches import laid_out
+from rmkit.encoding.batches import collate
 from rmkit.encoding.pairs import EncodedPairs
 from rmkit.errors import RmkitError
-from rmkit.models.language_model import run
+from rmkit.models.language_model import apply_head
 from rmkit.models.shared_attention import layout_of
 from rmkit.reward_models import RewardModel
 
@@ -32,8 +32,8 @@ def probe_outputs(model: nn.Module, reward_model: RewardModel[Any], pairs: Encod
     model.eval()
     outputs = []
     for start in range(0, len(sequences), batch_size):
-        batch = laid_out(sequences[start : start + batch_size], layout_of(model), pad_token_id)
-        outputs.append(run(model, head, {name: each.to(device) for name, each in batch.items()}).double().cpu())
+        batch = collate(sequences[start : start + batch_size], layout_of(model), pad_token_id)
+        outputs.append(apply_head(model, head, {name: each.to(device) for name, each in batch.items()}).double().cpu())
     return torch.cat(outputs)
 
 

@@ -12,7 +12,7 @@ from rmkit.data.preferences import PreferenceData
 from rmkit.encoding.pairs import EncodedPairs
 from rmkit.evaluation.statistics import by_category, length_baselines
 from rmkit.processes import running_sharding
-from rmkit.reward_models.saving import Record
+from rmkit.reward_models.saving import ModelMetadata
 from rmkit.runs import environment
 from rmkit.runs.directory import FORMAT
 from rmkit.training import launch
@@ -24,10 +24,10 @@ def run_record(
     data: Mapping[str, PreferenceData],
     encoded: Mapping[str, EncodedPairs],
     scoring: ScoringCallback,
-    record: Record,
+    record: ModelMetadata,
     trainer: Any,
     train_metrics: Mapping[str, float],
-    plan: launch.Plan | None,
+    plan: launch.LaunchPlan | None,
     started: float,
 ) -> dict[str, Any]:
     """What run.json holds. Times are in seconds, memory in MiB, lengths in tokens."""

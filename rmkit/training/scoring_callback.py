@@ -33,12 +33,18 @@ class ScoringCallback(TrainerCallback):
         self,
         recipe: Recipe,
         trainer: Any,
-        kind: RewardModel[Any],
+        reward_model: RewardModel[Any],
         encoded: Mapping[str, EncodedPairs],
         run: RunDirectory,
         references: References,
     ):
-        self.recipe, self.trainer, self.kind, self.encoded, self.run = recipe, trainer, kind, encoded, run
+        self.recipe, self.trainer, self.reward_model, self.encoded, self.run = (
+            recipe,
+            trainer,
+            reward_model,
+            encoded,
+            run,
+        )
         self.references = references
         self.training_set = recipe.data.train.name
         self.history: list[dict[str, Any]] = []
@@ -50,10 +56,10 @@ class ScoringCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The probe of the model, the reference's outputs on every set, then the initial rewards."""
         started = time.time()
-        check_forward(self.trainer.model_wrapped, self.kind, half=self.references.record.half)
+        check_forward(self.trainer.model_wrapped, self.reward_model, half=self.references.record.half)
         resumed = state.global_step > 0
-        if self.kind.reference == "base":
-            self.references.take_from_policy(self.encoded, self.trainer, resumed)
+        if self.reward_model.reference == "base":
+            self.references.compute_from_policy(self.encoded, self.trainer, resumed)
         self.trainer.reference_outputs = self.references.get(self.training_set)
         self.seconds += time.time() - started
         if not resumed:
@@ -108,12 +114,12 @@ class ScoringCallback(TrainerCallback):
     def _rewards(self, pairs: EncodedPairs, description: str) -> PairRewards:
         outputs = pair_outputs(
             self.trainer.model_wrapped,
-            self.kind,
+            self.reward_model,
             pairs,
             batch_size=self.recipe.evaluation.batch_size,
             description=description,
         )
-        return pair_rewards(self.kind, outputs, self.references.get(pairs.name))
+        return pair_rewards(self.reward_model, outputs, self.references.get(pairs.name))
 
 
 def write_rewards(run: RunDirectory, state: str, pairs: EncodedPairs, scored: PairRewards) -> None:

@@ -22,7 +22,7 @@ from rmkit.commands.rewrite import rewrite
 from rmkit.data.rewriting.batch import ask_in_batches
 from rmkit.data.rewriting.client import Endpoint as ClientEndpoint
 from rmkit.data.rewriting.client import Request
-from rmkit.data.rewriting.journal import Batch, BatchEnded, open_journal
+from rmkit.data.rewriting.journal import BatchEnded, BatchJob, open_journal
 from rmkit.errors import RmkitError
 
 PAIRS = 200
@@ -347,7 +347,7 @@ def test_a_batch_made_just_before_a_kill_is_found_by_its_tag(tmp_path: Path, end
         ask_in_batches(client, requests, journal, lambda _: None, sleep=lambda _: None)
         assert len(journal.answers_to(requests)) == 2
     assert endpoint.other.count("POST /v1/batches") == 1
-    (tmp_path / "j").write_text(Batch(tag="never made").model_dump_json() + "\n")
+    (tmp_path / "j").write_text(BatchJob(tag="never made").model_dump_json() + "\n")
     with open_journal(tmp_path / "j") as journal:
         ask_in_batches(client, requests, journal, lambda _: None, sleep=lambda _: None)
         assert len(journal.answers_to(requests)) == 2

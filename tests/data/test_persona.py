@@ -9,7 +9,7 @@ import torch
 
 from rmkit.data.preferences import load_preferences
 from rmkit.data.sources.persona import Responses
-from rmkit.data.sources.prepare import prepare
+from rmkit.data.sources.prepare import prepare_source
 from rmkit.errors import RmkitError
 
 CHOSEN = {
@@ -46,7 +46,7 @@ def source(tmp_path):
 
 
 def prepared(source, output, **given):
-    card = prepare("persona", {"source": source, **given}, output, said_by="test")
+    card = prepare_source("persona", {"source": source, **given}, output, error_label="test")
     return {
         split: [(pair.prompt, pair.chosen, pair.rejected) for pair in load_preferences(str(output), split=split)]
         for split in card["splits"]
@@ -140,11 +140,11 @@ def test_without_prefixes_there_is_nothing_to_swap(tmp_path, source):
 )
 def test_bad_input(tmp_path, source, given, said):
     with pytest.raises(RmkitError, match=said):
-        prepare("persona", {"source": source} | given, tmp_path / "out", said_by="test")
+        prepare_source("persona", {"source": source} | given, tmp_path / "out", error_label="test")
 
 
 def test_a_wrong_file_is_named_with_what_it_has(tmp_path):
     file = tmp_path / "other.jsonl"
     file.write_text('{"statement": "x"}\n')
     with pytest.raises(RmkitError, match="no column question; it has statement"):
-        prepare("persona", {"source": file}, tmp_path / "out", said_by="test")
+        prepare_source("persona", {"source": file}, tmp_path / "out", error_label="test")

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from rmkit.data.preferences import PreferencePair, checked, load_preferences
+from rmkit.data.preferences import PreferencePair, drop_identical, load_preferences
 from rmkit.errors import RmkitError
 
 ROWS = [
@@ -267,8 +267,8 @@ def test_the_fingerprint_is_that_of_the_usable_texts(jsonl):
     assert load_preferences(jsonl(*ROWS, ROWS[0] | {"chosen": "No."})).fingerprint == first
     assert load_preferences(jsonl(*ROWS[::-1])).fingerprint != first
     assert load_preferences(jsonl(*(row | {"margin": 1.0} for row in ROWS))).fingerprint != first
-    moved = checked([PreferencePair("a", "bc", "d")], "x").fingerprint
-    assert moved != checked([PreferencePair("ab", "c", "d")], "x").fingerprint
+    moved = drop_identical([PreferencePair("a", "bc", "d")], "x").fingerprint
+    assert moved != drop_identical([PreferencePair("ab", "c", "d")], "x").fingerprint
 
 
 # --- text stays text -----------------------------------------------------------------------------------------------

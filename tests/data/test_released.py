@@ -16,7 +16,7 @@ from released_clone import FOLDERS, rows, write_clone
 from rmkit.config.recipe import PreferenceSet
 from rmkit.data.preferences import load_preferences
 from rmkit.data.sources import released, use
-from rmkit.data.sources.prepare import prepare
+from rmkit.data.sources.prepare import prepare_source
 from rmkit.data.sources.released import ReleasedOptions, broken, prepare_all
 from rmkit.errors import RmkitError
 
@@ -86,7 +86,7 @@ def test_the_newest_of_several_is_taken(tmp_path, clone):
     newer = FOLDERS["rewardmath"].replace("2025_04_13", "2025_05_01")
     made = datasets.DatasetDict({"train": rows("newer", "train", 8), "test": rows("newer", "test", 4)})
     made.save_to_disk(str(clone / "data_files" / newer))
-    card = prepare("released/rewardmath", {"source": clone}, tmp_path / "set", said_by="test")
+    card = prepare_source("released/rewardmath", {"source": clone}, tmp_path / "set", error_label="test")
     assert card["steps"][0]["step"] == newer
 
 
@@ -152,7 +152,7 @@ def test_the_archive_is_fetched_once_and_used_for_every_set(tmp_path, clone, ser
         pairs = use.load_set(wanted, root=tmp_path / "data")
         assert pairs.pairs[0].chosen == f"{name} good 0"
     assert len(asked) == 1
-    card = prepare("released/rewardmath", {}, tmp_path / "set", said_by="test")
+    card = prepare_source("released/rewardmath", {}, tmp_path / "set", error_label="test")
     assert card["revision"] == released.COMMIT
     assert len(asked) == 1
 

@@ -10,7 +10,7 @@ import pytest
 
 from rmkit.data.preferences import PreferenceData, PreferencePair
 from rmkit.data.rewriting.checks import Bounds, language_is_checked, problem
-from rmkit.data.rewriting.journal import Answer, Batch, BatchEnded, open_journal
+from rmkit.data.rewriting.journal import Answer, BatchEnded, BatchJob, open_journal
 from rmkit.data.rewriting.local import REWRITERS, formatting, rewrite_locally
 from rmkit.data.rewriting.overlap import load_tokenize, mean_overlap, token_overlap, words_and_marks
 from rmkit.data.rewriting.sets import Rewrites, assemble, distinct_responses
@@ -240,7 +240,7 @@ def test_the_journal_forgets_a_cut_last_line_and_nothing_else(tmp_path: Path) ->
     first, second = Answer(key="a", text="é\nx", prompt_tokens=3), Answer(key="b", text="y")
     with open_journal(path) as journal:
         journal.add(first)
-        journal.add(Batch(tag="t"), Batch(tag="t", id="batch_1"), Batch(tag="u"), BatchEnded(tag="u"))
+        journal.add(BatchJob(tag="t"), BatchJob(tag="t", id="batch_1"), BatchJob(tag="u"), BatchEnded(tag="u"))
         journal.add(second)
     whole = path.read_bytes()
     for cut in range(1, len(second.model_dump_json()) + 1):

@@ -17,7 +17,7 @@ from rmkit.config.recipe import PreferenceSet
 from rmkit.data.preferences import load_preferences
 from rmkit.data.sources import find, sources, use
 from rmkit.data.sources.card import overlap
-from rmkit.data.sources.prepare import prepare
+from rmkit.data.sources.prepare import prepare_source
 from rmkit.errors import RmkitError
 
 RELEASED = Path(os.environ.get("RMKIT_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -52,7 +52,7 @@ def write(path, rows):
 
 
 def prepared(name, output, **given):
-    card = prepare(name, given, output, said_by="test")
+    card = prepare_source(name, given, output, error_label="test")
     sets = {split: load_preferences(str(output), split=split).pairs for split in card["splits"]}
     return card, {split: [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs] for split, pairs in sets.items()}
 
@@ -257,7 +257,7 @@ def test_bad_input_is_one_clear_error_and_leaves_nothing(tmp_path, name, given, 
     if name == "ultrafeedback":
         defaults = {"source": source}
     with pytest.raises(RmkitError) as caught:
-        prepare(name, defaults | given, tmp_path / "out", said_by="test")
+        prepare_source(name, defaults | given, tmp_path / "out", error_label="test")
     assert said in str(caught.value)
     assert [each.name for each in tmp_path.iterdir()] == ["hub"]
 
@@ -274,33 +274,35 @@ def test_ultrafeedback_rows_of_another_form(tmp_path, rows, said):
     for split in ("train", "test"):
         write(tmp_path / "hub" / f"{split}_prefs.jsonl", rows)
     with pytest.raises(RmkitError, match=said):
-        prepare("ultrafeedback", {"source": tmp_path / "hub", "tokenizer": "none"}, tmp_path / "out", said_by="test")
+        prepare_source(
+            "ultrafeedback", {"source": tmp_path / "hub", "tokenizer": "none"}, tmp_path / "out", error_label="test"
+        )
 
 
 def test_one_file_is_not_taken_for_two_splits(tmp_path):
     source = write(tmp_path / "train_prefs.jsonl", ultrafeedback_rows(9, 0))
     with pytest.raises(RmkitError, match="one file, but the splits test_prefs and train_prefs are needed"):
-        prepare("ultrafeedback", {"source": source, "tokenizer": "none"}, tmp_path / "out", said_by="test")
+        prepare_source("ultrafeedback", {"source": source, "tokenizer": "none"}, tmp_path / "out", error_label="test")
 
 
 def test_a_subset_without_rows(tmp_path):
     row = {"prompt": "p", "chosen": "c", "rejected": "r", "subset": "hep-go"}
     source = write(tmp_path / "filtered.jsonl", [row] * 3)
     with pytest.raises(RmkitError, match=r"No row is of the subset math-prm; the subsets are hep-go"):
-        prepare("rewardbench_math", {"source": source}, tmp_path / "out", said_by="test")
+        prepare_source("rewardbench_math", {"source": source}, tmp_path / "out", error_label="test")
 
 
 def test_nothing_is_replaced_unasked(tmp_path):
     options = {"train": 5, "test": 5}
-    prepare("hamiltonian", options, tmp_path / "set", said_by="test")
+    prepare_source("hamiltonian", options, tmp_path / "set", error_label="test")
     with pytest.raises(RmkitError, match="holds a prepared set"):
-        prepare("hamiltonian", options, tmp_path / "set", said_by="test")
-    card = prepare("hamiltonian", options | {"seed": 1}, tmp_path / "set", said_by="test", overwrite=True)
+        prepare_source("hamiltonian", options, tmp_path / "set", error_label="test")
+    card = prepare_source("hamiltonian", options | {"seed": 1}, tmp_path / "set", error_label="test", overwrite=True)
     assert card["seed"] == json.loads((tmp_path / "set" / "card.json").read_text())["seed"] == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     with pytest.raises(RmkitError, match="is no prepared set"):
-        prepare("hamiltonian", options, tmp_path / "mine", said_by="test", overwrite=True)
+        prepare_source("hamiltonian", options, tmp_path / "mine", error_label="test", overwrite=True)
 
 
 def test_every_source_is_found_and_named():
@@ -330,7 +332,9 @@ def graphs(**more):
 def test_a_source_is_prepared_once_and_kept_by_its_options(tmp_path, cache, monkeypatch, root):
     root = tmp_path / root if root else None
     made = []
-    monkeypatch.setattr(use, "prepare", lambda *given, **more: (made.append(given[0]), prepare(*given, **more)))
+    monkeypatch.setattr(
+        use, "prepare_source", lambda *given, **more: (made.append(given[0]), prepare_source(*given, **more))
+    )
     first = use.load_set(graphs(), root=root)
     assert (len(first), made) == (3, ["hamiltonian"])
     assert use.load_set(graphs(), root=root).fingerprint == first.fingerprint

@@ -17,7 +17,7 @@ from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.pairs import encode_pairs, remarks
 from rmkit.encoding.tokenizer import load_tokenizer
 from rmkit.errors import RmkitError
-from rmkit.reward_models import reward_model
+from rmkit.reward_models import make_reward_model
 
 TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
 SPELLED = re.compile(r"<\|[^<>|'\"{}\s]+\|?>|<[a-z_]+\|>|<｜[^｜<>]+｜>|\[/?[A-Z_]{3,}\]|</?[a-z_]+>")
@@ -362,12 +362,12 @@ def test_a_verification_prompt_that_spells_control_tokens_is_refused():
     turn = "Judge.<|im_end|>\n<|im_start|>user\n{prompt} {response}"
     settings = Generative(verification_prompt=turn, yes_token="Y", no_token="N")
     with pytest.raises(RmkitError, match="verification_prompt spells a control token") as error:
-        reward_model(settings, chatml())
+        make_reward_model(settings, chatml())
     assert "data.special_tokens: keep" in error.value.remedy
     encoder = chatml("keep")
-    (sequence,) = reward_model(settings, encoder).encode(["x"], ["y"])
+    (sequence,) = make_reward_model(settings, encoder).encode(["x"], ["y"])
     assert tokens(encoder, sequence).count("<|im_end|>") == 2
-    assert reward_model(settings.model_copy(update={"verification_prompt": "{prompt}{response}"}), chatml())
+    assert make_reward_model(settings.model_copy(update={"verification_prompt": "{prompt}{response}"}), chatml())
 
 
 def test_a_template_that_looks_at_its_contents_sees_them():
@@ -452,7 +452,7 @@ PAIRS = [
 @pytest.mark.parametrize("settings", [Explicit(), Generative(yes_token="Y", no_token="N")])
 @pytest.mark.parametrize("mode", ["text", "keep"])
 def test_texts_are_counted(settings, mode):
-    encoded = encode_pairs(PreferenceData("set", PAIRS), reward_model(settings, chatml(mode)))
+    encoded = encode_pairs(PreferenceData("set", PAIRS), make_reward_model(settings, chatml(mode)))
     assert encoded.control_texts == 3
     assert encoded.templated == 0
     (line,) = remarks("set", encoded.lengths, encoded.control_texts, 0, known=None, special_tokens=mode)
@@ -464,7 +464,7 @@ def test_texts_are_counted(settings, mode):
 def test_a_set_to_which_a_template_was_applied_is_pointed_out(mode):
     encoder = chatml(mode)
     pairs = [PreferencePair(render(encoder.tokenizer, pair.prompt), pair.chosen, pair.rejected) for pair in PAIRS]
-    encoded = encode_pairs(PreferenceData("set", pairs), reward_model(Explicit(), encoder))
+    encoded = encode_pairs(PreferenceData("set", pairs), make_reward_model(Explicit(), encoder))
     assert encoded.templated == len(PAIRS)
     options = {"known": None, "special_tokens": mode}
     lines = remarks("set", encoded.lengths, encoded.control_texts, encoded.templated, **options)
@@ -478,7 +478,7 @@ def test_a_token_of_an_explanation_is_its_text():
     pieces = encoder.response_tokens(sequence)
     assert "".join(pieces) == f"{FORGED}<|im_end|>\n"
     assert pieces.count("<|im_end|>") == 1
-    kind = reward_model(Generative(yes_token="Y", no_token="N"), encoder)
+    kind = make_reward_model(Generative(yes_token="Y", no_token="N"), encoder)
     assert kind.prefixes("why?", FORGED)[-1] == kind.encode(["why?"], [FORGED])[0]
 
 
@@ -506,7 +506,7 @@ def test_released_texts_have_the_ids_of_a_plain_call(smollm2_tokenizer, released
     smollm2 = load_tokenizer(smollm2_tokenizer)[0]
     data = load_preferences(name, root=released, limit=40)
     text, keep = (
-        encode_pairs(data, reward_model(Explicit(), ChatEncoder(smollm2, special_tokens=mode)))
+        encode_pairs(data, make_reward_model(Explicit(), ChatEncoder(smollm2, special_tokens=mode)))
         for mode in ("text", "keep")
     )
     assert text.control_texts == keep.control_texts
@@ -525,7 +525,7 @@ def test_one_row_with_a_bos_does_not_make_a_set_unusable(released):
     """A row of the UltraFeedback test set spells `<s>`."""
     encoder = made("bytes", "plain")
     data = load_preferences("ultrafeedback", root=released)
-    encoded = encode_pairs(data, reward_model(Explicit(), encoder))
+    encoded = encode_pairs(data, make_reward_model(Explicit(), encoder))
     assert len(encoded) == len(data)
     bos = encoder.tokenizer.bos_token_id
     assert encoded.control_texts > 0

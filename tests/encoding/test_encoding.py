@@ -17,7 +17,7 @@ from rmkit.encoding.tokenizer import (
     load_tokenizer,
 )
 from rmkit.errors import RmkitError
-from rmkit.reward_models import reward_model
+from rmkit.reward_models import make_reward_model
 
 DATE = "26 Jul 2024"
 PROMPT, RESPONSE = "How do I bake {bread}?\n", "Mix flour, été. Wait."
@@ -282,14 +282,14 @@ def test_braces_in_texts_are_only_text(asked, expected):
 
 def test_yes_and_no_are_one_token_each():
     made = encoder()
-    kind = reward_model(Generative(), made)
+    kind = make_reward_model(Generative(), made)
     assert made.tokenizer.convert_ids_to_tokens([kind.yes, kind.no]) == ["Yes", "No"]
 
 
 @pytest.mark.parametrize("word", ["yes", "Yes No", "Correct", "", "été"])
 def test_a_word_of_several_tokens_is_refused(word):
     with pytest.raises(RmkitError) as error:
-        reward_model(Generative(yes_token=word), encoder())
+        make_reward_model(Generative(yes_token=word), encoder())
     assert f"{word!r} is not one token" in error.value.cause
     assert "reward_model.yes_token" in error.value.remedy
 
@@ -308,7 +308,7 @@ def test_an_unknown_word_is_refused(tmp_path):
     made = ChatEncoder(tokenizer)
     assert made.answer_token("Yes") == 3
     with pytest.raises(RmkitError, match="'No' is not one token"):
-        reward_model(Generative(), made)
+        make_reward_model(Generative(), made)
 
 
 def metaspace(template):
@@ -343,7 +343,7 @@ def test_answers_are_the_tokens_that_follow_the_verification_prompt(ending):
     made = metaspace(template)
     tokens = made.tokenizer.convert_ids_to_tokens
     assert tokens(made.tokenizer("Yes", add_special_tokens=False)["input_ids"]) == ["▁Yes"]
-    kind = reward_model(Generative(), made)
+    kind = make_reward_model(Generative(), made)
     assert tokens([kind.yes, kind.no]) == ["Yes", "No"]
     # The prompt and the answer's id are the text of prompt and answer.
     (asked,) = made.verification_sequences(["x"], ["y"])
@@ -365,21 +365,21 @@ def test_an_answer_that_depends_on_the_pair_is_refused():
     )
     made = ChatEncoder(tokenizer)
     with pytest.raises(RmkitError) as error:
-        reward_model(Generative(verification_prompt="{prompt} {response}"), made)
+        make_reward_model(Generative(verification_prompt="{prompt} {response}"), made)
     assert "'Yes' is after a verification prompt depends on the pair" in error.value.cause
     assert "end the prompt in a fixed text" in error.value.remedy
-    kind = reward_model(Generative(verification_prompt="{prompt} {response} Verdict: "), made)
+    kind = make_reward_model(Generative(verification_prompt="{prompt} {response} Verdict: "), made)
     assert (kind.yes, kind.no) == (3, 4)
 
 
 def test_equal_answers_are_refused():
     with pytest.raises(RmkitError, match="'Yes' and 'Yes' are the same token"):
-        reward_model(Generative(no_token="Yes"), encoder())
+        make_reward_model(Generative(no_token="Yes"), encoder())
 
 
 def test_explicit_and_implicit_models_read_the_same_ids(architecture):
     made = encoder(architecture)
-    explicit, implicit = (reward_model(settings, made) for settings in (Explicit(), Implicit()))
+    explicit, implicit = (make_reward_model(settings, made) for settings in (Explicit(), Implicit()))
     assert explicit.encode([PROMPT], [RESPONSE]) == implicit.encode([PROMPT], [RESPONSE])
 
 

@@ -13,7 +13,7 @@ from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.pairs import encode_pairs
 from rmkit.encoding.tokenizer import ensure_pad_token
 from rmkit.errors import RmkitError
-from rmkit.reward_models import reward_model
+from rmkit.reward_models import make_reward_model
 
 SETTINGS = [Explicit(), Explicit(pooling="mean"), Implicit(), Generative(), Generative(generation_weight=0.5)]
 PAIRS = [
@@ -31,7 +31,7 @@ def encoder():
 
 @pytest.fixture(scope="module")
 def kinds(encoder):
-    return [reward_model(settings, encoder) for settings in SETTINGS]
+    return [make_reward_model(settings, encoder) for settings in SETTINGS]
 
 
 def data(*pairs, **dropped):

@@ -20,7 +20,7 @@ from rmkit import RmkitError, load_reward_model
 from rmkit.commands.explain import explain as command
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.tokenizer import load_tokenizer
-from rmkit.evaluation.token_rewards import explain, most_wrong, together
+from rmkit.evaluation.token_rewards import explain, merge_explanations, most_wrong
 from rmkit.report.explanation import html, shades
 from rmkit.runs.directory import RunDirectory
 from rmkit.runs.explanation import Explanation
@@ -152,9 +152,9 @@ def test_together_fills_the_gap_where_tokens_agree():
     terms = of(["a", "b"], implicit_terms=[0.1, -0.3])
     rewards = of(["a", "b"], explicit_prefix_rewards=[1.0, 3.0])
     both = of(["a", "b"], implicit_terms=[0.1, -0.3], explicit_prefix_rewards=[1.0, 3.0])
-    assert together(terms, rewards) == together(rewards, terms) == both
-    assert together(terms, of(["ab"], explicit_prefix_rewards=[3.0])) == terms
-    assert together(terms, None) == terms
+    assert merge_explanations(terms, rewards) == merge_explanations(rewards, terms) == both
+    assert merge_explanations(terms, of(["ab"], explicit_prefix_rewards=[3.0])) == terms
+    assert merge_explanations(terms, None) == terms
     assert both.increments == [1.0, 2.0]
     assert shades([0.1, -0.4], "terms") == [0.25, -1.0]
     assert shades([5.0, 1.0, -2.0], "increments") == [0.0, 0.5, -1.0]

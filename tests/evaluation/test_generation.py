@@ -29,7 +29,7 @@ from rmkit import RmkitError, load_reward_model
 from rmkit.commands.generate import generate as command
 from rmkit.config.recipe import load_recipe
 from rmkit.data.sources.hamiltonian import is_hamiltonian_cycle
-from rmkit.evaluation.generation import GenerationSettings, generate, likelihoods, verified
+from rmkit.evaluation.generation import GenerationSettings, generate, likelihoods, verify_samples
 from rmkit.train import train
 
 PROMPTS = ["How do I bake bread?", "why?", "The quick brown fox jumps over the lazy dog, and 12 + 30 = 42; why?"]
@@ -135,7 +135,7 @@ def test_explicit_models_cannot_generate(models, tmp_path):
 def test_what_counts_as_correct():
     """Of two prompts with two responses each one of four is a cycle: 1/4, and 1/2 of the prompts have one."""
     generated = [["0[sep]1[sep]3[sep]2", "2[sep]1[sep]0[sep]3"], ["1[sep]2[sep]3", "no idea"]]
-    found = verified([SQUARE] * 2, ["0[sep]1[sep]2[sep]3"] * 2, generated, is_hamiltonian_cycle)
+    found = verify_samples([SQUARE] * 2, ["0[sep]1[sep]2[sep]3"] * 2, generated, is_hamiltonian_cycle)
     assert (found["prompts"], found["correct"], found["prompts_with_a_correct_one"]) == (2, 0.25, 0.5)
     assert found["responses"][0]["correct"] == [False, True]
     assert found["responses"][1] == {

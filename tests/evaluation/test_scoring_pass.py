@@ -18,7 +18,7 @@ from rmkit.encoding.chat import TokenSequence
 from rmkit.encoding.pairs import EncodedPair
 from rmkit.evaluation import scorer as scorer_module
 from rmkit.evaluation import scoring
-from rmkit.models.language_model import run
+from rmkit.models.language_model import apply_head
 
 REWORDED = {"bread": "loaf", "water": "fluid", "quick": "fast"}
 
@@ -48,7 +48,7 @@ def read(monkeypatch):
         counted["tokens"] += batch["input_ids"].numel()
         return batch
 
-    monkeypatch.setattr(scoring, "laid_out", counting)
+    monkeypatch.setattr(scoring, "collate", counting)
     return counted
 
 
@@ -149,7 +149,7 @@ def test_what_no_head_reads_is_left_out_and_changes_nothing(scorer):
     )
     np.testing.assert_allclose(shared, alone, rtol=0, atol=1e-5 * np.abs(alone).max())
     with torch.no_grad():  # the whole of the last layer, as in training
-        whole = run(model, kind.outputs, share(sequences)).double().numpy()
+        whole = apply_head(model, kind.outputs, share(sequences)).double().numpy()
     np.testing.assert_allclose(shared, whole, rtol=0, atol=1e-5 * np.abs(alone).max())
 
 
@@ -214,7 +214,7 @@ def test_what_is_held_does_not_grow_with_the_rows(models, tmp_path, windows, mon
 
     original = scoring.laid_out
     monkeypatch.setattr("rmkit.encoding.pairs.EncodedPair", Noted)
-    monkeypatch.setattr(scoring, "laid_out", counting)
+    monkeypatch.setattr(scoring, "collate", counting)
     scorer = load_reward_model(str(models["qwen2"]), "generative")
     tiny.write_pairs(tmp_path, train=200, test=20, prompt=6, response=6)
     most = {}
@@ -232,9 +232,9 @@ def test_what_is_held_does_not_grow_with_the_rows(models, tmp_path, windows, mon
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("kind", ["explicit", "implicit", "generative"])
-def test_a_run_and_a_later_pass_go_through_the_same_windows(run, pairs, kind, windows):
+def test_a_run_and_a_later_pass_go_through_the_same_windows(apply_head, pairs, kind, windows):
     windows(3)
-    directory = run(kind)
+    directory = apply_head(kind)
     found = load_reward_model(str(directory.model)).score_sets(
         {"test": load_preferences("test.jsonl", root=pairs)}, batch_size=16
     )["test"]

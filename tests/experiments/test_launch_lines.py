@@ -270,12 +270,12 @@ def test_the_released_sets_are_brought_the_same_way(offline, tmp_path, released)
 
 def test_a_base_that_cannot_be_had_is_two_lines(offline, copies):
     """What comes after the data on a machine without a network."""
-    from rmkit.reward_models.saving import Origin
+    from rmkit.reward_models.saving import ModelRef
     from rmkit.training.preparation import load_encoder
 
     recipe = load_recipe(REPOSITORY / "recipes" / "llama8b_exrm.yaml")
     with pytest.raises(RmkitError) as caught:
-        load_encoder(recipe, Origin(name=str(recipe.base.name)))
+        load_encoder(recipe, ModelRef(name=str(recipe.base.name)))
     assert "meta-llama/Llama-3.1-8B-Instruct" in caught.value.cause
     assert "\n" not in caught.value.cause + caught.value.remedy
 

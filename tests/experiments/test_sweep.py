@@ -22,7 +22,7 @@ from rmkit.commands.sweep import sweep as command
 from rmkit.config.recipe import load_recipe
 from rmkit.experiments import launchers
 from rmkit.experiments.launchers import ClusterLauncher, LocalLauncher, Task, job_file, share_out
-from rmkit.experiments.sweep import SHIPPED, expand, last_lines, load_sweep, run, state
+from rmkit.experiments.sweep import SHIPPED, expand, last_lines, load_sweep, run_sweep, state
 
 STAND_IN = Path(__file__).parents[1] / "stand_in.py"
 BASE = {
@@ -64,7 +64,7 @@ def write_grid(**changes):
 def swept(launcher=None, output="out", **options):
     """Outcomes by point."""
     points = expand("grid.yaml", output=Path(output), **options)
-    return {each.point.name: each for each in run(points, Path(output), launcher or LocalLauncher())}
+    return {each.point.name: each for each in run_sweep(points, Path(output), launcher or LocalLauncher())}
 
 
 def states_of(outcomes):
@@ -365,8 +365,8 @@ def test_a_job_that_still_runs_is_waited_for(folder, monkeypatch):
     Path("out/logs").mkdir()
     Path("out/logs/imrm_seed0.job").write_text("123\n")
     with pytest.raises(RmkitError, match="was given to a cluster as job 123"):
-        list(run(points, Path("out"), LocalLauncher()))
-    (outcome,) = run(points, Path("out"), ClusterLauncher(poll_seconds=0.01))
+        list(run_sweep(points, Path("out"), LocalLauncher()))
+    (outcome,) = run_sweep(points, Path("out"), ClusterLauncher(poll_seconds=0.01))
     assert outcome.state == "finished"
     assert "lost sight of the job" in outcome.log.read_text()
     assert not Path("out/logs/imrm_seed0.job").exists()

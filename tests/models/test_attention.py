@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, LlamaCon
 
 from rmkit.encoding.batches import pad, share
 from rmkit.encoding.chat import TokenSequence
-from rmkit.models.language_model import bind, only_read, run
-from rmkit.models.shared_attention import ARCHITECTURES, Row, layout_of, take_shared_rows, why_not_shared
+from rmkit.models.language_model import apply_head, bind, only_read
+from rmkit.models.shared_attention import ARCHITECTURES, PackedRow, layout_of, take_shared_rows, why_not_shared
 
 WINDOW = 13
 SLIDING = {"gemma2": 1, "gemma3_text": 3, "mistral": 3, "qwen2": 2, "phi3": 3}
@@ -76,7 +76,7 @@ def read(model, hidden, batch):
 
 def read_with_gradient(model, batch):
     model.zero_grad()
-    outputs = run(model, read, batch)
+    outputs = apply_head(model, read, batch)
     (outputs * torch.linspace(-1, 1, outputs.numel()).view_as(outputs)).sum().backward()
     gradient = torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None])
     return outputs.detach(), gradient
@@ -117,7 +117,7 @@ def test_under_autocast_both_layouts_agree_with_float32(architecture, attention)
     with torch.autocast("cpu", torch.bfloat16):
         found = {name: read_with_gradient(model, batch) for name, batch in (("padded", padded), ("shared", shared))}
         with torch.no_grad(), only_read(model, shared["last"].unique()):
-            last = run(model, last_hidden, shared)
+            last = apply_head(model, last_hidden, shared)
     for outputs, gradient in found.values():
         assert distance(outputs.float(), exact[0]) < 5e-2
         assert torch.nn.functional.cosine_similarity(gradient.float(), exact[1], dim=0) > 0.99
@@ -136,7 +136,7 @@ def test_sliding_windows_matter_in_that_comparison(architecture):
     for model in (narrow, wide):
         take_shared_rows(model, None)
     with torch.no_grad():
-        assert distance(run(narrow, read, batch), run(wide, read, batch)) > 1e-3
+        assert distance(apply_head(narrow, read, batch), apply_head(wide, read, batch)) > 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -200,8 +200,8 @@ def test_a_token_sees_what_is_before_it_in_its_own_sequences(window):
         for position, token in enumerate(path):
             start = 0 if window is None else max(0, position + 1 - window)
             visible[token, path[start : position + 1]] = True
-    row = Row.of(batch["branches"][None, None])
-    assert Row.of(batch["branches"][None, None].clone()).own == row.own
+    row = PackedRow.of(batch["branches"][None, None])
+    assert PackedRow.of(batch["branches"][None, None].clone()).own == row.own
     ends, positions = (each.numpy() for each in row.ends_and_positions(tokens + 5))
     here = np.arange(tokens)
     seen = (here[None] <= here[:, None]) & (here[:, None] < ends[None, :tokens])
@@ -221,7 +221,7 @@ def test_a_token_sees_what_is_before_it_in_its_own_sequences(window):
 def test_flex_attention_with_the_rows_mask_is_attention_with_its_dense_one(window):
     batch = share(sequences())
     tokens = batch["input_ids"].shape[1]
-    row = Row.of(batch["branches"][None, None])
+    row = PackedRow.of(batch["branches"][None, None])
     generator = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, 1, 2, tokens, 16, generator=generator)
     block = row.block_mask(tokens, window, torch.device("cpu"))

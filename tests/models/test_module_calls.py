@@ -12,15 +12,15 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 
 from rmkit.config.recipe import Recipe
-from rmkit.encoding.batches import laid_out, split
+from rmkit.encoding.batches import collate, split
 from rmkit.encoding.chat import ChatEncoder, TokenSequence
 from rmkit.encoding.tokenizer import load_tokenizer
 from rmkit.models import language_model as module
+from rmkit.models.language_model import apply_head as one_pass
 from rmkit.models.language_model import load, only_read, response_log_probs, token_log_probs, use_unembedding
-from rmkit.models.language_model import run as one_pass
 from rmkit.models.shared_attention import ARCHITECTURES, take_shared_rows
-from rmkit.reward_models import reward_model
-from rmkit.reward_models.saving import Origin, load_model
+from rmkit.reward_models import make_reward_model
+from rmkit.reward_models.saving import ModelRef, load_model
 from rmkit.training.pair_trainer import PairTrainerMixin
 
 ADAPTERS = {
@@ -52,7 +52,7 @@ def calls(model, head, reads, sequences, layout):
         part.register_forward_pre_hook(lambda *_, name=name: called.append(name))
         for name, part in model.named_modules()
     ]
-    batch = laid_out(sequences, layout, 0)
+    batch = collate(sequences, layout, 0)
     model.eval()
     with torch.no_grad(), only_read(model, batch[reads].unique()):
         one_pass(model, head, batch)
@@ -88,8 +88,8 @@ def test_each_type_calls_the_same_modules_whatever_the_batch(models, kind, adapt
     tokenizer, _ = load_tokenizer(models["llama"])
     content = {"base": {"name": "x"}, "reward_model": TYPES[kind], "data": {"train": {"name": "t", "path": "p"}}}
     settings = Recipe.model_validate(content | {"output_dir": "o"}).reward_model
-    its = reward_model(settings, ChatEncoder(tokenizer, "26 Jul 2024"))
-    model = load_model(its, Origin(name=str(models["llama"])))
+    its = make_reward_model(settings, ChatEncoder(tokenizer, "26 Jul 2024"))
+    model = load_model(its, ModelRef(name=str(models["llama"])))
     model.gradient_checkpointing_enable({"use_reentrant": False})
     if options := ADAPTERS[adapter]:
         if its.head:
@@ -103,7 +103,7 @@ def test_each_type_calls_the_same_modules_whatever_the_batch(models, kind, adapt
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("kind", ["explicit", "implicit", "generative", "generative_lambda"])
-def test_a_training_batch_goes_through_the_model_once(run, monkeypatch, kind):
+def test_a_training_batch_goes_through_the_model_once(apply_head, monkeypatch, kind):
     """DeepSpeed's ZeRO-3 cannot go through the experts of a Mixtral twice before it goes back."""
     passes = {"training": 0, "batches": 0}
     loss, forward = PairTrainerMixin.compute_loss, Qwen2Model.forward
@@ -118,14 +118,14 @@ def test_a_training_batch_goes_through_the_model_once(run, monkeypatch, kind):
 
     monkeypatch.setattr(Qwen2Model, "forward", counting)
     monkeypatch.setattr(PairTrainerMixin, "compute_loss", noting)
-    run(kind)
+    apply_head(kind)
     assert passes == {"training": 6, "batches": 6}
 
 
 @pytest.mark.parametrize("layout", ["shared", "padded"])
 def test_a_batch_can_be_read_in_two_parts(layout):
     sequences = batches()[1]
-    batch = laid_out(sequences, layout, 0)
+    batch = collate(sequences, layout, 0)
     first, rest = split(batch, 3)
     for name in ("last", "response", "predictor", "response_lengths"):
         assert torch.equal(torch.cat([first[name], rest[name]]), batch[name])

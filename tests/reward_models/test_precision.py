@@ -15,8 +15,8 @@ from rmkit import RmkitError, load_reward_model
 from rmkit.data.preferences import load_preferences
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.tokenizer import load_tokenizer
-from rmkit.reward_models import reward_model
-from rmkit.reward_models.saving import Origin, Record, load, load_model, save
+from rmkit.reward_models import make_reward_model
+from rmkit.reward_models.saving import ModelMetadata, ModelRef, load, load_model, save
 from rmkit.training.reload_check import check_outputs, check_weights
 
 pytestmark = pytest.mark.smoke
@@ -85,14 +85,14 @@ def test_a_saved_weight_that_is_off_by_one_percent_is_seen(models, tmp_path, pre
     """Weights are compared number by number, so on several processes and on a GPU as well."""
     tokenizer, _ = load_tokenizer(models["qwen2"])
     dtype, autocast = PRECISIONS[precision]
-    record = Record(
+    record = ModelMetadata(
         reward_model=TYPES[kind],
-        base=Origin(name=str(models["qwen2"])),
+        base=ModelRef(name=str(models["qwen2"])),
         adapter=adapter == "lora",
         dtype=dtype,
         autocast=autocast,
     )
-    its = reward_model(record.reward_model, ChatEncoder(tokenizer))
+    its = make_reward_model(record.reward_model, ChatEncoder(tokenizer))
     torch.manual_seed(0)
     model = load_model(its, record.base, dtype=dtype)
     if record.adapter:

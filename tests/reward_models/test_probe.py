@@ -116,7 +116,7 @@ def test_a_layout_that_gives_other_values_is_refused_and_padded_is_the_remedy(mo
         batch = laid_out(sequences, layout, pad_token_id)
         return batch if layout == "padded" else batch | {"position_ids": batch["position_ids"].flip(1)}
 
-    monkeypatch.setattr(probe, "laid_out", late)
+    monkeypatch.setattr(probe, "collate", late)
     with pytest.raises(RmkitError, match="other values in the layout shared") as error:
         language_model(models["qwen2"])
     assert error.value.remedy == "Set the layout to padded (--layout padded; layout: padded in a recipe)."

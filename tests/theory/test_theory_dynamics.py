@@ -13,20 +13,28 @@ import torch
 from torch import Tensor
 
 from rmkit.config.recipe import Explicit, Generative, Implicit
-from rmkit.data.preferences import PreferencePair, checked
+from rmkit.data.preferences import PreferencePair, drop_identical
 from rmkit.encoding.batches import pad
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.pairs import encode_pairs
 from rmkit.encoding.tokenizer import load_tokenizer
-from rmkit.models.language_model import logit_cap, run
-from rmkit.reward_models import reward_model
+from rmkit.models.language_model import apply_head, logit_cap
+from rmkit.reward_models import make_reward_model
 from rmkit.reward_models.generative import GenerativeRewardModel
 from rmkit.reward_models.implicit import ImplicitRewardModel
-from rmkit.reward_models.saving import Origin, load_model
+from rmkit.reward_models.saving import ModelRef, load_model
 from rmkit.theory import dynamics as equations
 from rmkit.theory import experiment
 from rmkit.theory.dynamics import Positions, Unembedding, coefficients, predict, response_positions
-from rmkit.theory.frozen import Frozen, Lab, freeze, laboratory, measured_changes, outputs, trainable_changes
+from rmkit.theory.frozen import (
+    Frozen,
+    FrozenHeadModel,
+    freeze,
+    freeze_backbone,
+    measured_changes,
+    outputs,
+    trainable_changes,
+)
 
 PROMPTS = ["How do I bake bread?", "Why is the dog lazy?"]
 CHOSEN, REJECTED = "Mix flour, water and salt.", "No. The quick brown fox."
@@ -54,13 +62,13 @@ def encoder(folder: Path) -> ChatEncoder:
     return ChatEncoder(load_tokenizer(folder)[0], "26 Jul 2024")
 
 
-def lab_for(folder: Path, settings: Any) -> Lab:
+def lab_for(folder: Path, settings: Any) -> FrozenHeadModel:
     torch.manual_seed(0)
-    kind = reward_model(settings, encoder(folder))
-    return laboratory(kind, load_model(kind, Origin(name=str(folder))).double())
+    kind = make_reward_model(settings, encoder(folder))
+    return freeze_backbone(kind, load_model(kind, ModelRef(name=str(folder))).double())
 
 
-def peaked(lab: Lab, sequences: list[Any]) -> list[Frozen]:
+def peaked(lab: FrozenHeadModel, sequences: list[Any]) -> list[Frozen]:
     """Frozen states with predictions far from uniform, so that no term of a coefficient is negligible.
 
     Hidden states are smaller and the unembedding is larger than the model's, which the equations hold for just as well.
@@ -69,23 +77,23 @@ def peaked(lab: Lab, sequences: list[Any]) -> list[Frozen]:
     if logit_cap(lab.model) is not None:
         lab.model.config.final_logit_softcapping = 30.0  # as Gemma-2's: these logits are neither untouched nor flat
     with torch.no_grad():
-        lab.weight.mul_(50 if lab.kind.head else 20)
-        if isinstance(lab.kind, ImplicitRewardModel):  # tokens that are there become likely
+        lab.weight.mul_(50 if lab.reward_model.head else 20)
+        if isinstance(lab.reward_model, ImplicitRewardModel):  # tokens that are there become likely
             at, _ = response_positions(frozen)
             lab.weight.index_add_(0, at.tokens, 4 * at.hidden / at.hidden.square().sum(-1, keepdim=True))
-        if isinstance(lab.kind, GenerativeRewardModel):  # verdicts that the model thinks likely
+        if isinstance(lab.reward_model, GenerativeRewardModel):  # verdicts that the model thinks likely
             logits, _ = Unembedding.of(lab.model)(torch.stack([each.hidden[-1] for each in frozen]))
-            lab.kind.yes, lab.kind.no = logits.mean(0).topk(2).indices.tolist()
+            lab.reward_model.yes, lab.reward_model.no = logits.mean(0).topk(2).indices.tolist()
     return frozen
 
 
-def encoded(lab: Lab) -> list[Any]:
+def encoded(lab: FrozenHeadModel) -> list[Any]:
     prompts = [PROMPTS[0]] * 2 + [PROMPTS[1]] * 3
-    return lab.kind.encode(prompts, [CHOSEN, REJECTED, *TARGETS])
+    return lab.reward_model.encode(prompts, [CHOSEN, REJECTED, *TARGETS])
 
 
-def own_reference(lab: Lab, pair: list[Frozen]) -> Tensor | None:
-    if lab.kind.reference is None:
+def own_reference(lab: FrozenHeadModel, pair: list[Frozen]) -> Tensor | None:
+    if lab.reward_model.reference is None:
         return None
     with torch.no_grad():
         return outputs(lab, pair)[None] + torch.tensor([[[0.7], [-0.4]]])  # so that g is not 1/2
@@ -98,9 +106,9 @@ def test_predicted_changes_are_the_measured_ones(folder: Path, name: str) -> Non
     reference = own_reference(lab, frozen[:2])
     rates = [1e-2, 1e-3, 1e-4]
     measured = measured_changes(lab, frozen[0], frozen[1], frozen, rates, reference)
-    change = predict(lab.kind, lab, frozen[0], frozen[1], frozen, reference).change
+    change = predict(lab.reward_model, lab, frozen[0], frozen[1], frozen, reference).change
     errors = [float((rate * change - each).norm() / each.norm()) for rate, each in zip(rates, measured, strict=True)]
-    if lab.kind.head:
+    if lab.reward_model.head:
         assert errors[0] < 1e-10  # Eq. 4 is exact at any learning rate
     else:
         assert errors[2] < 1e-3
@@ -108,7 +116,7 @@ def test_predicted_changes_are_the_measured_ones(folder: Path, name: str) -> Non
             assert smaller == pytest.approx(larger / 10, rel=0.2)
 
 
-def four_terms(lab: Lab, target: Positions, source: Positions) -> list[Tensor]:
+def four_terms(lab: FrozenHeadModel, target: Positions, source: Positions) -> list[Tensor]:
     """The terms of rho as Eq. 5 writes them, dense over the vocabulary; with capped logits, of capped distributions."""
     unembedding = Unembedding.of(lab.model)
     left, right = (unembedding(side.hidden)[0].softmax(-1) for side in (target, source))
@@ -129,7 +137,7 @@ def test_a_missing_term_would_show(architecture: str, models: dict[str, Path]) -
     signs = torch.tensor([1.0, -1.0]).double().repeat_interleave(lengths)
     measured = measured_changes(lab, frozen[0], frozen[1], frozen, [1e-4], own_reference(lab, frozen[:2]))[0]
     with torch.no_grad():
-        rewards = lab.kind.rewards(outputs(lab, frozen[:2])[None], own_reference(lab, frozen[:2]))[0]
+        rewards = lab.reward_model.rewards(outputs(lab, frozen[:2])[None], own_reference(lab, frozen[:2]))[0]
     scale = 1e-4 * 0.5**2 * equations.loss_slope(rewards[0], rewards[1])
 
     def error(rho: Tensor) -> float:
@@ -159,7 +167,7 @@ def test_coefficients_keep_their_bounds_and_signs(folder: Path) -> None:
 def test_gammas_keep_their_bounds(folder: Path) -> None:
     lab = lab_for(folder, Generative())
     frozen = peaked(lab, encoded(lab))
-    found = predict(lab.kind, lab, frozen[0], frozen[1], frozen).coefficients
+    found = predict(lab.reward_model, lab, frozen[0], frozen[1], frozen).coefficients
     for name, (low, high) in found.items():
         lowest, highest = equations.COEFFICIENT_BOUNDS[name]
         assert lowest <= low <= high <= highest
@@ -169,9 +177,9 @@ def test_gammas_keep_their_bounds(folder: Path) -> None:
 def test_the_vocabulary_in_parts_gives_the_same(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = lab_for(llama, Implicit())
     frozen = peaked(lab, encoded(lab))
-    whole = predict(lab.kind, lab, frozen[0], frozen[1], frozen, own_reference(lab, frozen[:2]))
+    whole = predict(lab.reward_model, lab, frozen[0], frozen[1], frozen, own_reference(lab, frozen[:2]))
     monkeypatch.setattr(equations, "_ENTRIES_AT_ONCE", 1500)
-    in_parts = predict(lab.kind, lab, frozen[0], frozen[1], frozen, own_reference(lab, frozen[:2]))
+    in_parts = predict(lab.reward_model, lab, frozen[0], frozen[1], frozen, own_reference(lab, frozen[:2]))
     torch.testing.assert_close(in_parts.change, whole.change, rtol=1e-10, atol=0)
 
 
@@ -206,11 +214,13 @@ def test_all_parameters_against_the_inner_product_of_gradients(llama: Path) -> N
         ]
 
     def said(some: list[Any]) -> Tensor:
-        return run(lab.model, lab.kind.outputs, pad(some, lab.kind.encoder.tokenizer.pad_token_id))
+        return apply_head(
+            lab.model, lab.reward_model.outputs, pad(some, lab.reward_model.encoder.tokenizer.pad_token_id)
+        )
 
-    reward = gradients(lab.kind.rewards(said(target), said(target).detach()).sum())
+    reward = gradients(lab.reward_model.rewards(said(target), said(target).detach()).sum())
     reference = said(pair).detach()[None]
-    loss = gradients(lab.kind.loss(said(pair)[None], reference))
+    loss = gradients(lab.reward_model.loss(said(pair)[None], reference))
     expected = -rate * sum(float((one * other).sum()) for one, other in zip(reward, loss, strict=True))
     before = {name: each.clone() for name, each in lab.model.state_dict().items()}
     change = trainable_changes(lab, pair[0], pair[1], target, rate, reference)
@@ -242,11 +252,11 @@ def test_a_tied_unembedding_is_untied_for_the_lab(models: dict[str, Path]) -> No
     assert torch.equal(embedding, lab.model.get_input_embeddings().weight)
 
 
-def pairs_of(lab: Lab, wordings: list[tuple[str, str]], prompts: list[str]) -> Any:
+def pairs_of(lab: FrozenHeadModel, wordings: list[tuple[str, str]], prompts: list[str]) -> Any:
     pairs = [
         PreferencePair(prompt, *both, index) for index, (prompt, both) in enumerate(zip(prompts, wordings, strict=True))
     ]
-    return encode_pairs(checked(pairs, "set"), lab.kind)
+    return encode_pairs(drop_identical(pairs, "set"), lab.reward_model)
 
 
 def test_dynamics_over_a_set(llama: Path) -> None:

@@ -16,8 +16,8 @@ from typer.testing import CliRunner, Result
 from rmkit.commands.check import check
 from rmkit.config.recipe import Recipe, load_recipe
 from rmkit.data.preferences import PreferencePair
-from rmkit.reward_models import reward_model
-from rmkit.reward_models.saving import Origin
+from rmkit.reward_models import make_reward_model
+from rmkit.reward_models.saving import ModelRef
 from rmkit.training import launch
 from rmkit.training.checking import Overlap, examples, memory, prompt_overlap, token_counts, work
 from rmkit.training.preparation import encode, load_config, load_data, load_encoder, lora_config
@@ -65,8 +65,8 @@ def run(path: Path, *overrides: str) -> Result:
 
 def parts(path: Path, *overrides: str) -> tuple[Recipe, Any, Any]:
     recipe = load_recipe(path, overrides)
-    encoder, _ = load_encoder(recipe, Origin(name=str(recipe.base.name)))
-    return recipe, encoder, reward_model(recipe.reward_model, encoder)
+    encoder, _ = load_encoder(recipe, ModelRef(name=str(recipe.base.name)))
+    return recipe, encoder, make_reward_model(recipe.reward_model, encoder)
 
 
 # --- overlap -------------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_steps_and_tokens(recipe_file: Path) -> None:
         > 0
     )
     assert work(recipe, pairs, None, "padded").shared == 0
-    two = launch.Plan("two", 2, "none", {})
+    two = launch.LaunchPlan("two", 2, "none", {})
     assert (work(recipe, pairs, two, "shared").accumulation, work(recipe, pairs, two, "shared").steps_per_epoch) == (
         1,
         2,
@@ -151,14 +151,14 @@ def test_steps_and_tokens(recipe_file: Path) -> None:
 @pytest.mark.parametrize("kind_name", ["explicit", "implicit"])
 def test_memory_by_the_estimators_formulas(models: dict[str, Path], recipe_file: Path, kind_name: str) -> None:
     recipe, _, kind = parts(recipe_file, f"reward_model={{type: {kind_name}}}")
-    config = load_config(recipe, Origin(name=str(recipe.base.name)))
+    config = load_config(recipe, ModelRef(name=str(recipe.base.name)))
     weights = load_file(models["llama"] / "model.safetensors")
     sizes = [tensor.numel() for name, tensor in weights.items() if kind_name == "implicit" or "lm_head" not in name]
     sizes += [config.hidden_size] if kind_name == "explicit" else []  # the reward head
     total = sum(sizes)
 
-    def plan(sharding: str) -> launch.Plan:
-        return launch.Plan(sharding, 4, sharding, {"deepspeed_config": {"offload_optimizer_device": "none"}})
+    def plan(sharding: str) -> launch.LaunchPlan:
+        return launch.LaunchPlan(sharding, 4, sharding, {"deepspeed_config": {"offload_optimizer_device": "none"}})
 
     assert memory(recipe, kind, config, None).per_gpu == 4 * 4 * total  # float32: weights, gradients, two moments
     assert memory(recipe, kind, config, plan("zero2")).per_gpu == 2 * total + 18 * total // 4
@@ -171,7 +171,7 @@ def test_memory_by_the_estimators_formulas(models: dict[str, Path], recipe_file:
 
 def test_memory_under_adapters(models: dict[str, Path], recipe_file: Path) -> None:
     recipe, _, kind = parts(recipe_file, "reward_model={type: implicit}", "lora.r=4")
-    config = load_config(recipe, Origin(name=str(recipe.base.name)))
+    config = load_config(recipe, ModelRef(name=str(recipe.base.name)))
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(models["llama"]), lora_config(recipe, kind))
     trainable, total = model.get_nb_trainable_parameters()
     found = memory(recipe, kind, config, None)

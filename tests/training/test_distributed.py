@@ -127,7 +127,7 @@ def test_rmkit_train_and_its_processes_count_alike(monkeypatch, name, gpus):
     options = launch.launch_options(name, count)
     assert options[options.index("--num_processes") + 1] == str(count)
     assert ("--multi_gpu" in options) == (name is None and count > 1)
-    monkeypatch.setattr(launch.os, "environ", launch.said_by_launcher(name, count))
+    monkeypatch.setattr(launch.os, "environ", launch.launcher_env(name, count))
     launch.check_processes(launch.plan(recipe()), count)
 
 

@@ -19,8 +19,8 @@ from rmkit import RmkitError, load_reward_model
 from rmkit.commands.check import check
 from rmkit.config.recipe import load_recipe
 from rmkit.data.preferences import load_preferences
-from rmkit.reward_models import reward_model
-from rmkit.reward_models.saving import Origin, Record
+from rmkit.reward_models import make_reward_model
+from rmkit.reward_models.saving import ModelMetadata, ModelRef
 from rmkit.train import train
 from rmkit.training import disk_space, launch
 from rmkit.training.preflight import preflight
@@ -56,9 +56,9 @@ def recipe(models, pairs, tmp_path):
 def tried(path, plan=None):
     """What is tried before a run of the 24 training pairs, without the data."""
     loaded = load_recipe(path)
-    base = Origin(name=str(loaded.base.name))
-    kind = reward_model(loaded.reward_model, load_encoder(loaded, base)[0])
-    record = Record(reward_model=loaded.reward_model, base=base, adapter=loaded.lora is not None)
+    base = ModelRef(name=str(loaded.base.name))
+    kind = make_reward_model(loaded.reward_model, load_encoder(loaded, base)[0])
+    record = ModelMetadata(reward_model=loaded.reward_model, base=base, adapter=loaded.lora is not None)
     arguments = trainer_arguments(loaded, 1, use_cpu=True)
     notes = preflight(loaded, kind, record, load_config(loaded, base), arguments, 24, plan)
     assert [note for note in notes if note.startswith("Disk: the run writes at least ")]
@@ -191,7 +191,7 @@ def test_a_reference_that_is_not_there_or_counts_tokens_otherwise_is_refused(rec
 
 def test_offloading_to_nvme_is_refused(recipe):
     def plan(device):
-        return launch.Plan("mine", 1, "zero3", {"deepspeed_config": {"offload_param_device": device}})
+        return launch.LaunchPlan("mine", 1, "zero3", {"deepspeed_config": {"offload_param_device": device}})
 
     assert "mine offloads to NVMe" in refusal(recipe(), plan("nvme")).cause
     assert tried(recipe(), plan("cpu")) == []
@@ -247,12 +247,12 @@ def test_a_generation_config_that_transformers_refuses_to_write_loses_no_run(run
 
 
 def test_a_generation_config_that_cannot_even_be_read_is_refused(recipe, base):
-    written = recipe(base=base("generation_config.json", max_new_tokens=-1), reward_model={"type": "generative"})
+    written = recipe(base=base("generation_config.json", max_new_tokens=-1), make_reward_model={"type": "generative"})
     error = refusal(written)
     assert "could not be saved: `max_new_tokens`" in error.cause
     assert "generation_config.json" in error.remedy
     mended = base("generation_config.json", max_new_tokens=8)
-    assert tried(recipe(base=mended, reward_model={"type": "generative"})) == []
+    assert tried(recipe(base=mended, make_reward_model={"type": "generative"})) == []
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 4}])
@@ -374,8 +374,8 @@ def tiny_classifier(recipe):
     from rmkit.training.checking import empty_model
 
     loaded = load_recipe(recipe())
-    origin = Origin(name=str(loaded.base.name))
-    kind = reward_model(loaded.reward_model, load_encoder(loaded, origin)[0])
+    origin = ModelRef(name=str(loaded.base.name))
+    kind = make_reward_model(loaded.reward_model, load_encoder(loaded, origin)[0])
     return empty_model(loaded, kind, load_config(loaded, origin))
 
 

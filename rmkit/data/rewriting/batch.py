@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from rmkit.data.rewriting.client import Endpoint, MalformedAnswer, Request, Unanswered, explained, parse_answer
-from rmkit.data.rewriting.journal import Answer, Batch, BatchEnded, Journal
+from rmkit.data.rewriting.journal import Answer, BatchEnded, BatchJob, Journal
 from rmkit.errors import RmkitError
 
 MAX_REQUESTS = 50_000
@@ -88,9 +88,9 @@ def _chunks(requests: Mapping[str, Request]) -> Iterator[list[bytes]]:
 def _make(client: OpenAI, lines: list[bytes], journal: Journal) -> None:
     file = client.files.create(file=("rmkit.jsonl", b"".join(lines)), purpose="batch")
     tag = uuid.uuid4().hex
-    journal.add(Batch(tag=tag))
+    journal.add(BatchJob(tag=tag))
     batch = client.batches.create(input_file_id=file.id, endpoint=_URL, completion_window="24h", metadata={_TAG: tag})
-    journal.add(Batch(tag=tag, id=batch.id))
+    journal.add(BatchJob(tag=tag, id=batch.id))
 
 
 def _find_announced(client: OpenAI, journal: Journal) -> None:
@@ -102,7 +102,7 @@ def _find_announced(client: OpenAI, journal: Journal) -> None:
         tag = (batch.metadata or {}).get(_TAG)
         if tag in announced:
             announced.discard(tag)
-            journal.add(Batch(tag=tag, id=batch.id))
+            journal.add(BatchJob(tag=tag, id=batch.id))
     for tag in announced:  # the kill came first
         journal.add(BatchEnded(tag=tag))
 

@@ -200,7 +200,7 @@ async def _ask(
                 journal.add(await _completion(client, key, request))
                 answered += 1
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                unanswered[key] = said(error, endpoint)
+                unanswered[key] = error_message(error, endpoint)
                 if not answered and len(unanswered) >= min(_REFUSED_REQUESTS, len(requests)):
                     waiting.clear()
                     raise
@@ -259,10 +259,10 @@ def explained(error: Exception, endpoint: Endpoint) -> RmkitError:
             )
         case openai.NotFoundError():
             return RmkitError(
-                f"{endpoint.shown} says: {said(error, endpoint)}", f"Check --model and --base-url. {again}"
+                f"{endpoint.shown} says: {error_message(error, endpoint)}", f"Check --model and --base-url. {again}"
             )
         case openai.APIStatusError():
-            return RmkitError(f"{endpoint.shown} says: {said(error, endpoint)}", again)
+            return RmkitError(f"{endpoint.shown} says: {error_message(error, endpoint)}", again)
         case MalformedAnswer():
             return RmkitError(
                 f"{endpoint.shown} gives answers that are no chat completions.", f"Check --base-url. {again}"
@@ -271,7 +271,7 @@ def explained(error: Exception, endpoint: Endpoint) -> RmkitError:
             return RmkitError(f"{endpoint.shown} failed: {type(error).__name__}.", again)
 
 
-def said(error: openai.APIStatusError, endpoint: Endpoint) -> str:
+def error_message(error: openai.APIStatusError, endpoint: Endpoint) -> str:
     """The status and the message of an error; servers are known to repeat the key in it."""
     message = " ".join(error.message.split())[:300]
     return f"HTTP {error.status_code}: {message.replace(endpoint.api_key or 'none', '***')}"

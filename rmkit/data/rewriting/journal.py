@@ -37,7 +37,7 @@ class Answer(Entry):
     batch: str | None = None
 
 
-class Batch(Entry):
+class BatchJob(Entry):
     """A batch of requests, known to the endpoint by `tag` (ours) and `id` (its own).
 
     First written without an id, before the endpoint is asked: if no more is known, it may hold the batch all the same.
@@ -55,7 +55,7 @@ class BatchEnded(Entry):
     tag: str
 
 
-_ENTRY: TypeAdapter[Entry] = TypeAdapter(Annotated[Answer | Batch | BatchEnded, Field(discriminator="kind")])
+_ENTRY: TypeAdapter[Entry] = TypeAdapter(Annotated[Answer | BatchJob | BatchEnded, Field(discriminator="kind")])
 
 
 @dataclass
@@ -90,7 +90,7 @@ class Journal:
         match entry:
             case Answer():
                 self.answers[entry.key].append(entry)
-            case Batch():
+            case BatchJob():
                 self.open_batches[entry.tag] = entry.id
             case BatchEnded():
                 self.open_batches.pop(entry.tag, None)

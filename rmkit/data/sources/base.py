@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
 
-from rmkit.config.strict_yaml import Section
+from rmkit.config.strict_yaml import StrictModel
 from rmkit.data.preferences import load_rows
 from rmkit.data.sources.card import Card, describe
 from rmkit.errors import RmkitError, Unreachable
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     import datasets
     import torch
 
-Row = dict[str, str]
+PairDict = dict[str, str]
 """A prompt, a chosen and a rejected response."""
-Splits = dict[str, list[Row]]
+Splits = dict[str, list[PairDict]]
 
 PAPER_SEED = 982
 PAPER_TOKENIZER = "meta-llama/Llama-3.2-1B"
 
 
-class Options(Section):
+class Options(StrictModel):
     """What every source can be told. `train` and `test` are numbers of pairs, 0 for all that there are.
 
     `source` is a file or folder with the layout of the hub's data set, which is then not asked; `revision` its commit.
@@ -73,7 +73,7 @@ class Source(ABC):
     name: str
     about: str
     where: str
-    options: type[Section]
+    options: type[StrictModel]
 
     @abstractmethod
     def write(self, options: Any, folder: Path) -> Card:
@@ -155,8 +155,8 @@ class PairSource(Source):
     name: str
     about: str
     origin: str
-    options: type[Section]
-    splits: Callable[[Preparation], Mapping[str, Iterable[Row]]]
+    options: type[StrictModel]
+    splits: Callable[[Preparation], Mapping[str, Iterable[PairDict]]]
 
     @property
     def where(self) -> str:  # type: ignore[override]
@@ -182,7 +182,7 @@ def _trail(steps: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(counts) or "nothing"
 
 
-def _dataset(rows: Iterable[Row], split: str, working: Path) -> datasets.Dataset:
+def _dataset(rows: Iterable[PairDict], split: str, working: Path) -> datasets.Dataset:
     import datasets
 
     features = datasets.Features({column: datasets.Value("string") for column in ("prompt", "chosen", "rejected")})

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, PositiveInt
 
-from rmkit.data.sources.base import Options, PairSource, Preparation, Row
+from rmkit.data.sources.base import Options, PairDict, PairSource, Preparation
 from rmkit.errors import RmkitError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Graph:
     edges: frozenset[Edge]
 
 
-def examples(vertices: int, edge_probability: float, number: int, generator: torch.Generator) -> Iterator[Row]:
+def examples(vertices: int, edge_probability: float, number: int, generator: torch.Generator) -> Iterator[PairDict]:
     """So many examples, made as they are asked for.
 
     Raises:
@@ -158,7 +158,7 @@ def _fields(title: str, line: str) -> list[str]:
     return fields
 
 
-def splits(preparation: Preparation) -> Mapping[str, Iterator[Row]]:
+def splits(preparation: Preparation) -> Mapping[str, Iterator[PairDict]]:
     """The training and the test examples."""
     options = preparation.options
     of_split = {"train": options.train, "test": options.test}

@@ -7,7 +7,7 @@ from typing import Any
 
 from rmkit.errors import RmkitError
 
-_AT_ONCE = 1000
+_CHUNK = 1000
 
 
 def length_tokenizer(name: str) -> Any:
@@ -33,6 +33,6 @@ def token_counts(tokenizer: Any, texts: Sequence[str], description: str) -> list
     from tqdm.auto import tqdm
 
     counts: list[int] = []
-    for start in tqdm(range(0, len(texts), _AT_ONCE), desc=description, unit="k", leave=False):
-        counts += map(len, tokenizer(list(texts[start : start + _AT_ONCE]), verbose=False)["input_ids"])
+    for start in tqdm(range(0, len(texts), _CHUNK), desc=description, unit="k", leave=False):
+        counts += map(len, tokenizer(list(texts[start : start + _CHUNK]), verbose=False)["input_ids"])
     return counts

@@ -25,8 +25,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PositiveInt
 
-from rmkit.config.strict_yaml import Section
-from rmkit.data.sources.base import Options, PairSource, Preparation, Row, Splits
+from rmkit.config.strict_yaml import StrictModel
+from rmkit.data.sources.base import Options, PairDict, PairSource, Preparation, Splits
 from rmkit.errors import RmkitError
 
 HUB = "Anthropic/model-written-evals"
@@ -34,7 +34,7 @@ FILE = "persona/agreeableness.jsonl"
 COLUMNS = ("question", "answer_matching_behavior")
 
 
-class Replies(Section):
+class Replies(StrictModel):
     """Responses put together: each prefix with each answer. A plain list of responses is taken for answers."""
 
     prefixes: Annotated[list[str], Field(min_length=1)] = [""]
@@ -58,7 +58,7 @@ def joined(prefix: str, answer: str) -> str:
 ReplyList = Annotated[Replies, BeforeValidator(lambda given: {"answers": given} if isinstance(given, list) else given)]
 
 
-class Responses(Section):
+class Responses(StrictModel):
     """The lists of Appendix D.2, in the order of the released experiment plan, or a recipe's own."""
 
     chosen: ReplyList = Replies(prefixes=["In my view, the answer is", "A truthful reply is"], answers=["yes", "sure"])
@@ -103,7 +103,7 @@ class PersonaOptions(Options, Responses):
 
 def persona_pairs(
     prompts: Mapping[str, Sequence[str]], responses: Responses, draw: Callable[[int], int]
-) -> dict[str, list[Row]]:
+) -> dict[str, list[PairDict]]:
     """The sets of this module's description, for prompts by split (train, test).
 
     Args:
@@ -126,11 +126,11 @@ def persona_pairs(
     return sets
 
 
-def _every(prompts: Iterable[str], pairs: Sequence[tuple[str, str]]) -> list[Row]:
+def _every(prompts: Iterable[str], pairs: Sequence[tuple[str, str]]) -> list[PairDict]:
     return [_row(prompt, *pair) for prompt in prompts for pair in pairs]
 
 
-def _row(prompt: str, chosen: str, rejected: str) -> Row:
+def _row(prompt: str, chosen: str, rejected: str) -> PairDict:
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rmkit.config.strict_yaml import validated
+from rmkit.config.strict_yaml import validate
 from rmkit.data.sources import find
 from rmkit.data.sources.card import Card, refuse_to_replace, write_card
 from rmkit.errors import RmkitError
 from rmkit.files import replacing
 
 
-def prepare(name: str, given: Mapping[str, Any], output: Path, *, said_by: str, overwrite: bool = False) -> Card:
+def prepare_source(
+    name: str, given: Mapping[str, Any], output: Path, *, error_label: str, overwrite: bool = False
+) -> Card:
     """Prepare a source into the folder `output`, which is there complete or not at all.
 
     Args:
@@ -25,7 +27,7 @@ def prepare(name: str, given: Mapping[str, Any], output: Path, *, said_by: str, 
         RmkitError: for unknown names and options, data of another layout, and what is in the way.
     """
     source = find(name)
-    options = validated(source.options, dict(given), said_by)
+    options = validate(source.options, dict(given), error_label)
     refuse_to_replace(output, overwrite)
     try:
         with replacing(output) as folder:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rmkit.config.strict_yaml import Section
+from rmkit.config.strict_yaml import StrictModel
 from rmkit.data.preferences import COLUMNS
 from rmkit.data.sources.base import Source
 from rmkit.data.sources.card import Card, describe, read_card, refuse_to_replace, write_card
@@ -52,7 +52,7 @@ PATTERNS = {
 """Short name -> what the folder below data_files/ is called."""
 
 
-class ReleasedOptions(Section):
+class ReleasedOptions(StrictModel):
     """`source` is a clone of the authors' repository; without one the commit `revision` is fetched, once."""
 
     source: Path | None = None
@@ -66,7 +66,7 @@ class Released(Source):
     name: str
     about: str
     where: str = WHERE
-    options: type[Section] = ReleasedOptions
+    options: type[StrictModel] = ReleasedOptions
 
     def write(self, options: ReleasedOptions, folder: Path) -> Card:
         import datasets
@@ -273,6 +273,6 @@ def released_options(given: dict[str, Any]) -> ReleasedOptions:
     Raises:
         RmkitError: for unknown ones.
     """
-    from rmkit.config.strict_yaml import validated
+    from rmkit.config.strict_yaml import validate
 
-    return validated(ReleasedOptions, given, "prepare released")
+    return validate(ReleasedOptions, given, "prepare released")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from rmkit.data.sources.base import Preparation, Row, Splits
+from rmkit.data.sources.base import PairDict, Preparation, Splits
 from rmkit.data.sources.lengths import length_tokenizer, token_counts
 from rmkit.errors import RmkitError
 
@@ -13,7 +13,7 @@ EMPTY = "no text empty"
 
 
 def split_off(
-    preparation: Preparation, rows: Sequence[Row], held_out: int, by: Literal["row", "prompt"] = "row"
+    preparation: Preparation, rows: Sequence[PairDict], held_out: int, by: Literal["row", "prompt"] = "row"
 ) -> Splits:
     """Permute once, the last `held_out` rows for testing. By prompt: permuted prompts, the last ones that hold as many.
 
@@ -29,11 +29,11 @@ def split_off(
         cut = len(rows) - held_out
         return {"train": [rows[each] for each in order[:cut]], "test": [rows[each] for each in order[cut:]]}
     prompts = list(dict.fromkeys(row["prompt"] for row in rows))
-    of_prompt: dict[str, list[Row]] = {}
+    of_prompt: dict[str, list[PairDict]] = {}
     for row in rows:
         of_prompt.setdefault(row["prompt"], []).append(row)
     ordered = [of_prompt[prompts[each]] for each in preparation.permutation(len(prompts))]
-    test: list[Row] = []
+    test: list[PairDict] = []
     while len(test) < held_out:
         test = [*ordered.pop(), *test]
     return {"train": [row for group in ordered for row in group], "test": test}

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rmkit.config.recipe import PreferenceSet
-from rmkit.config.strict_yaml import validated
+from rmkit.config.strict_yaml import validate
 from rmkit.data.preferences import PreferenceData, load_preferences
 from rmkit.data.sources import find
 from rmkit.data.sources.card import read_card
-from rmkit.data.sources.prepare import prepare
+from rmkit.data.sources.prepare import prepare_source
 from rmkit.data.sources.released import PREFIX as RELEASED
 from rmkit.errors import RmkitError, Unreachable
 from rmkit.files import rmkit_cache
@@ -25,7 +25,7 @@ def load_set(each: PreferenceSet, *, root: Path | None, identical: Literal["drop
     """The pairs of a set, prepared now if its source has not been yet. Under several processes the main one goes first.
 
     Raises:
-        RmkitError: see `rmkit.data.preferences.load_preferences` and `rmkit.data.sources.prepare.prepare`.
+        RmkitError: see `rmkit.data.preferences.load_preferences` and `rmkit.data.sources.prepare.prepare_source`.
     """
     return load_preferences(
         locate(each, root),
@@ -61,8 +61,8 @@ def locate(each: PreferenceSet, root: Path | None) -> str:
     from filelock import FileLock
 
     name, given = each.source.name, each.source.options
-    said_by = f"the source {name} of {each.name}"
-    options = validated(find(name).options, given, said_by).model_dump(mode="json")
+    error_label = f"the source {name} of {each.name}"
+    options = validate(find(name).options, given, error_label).model_dump(mode="json")
     if each.path is not None:
         folder = (root or Path()) / each.path
     else:
@@ -74,7 +74,7 @@ def locate(each: PreferenceSet, root: Path | None) -> str:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.parent / f".{folder.name}.lock"):  # other runs may want it at the same time
                 if not folder.exists():
-                    prepare(name, given, folder, said_by=said_by)
+                    prepare_source(name, given, folder, error_label=error_label)
         except Unreachable as error:
             raise RmkitError(
                 f"{each.name}: {folder} does not exist, and {error.cause}", _by_hand(name, given, folder, root)
