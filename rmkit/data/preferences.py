@@ -256,7 +256,7 @@ def drop_identical(
 def _usable(
     pairs: Iterable[PreferencePair], name: str, identical: Literal["drop", "error"]
 ) -> tuple[list[int], dict[str, int]]:
-    """The numbers of the pairs that `drop_identical` keeps, and how many it drops, by reason. Holds one pair at a time."""
+    """The numbers of the pairs that `drop_identical` keeps, and how many it drops by reason; one pair at a time."""
     kept, same, with_margin, without = [], 0, 0, None
     for number, pair in enumerate(pairs):
         if pair.chosen != pair.rejected:
