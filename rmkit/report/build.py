@@ -17,7 +17,7 @@ import pandas as pd
 from rmkit import __version__
 from rmkit.errors import RmkitError
 from rmkit.files import replacing, write_text
-from rmkit.report import analyses, attachments, figures, paper_tables
+from rmkit.report import attachments, figures, pair_statistics, paper_tables
 from rmkit.report.comparison import Comparison, compared, count, papers_training, slug, win_rates
 from rmkit.report.html import Drawing, Item, Section, page
 from rmkit.report.names import EX, GRM, TRAINING_SETS
@@ -104,7 +104,7 @@ def _check(output: Path) -> None:
 def _setting(runs: Runs, setting: str) -> list[Section]:
     comparisons = [compared(runs, setting, explicit) for explicit in (EX, GRM)]
     comparisons = [each for each in comparisons if each.explicit in each.reward_models] or comparisons[:1]
-    sets = analyses.sets_of_pairs(runs, setting)
+    sets = pair_statistics.sets_of_pairs(runs, setting)
     return [
         Section("Generalization", _results(runs, setting, comparisons), _about(runs, setting), part=setting),
         Section("Hyperparameters and variants", _sweeps(runs, setting), part=setting),
@@ -112,7 +112,7 @@ def _setting(runs: Runs, setting: str) -> list[Section]:
         Section("Calibration, lengths, agreement", _habits(runs, setting, sets), part=setting),
         Section(
             "Most confidently wrong",
-            [texts for each in sets for texts in analyses.wrong_pairs(runs, each)],
+            [texts for each in sets for texts in pair_statistics.wrong_pairs(runs, each)],
             part=setting,
         ),
     ]
@@ -239,12 +239,12 @@ def _swept(rows: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def _certainty(
-    runs: Runs, setting: str, comparisons: Sequence[Comparison], sets: Sequence[analyses.SetPairs]
+    runs: Runs, setting: str, comparisons: Sequence[Comparison], sets: Sequence[pair_statistics.SetPairs]
 ) -> list[Item]:
     items: list[Item] = []
     for each in comparisons:
         if each.paired:
-            rows = analyses.paired_rows(each, sets)
+            rows = pair_statistics.paired_rows(each, sets)
             items.append(
                 Drawing(
                     f"{slug(setting)}_paired_{slug(each.explicit)}",
@@ -253,27 +253,27 @@ def _certainty(
                     "Difference in accuracy, with the 95% interval over prompts; grey dots are the language models.",
                 )
             )
-            items.append(analyses.paired_table(each, rows))
+            items.append(pair_statistics.paired_table(each, rows))
             if each.frame["model"].nunique() > 1:
-                items.append(analyses.paired_by_model(each, rows))
-    fit = analyses.train_fit(runs, setting)
+                items.append(pair_statistics.paired_by_model(each, rows))
+    fit = pair_statistics.train_fit(runs, setting)
     return [*items, *([fit] if fit else [])]
 
 
-def _habits(runs: Runs, setting: str, sets: Sequence[analyses.SetPairs]) -> list[Item]:
+def _habits(runs: Runs, setting: str, sets: Sequence[pair_statistics.SetPairs]) -> list[Item]:
     stem = slug(setting)
     items: list[Item] = [
         Drawing(
             f"{stem}_reliability",
             f"Reliability, trained on {setting}.",
-            figures.reliability(analyses.calibration_curves(runs, sets)),
+            figures.reliability(pair_statistics.calibration_curves(runs, sets)),
             "Pairs of all runs, in ten bins of confidence; a larger point holds more of them. On the dashed line "
             "confidence is right, below it too high.",
         ),
-        analyses.calibration_table(runs, setting, sets),
-        analyses.length_table(runs, setting, sets),
+        pair_statistics.calibration_table(runs, setting, sets),
+        pair_statistics.length_table(runs, setting, sets),
     ]
-    table, matrix, labels = analyses.agreement(sets)
+    table, matrix, labels = pair_statistics.agreement(sets)
     if len(labels) > 1:
         means = "" if len(labels) == len(table) else " Means over pairs of runs."
         items.append(

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from rmkit.commands.report import report as report_command
 from rmkit.errors import RmkitError
-from rmkit.report import analyses, attachments, build, figures, paper_tables
+from rmkit.report import attachments, build, figures, pair_statistics, paper_tables
 from rmkit.report.comparison import compared, win_rates
 from rmkit.report.html import Drawing, Section, Texts, page
 from rmkit.report.published import COLUMNS, published, to_csv
@@ -298,7 +298,7 @@ def test_win_rates_stand_beside_the_papers_with_the_error_of_two_shares(runs):
 
 def test_differences_on_the_same_pairs(runs):
     comparison = compared(runs, "UltraFeedback", "EX-RM")
-    rows = analyses.paired_rows(comparison, analyses.sets_of_pairs(runs, "UltraFeedback"))
+    rows = pair_statistics.paired_rows(comparison, pair_statistics.sets_of_pairs(runs, "UltraFeedback"))
     row = cell(rows, dataset="UF", model="all models")
     assert row["difference"] == pytest.approx(((150 + 152 + 154 + 156) - (130 + 150 + 156 + 159)) / 800)
     assert (row["explicit_accuracy"], row["implicit_accuracy"]) == pytest.approx((612 / 800, 595 / 800))
@@ -319,7 +319,7 @@ def test_prompts_that_repeat_are_one_unit(tmp_path):
         write_run(tmp_path / kind, each, settings=kind, texts=texts)
     found = load([tmp_path])
     comparison = compared(found, "UltraFeedback", "EX-RM")
-    row = analyses.paired_rows(comparison, analyses.sets_of_pairs(found, "UltraFeedback")).iloc[0]
+    row = pair_statistics.paired_rows(comparison, pair_statistics.sets_of_pairs(found, "UltraFeedback")).iloc[0]
     assert (row["pairs"], row["prompts"]) == (4, 3)
     # D = +2 for prompt a, 0 for b, -1 for c: (2 - 1)^2 / (4 + 1) = 0.2 on chi-square(1).
     assert row["median_p_value"] == pytest.approx(math.erfc(math.sqrt(0.2 / 2)))
@@ -335,7 +335,7 @@ def test_train_fit_is_flagged_outside_the_papers_limits(tmp_path):
         for seed, fit in enumerate(each):
             write_run(tmp_path / f"{kind}{seed}", sets, settings=kind, seed=seed, train_fit=fit)
     write_run(tmp_path / "grm", sets, settings="generative", log_rewards=sets, train_fit=(0.999, 0.35))
-    table = analyses.train_fit(load([tmp_path]), "UltraFeedback")
+    table = pair_statistics.train_fit(load([tmp_path]), "UltraFeedback")
     assert table is not None
     rows = table.data.set_index("reward_model")
     assert rows.loc["EX-RM", "loss"] == pytest.approx(0.045)  # over 0.04
@@ -352,7 +352,9 @@ def test_length_follows_tokens_and_baselines(tmp_path):
     rising = np.array(lengths["ultrafeedback"], dtype=float)
     write_run(tmp_path / "run", {"ultrafeedback": rising, "ultrafeedback_french": -rising}, lengths=lengths)
     found = load([tmp_path])
-    data = analyses.length_table(found, "UltraFeedback", analyses.sets_of_pairs(found, "UltraFeedback")).data
+    data = pair_statistics.length_table(
+        found, "UltraFeedback", pair_statistics.sets_of_pairs(found, "UltraFeedback")
+    ).data
     uf, french = cell(data, dataset="UF"), cell(data, dataset="UF: French")
     assert (uf["reward_length"], uf["margin_length"]) == pytest.approx((1.0, 1.0))
     assert (french["reward_length"], french["margin_length"]) == pytest.approx((-1.0, -1.0))
@@ -365,19 +367,19 @@ def test_agreement_between_runs(tmp_path):
     for seed, (name, each) in enumerate(scores.items()):
         write_run(tmp_path / name, {"ultrafeedback": from_scores(each)}, seed=seed)
     found = load([tmp_path])
-    table, matrix, labels = analyses.agreement(analyses.sets_of_pairs(found, "UltraFeedback"))
+    table, matrix, labels = pair_statistics.agreement(pair_statistics.sets_of_pairs(found, "UltraFeedback"))
     assert labels == ["EX-RM 0", "EX-RM 1", "EX-RM 2"]
     assert matrix.tolist() == [[1, 0.75, 0], [0.75, 1, 0.25], [0, 0.25, 1]]
     assert table.loc["a", "b"] == 0.75
 
 
 def test_agreement_of_many_runs_is_averaged_over_seeds_without_themselves(tmp_path, monkeypatch):
-    monkeypatch.setattr(analyses, "MOST_RUNS_IN_MATRIX", 3)
+    monkeypatch.setattr(pair_statistics, "MOST_RUNS_IN_MATRIX", 3)
     for kind, each in {"explicit": [[1, 1, 0, 0], [1, 0, 0, 0]], "implicit": [[0, 0, 1, 1], [0, 0, 1, 1]]}.items():
         for seed, scores in enumerate(each):
             write_run(tmp_path / f"{kind}{seed}", {"ultrafeedback": from_scores(scores)}, settings=kind, seed=seed)
     found = load([tmp_path])
-    _, matrix, labels = analyses.agreement(analyses.sets_of_pairs(found, "UltraFeedback"))
+    _, matrix, labels = pair_statistics.agreement(pair_statistics.sets_of_pairs(found, "UltraFeedback"))
     assert labels == ["EX-RM", "IM-RM"]
     assert matrix.tolist() == [[0.75, 0.125], [0.125, 1.0]]
 
@@ -391,7 +393,7 @@ def test_the_most_confidently_wrong_pairs_come_first(tmp_path):
     texts["ultrafeedback"]["prompt"][2] = "<script>alert(1)</script>"
     write_run(tmp_path / "run", {"ultrafeedback": rewards}, texts=texts)
     found = load([tmp_path])
-    (texts_of_set,) = analyses.wrong_pairs(found, analyses.sets_of_pairs(found, "UltraFeedback")[0])
+    (texts_of_set,) = pair_statistics.wrong_pairs(found, pair_statistics.sets_of_pairs(found, "UltraFeedback")[0])
     sd = np.std(rewards, ddof=1)
     assert [heading for heading, _ in texts_of_set.entries] == [
         f"Pair {at}: EX-RM {signed(margins[at] / sd, 2)}" for at in (2, 4, 1)
