@@ -21,13 +21,16 @@ from typer.testing import CliRunner
 
 from rmkit.commands.report import report as report_command
 from rmkit.errors import RmkitError
-from rmkit.report import attachments, build, figures, pair_statistics, paper_tables
-from rmkit.report.comparison import compared, win_rates
+from rmkit.report import attachments, build, figures, pair_statistics, paired_tests, paper_tables, sections
+from rmkit.report.comparison import compare, win_rates
 from rmkit.report.html import Drawing, Section, Texts, page
 from rmkit.report.published import COLUMNS, published, to_csv
-from rmkit.report.runs import load
-from rmkit.report.style import apart
+from rmkit.report.runs import Problem, load
+from rmkit.report.set_pairs import sets_of_pairs
+from rmkit.report.style import spread_out
 from rmkit.report.tables import Cell, Table, number, signed, spread
+from rmkit.report.train_fit import train_fit_table
+from rmkit.report.wrong_pairs import wrong_pairs
 
 HERE = Path(__file__).resolve().parents[1]
 PAIRS = 200
@@ -203,7 +206,7 @@ def test_sets_without_a_path_are_called_after_their_source(tmp_path):
 
 
 def test_accuracy_by_set_is_averaged_over_models_then_over_seeds(runs):
-    table = paper_tables.by_set(compared(runs, "UltraFeedback", "EX-RM"))
+    table = paper_tables.by_set(compare(runs, "UltraFeedback", "EX-RM"))
     row = cell(table.data, dataset="UF", reward_model="EX-RM", metric="accuracy")
     by_seed = [(150 + 154) / 400, (152 + 156) / 400]  # 0.76, 0.77
     assert row["value"] == pytest.approx(0.765)
@@ -215,7 +218,7 @@ def test_accuracy_by_set_is_averaged_over_models_then_over_seeds(runs):
 
 
 def test_accuracy_by_category_is_averaged_over_models_and_sets_then_over_seeds(runs):
-    table = paper_tables.by_category(compared(runs, "UltraFeedback", "EX-RM"))
+    table = paper_tables.by_category(compare(runs, "UltraFeedback", "EX-RM"))
     row = cell(table.data, evaluation="Token-Level Shift", reward_model="IM-RM", metric="accuracy")
     first, second = (120 + 100 + 110 + 110) / 800, (121 + 127 + 110 + 110) / 800
     assert row["value"] == pytest.approx((first + second) / 2)
@@ -227,14 +230,14 @@ def test_accuracy_by_category_is_averaged_over_models_and_sets_then_over_seeds(r
 
 
 def test_the_margin_is_in_standard_deviations_of_all_rewards(runs):
-    table = paper_tables.by_set(compared(runs, "UltraFeedback", "EX-RM"))
+    table = paper_tables.by_set(compare(runs, "UltraFeedback", "EX-RM"))
     row = cell(table.data, dataset="UF: Spanish", reward_model="EX-RM", metric="margin")
     # 110 pairs (1, 0), 90 pairs (-1, 0): every |margin| is 1; sum of rewards 20, of squares 200, over 400 responses.
     assert row["value"] == pytest.approx(1 / math.sqrt((200 - 20**2 / 400) / 399))
 
 
 def test_a_clear_lead_is_bold_and_a_close_one_is_not(runs):
-    rows = {row[1].text: row for row in paper_tables.by_set(compared(runs, "UltraFeedback", "EX-RM")).rows}
+    rows = {row[1].text: row for row in paper_tables.by_set(compare(runs, "UltraFeedback", "EX-RM")).rows}
     assert [cell.bold for cell in rows["UF: French"][2:4]] == [False, False]  # 0.65 +- 0.018 against 0.585 +- 0.049
     assert [cell.bold for cell in rows["UF: Spanish"][2:4]] == [False, False]  # equal
     leads = {"EX-RM": {"value": 0.665, "sd": 0.005}, "IM-RM": {"value": 0.602, "sd": 0.003}}
@@ -248,10 +251,10 @@ def test_a_clear_lead_is_bold_and_a_close_one_is_not(runs):
 
 def test_a_seed_that_one_model_lacks_is_left_out_for_all(grid, tmp_path):
     kept = [each for each in sorted(grid.iterdir()) if each.name != name_of("implicit", QWEN, 1)]
-    comparison = compared(load(kept), "UltraFeedback", "EX-RM")
+    comparison = compare(load(kept), "UltraFeedback", "EX-RM")
     assert set(comparison.frame["seed"]) == {0}
     assert comparison.frame["model"].nunique() == 2
-    assert "Left out: 2 models and seeds" in comparison.note
+    assert "Left out: 2 combinations of model and seed" in comparison.note
     row = cell(paper_tables.by_set(comparison).data, dataset="UF", reward_model="EX-RM", metric="accuracy")
     assert row["value"] == pytest.approx((150 + 154) / 400)
     assert math.isnan(row["sd"])
@@ -262,18 +265,18 @@ def test_types_on_different_models_are_not_paired_and_the_rest_is_reported(tmp_p
     for at, (kind, model) in enumerate([("explicit", QWEN), ("implicit", LLAMA)]):
         write_run(tmp_path / str(at), {"ultrafeedback": with_accuracy(3, 5)}, settings=kind, model=model)
     found = load(sorted(tmp_path.iterdir()))
-    comparison = compared(found, "UltraFeedback", "EX-RM")
+    comparison = compare(found, "UltraFeedback", "EX-RM")
     assert not comparison.paired
-    assert "share no model and seed" in comparison.note
-    sections, _ = build.build(found)
-    assert sections
+    assert "no model and seed in common" in comparison.note
+    built, _ = build.build(found)
+    assert built
 
 
 # --- Tables 2, 4, 7, 9 and Figures 2, 5, 8: win-rates --------------------------------------------------------------
 
 
 def test_win_rates_count_ties_within_one_percent(runs):
-    comparison = compared(runs, "UltraFeedback", "EX-RM")
+    comparison = compare(runs, "UltraFeedback", "EX-RM")
     by_set = win_rates(comparison, "dataset").set_index("label")
     # UF: +0.10; +0.01, a tie; -0.01, a tie; -0.015.
     assert list(by_set.loc["UF", ["first", "tie", "second", "comparisons"]]) == [25.0, 50.0, 25.0, 4]
@@ -285,7 +288,7 @@ def test_win_rates_count_ties_within_one_percent(runs):
 
 
 def test_win_rates_stand_beside_the_papers_with_the_error_of_two_shares(runs):
-    data = paper_tables.win_rate_table(compared(runs, "UltraFeedback", "EX-RM")).data
+    data = paper_tables.win_rate_table(compare(runs, "UltraFeedback", "EX-RM")).data
     row = cell(data, dataset="UF: French", reward_model="EX-RM")
     assert (row["value"], row["published"]) == (75.0, 72.2)
     pooled = (0.75 * 4 + 0.722 * 18) / 22
@@ -297,12 +300,12 @@ def test_win_rates_stand_beside_the_papers_with_the_error_of_two_shares(runs):
 
 
 def test_differences_on_the_same_pairs(runs):
-    comparison = compared(runs, "UltraFeedback", "EX-RM")
-    rows = pair_statistics.paired_rows(comparison, pair_statistics.sets_of_pairs(runs, "UltraFeedback"))
+    comparison = compare(runs, "UltraFeedback", "EX-RM")
+    rows = paired_tests.paired_rows(comparison, sets_of_pairs(runs, "UltraFeedback"))
     row = cell(rows, dataset="UF", model="all models")
     assert row["difference"] == pytest.approx(((150 + 152 + 154 + 156) - (130 + 150 + 156 + 159)) / 800)
     assert (row["explicit_accuracy"], row["implicit_accuracy"]) == pytest.approx((612 / 800, 595 / 800))
-    # The first so many pairs are right: the two disagree on |difference| pairs, all the same way.
+    # The right pairs are always the first ones, so the two disagree on |difference| pairs, all the same way.
     assert row["discordant"] == pytest.approx((20 + 2 + 2 + 3) / 800)
     # 20 of 20 one way: p = 2 / 2^20; 2 of 2: 0.5; 3 of 3: 0.25.
     assert (row["mcnemar_tests"], row["explicit_better"], row["implicit_better"]) == (4, 1, 0)
@@ -318,8 +321,8 @@ def test_prompts_that_repeat_are_one_unit(tmp_path):
     for kind, each in zip(("explicit", "implicit"), sets, strict=True):
         write_run(tmp_path / kind, each, settings=kind, texts=texts)
     found = load([tmp_path])
-    comparison = compared(found, "UltraFeedback", "EX-RM")
-    row = pair_statistics.paired_rows(comparison, pair_statistics.sets_of_pairs(found, "UltraFeedback")).iloc[0]
+    comparison = compare(found, "UltraFeedback", "EX-RM")
+    row = paired_tests.paired_rows(comparison, sets_of_pairs(found, "UltraFeedback")).iloc[0]
     assert (row["pairs"], row["prompts"]) == (4, 3)
     # D = +2 for prompt a, 0 for b, -1 for c: (2 - 1)^2 / (4 + 1) = 0.2 on chi-square(1).
     assert row["median_p_value"] == pytest.approx(math.erfc(math.sqrt(0.2 / 2)))
@@ -335,7 +338,7 @@ def test_train_fit_is_flagged_outside_the_papers_limits(tmp_path):
         for seed, fit in enumerate(each):
             write_run(tmp_path / f"{kind}{seed}", sets, settings=kind, seed=seed, train_fit=fit)
     write_run(tmp_path / "grm", sets, settings="generative", log_rewards=sets, train_fit=(0.999, 0.35))
-    table = pair_statistics.train_fit(load([tmp_path]), "UltraFeedback")
+    table = train_fit_table(load([tmp_path]), "UltraFeedback")
     assert table is not None
     rows = table.data.set_index("reward_model")
     assert rows.loc["EX-RM", "loss"] == pytest.approx(0.045)  # over 0.04
@@ -352,9 +355,7 @@ def test_length_follows_tokens_and_baselines(tmp_path):
     rising = np.array(lengths["ultrafeedback"], dtype=float)
     write_run(tmp_path / "run", {"ultrafeedback": rising, "ultrafeedback_french": -rising}, lengths=lengths)
     found = load([tmp_path])
-    data = pair_statistics.length_table(
-        found, "UltraFeedback", pair_statistics.sets_of_pairs(found, "UltraFeedback")
-    ).data
+    data = pair_statistics.length_table(found, "UltraFeedback", sets_of_pairs(found, "UltraFeedback")).data
     uf, french = cell(data, dataset="UF"), cell(data, dataset="UF: French")
     assert (uf["reward_length"], uf["margin_length"]) == pytest.approx((1.0, 1.0))
     assert (french["reward_length"], french["margin_length"]) == pytest.approx((-1.0, -1.0))
@@ -367,7 +368,7 @@ def test_agreement_between_runs(tmp_path):
     for seed, (name, each) in enumerate(scores.items()):
         write_run(tmp_path / name, {"ultrafeedback": from_scores(each)}, seed=seed)
     found = load([tmp_path])
-    table, matrix, labels = pair_statistics.agreement(pair_statistics.sets_of_pairs(found, "UltraFeedback"))
+    table, matrix, labels = pair_statistics.agreement(sets_of_pairs(found, "UltraFeedback"))
     assert labels == ["EX-RM 0", "EX-RM 1", "EX-RM 2"]
     assert matrix.tolist() == [[1, 0.75, 0], [0.75, 1, 0.25], [0, 0.25, 1]]
     assert table.loc["a", "b"] == 0.75
@@ -379,7 +380,7 @@ def test_agreement_of_many_runs_is_averaged_over_seeds_without_themselves(tmp_pa
         for seed, scores in enumerate(each):
             write_run(tmp_path / f"{kind}{seed}", {"ultrafeedback": from_scores(scores)}, settings=kind, seed=seed)
     found = load([tmp_path])
-    _, matrix, labels = pair_statistics.agreement(pair_statistics.sets_of_pairs(found, "UltraFeedback"))
+    _, matrix, labels = pair_statistics.agreement(sets_of_pairs(found, "UltraFeedback"))
     assert labels == ["EX-RM", "IM-RM"]
     assert matrix.tolist() == [[0.75, 0.125], [0.125, 1.0]]
 
@@ -393,7 +394,7 @@ def test_the_most_confidently_wrong_pairs_come_first(tmp_path):
     texts["ultrafeedback"]["prompt"][2] = "<script>alert(1)</script>"
     write_run(tmp_path / "run", {"ultrafeedback": rewards}, texts=texts)
     found = load([tmp_path])
-    (texts_of_set,) = pair_statistics.wrong_pairs(found, pair_statistics.sets_of_pairs(found, "UltraFeedback")[0])
+    (texts_of_set,) = wrong_pairs(found, sets_of_pairs(found, "UltraFeedback")[0])
     sd = np.std(rewards, ddof=1)
     assert [heading for heading, _ in texts_of_set.entries] == [
         f"Pair {at}: EX-RM {signed(margins[at] / sd, 2)}" for at in (2, 4, 1)
@@ -419,7 +420,7 @@ def test_accuracy_by_epoch_draws_means_over_models_and_seeds(runs):
 
 
 def test_win_rate_bars_are_as_wide_as_the_rates(runs):
-    rates = win_rates(compared(runs, "UltraFeedback", "EX-RM"), "category")
+    rates = win_rates(compare(runs, "UltraFeedback", "EX-RM"), "category")
     axis = figures.win_rates(rates, "EX-RM").axes[0]
     widths = [[bar.get_width() for bar in bars] for bars in axis.containers]
     assert widths == [[25.0, 37.5], [50.0, 62.5], [25.0, 0.0]]
@@ -454,11 +455,12 @@ def test_hyperparameters_and_variants_are_drawn_apart_from_the_main_runs(grid, t
     assert not found.problems
     assert found.runs["main"].sum() == 8  # the grid alone
     assert set(found.runs.loc[~found.runs["standard"], "variant"]) == {"EX-RM (all repr)", "IM-RM (no ref)"}
-    comparison = compared(found, "UltraFeedback", "EX-RM")
+    comparison = compare(found, "UltraFeedback", "EX-RM")
     assert (
         cell(paper_tables.by_set(comparison).data, dataset="UF", reward_model="EX-RM", metric="accuracy")["models"] == 2
     )
-    items = {item.name: item for item in build._sweeps(found, "UltraFeedback")}
+    shown = [*sections._sweeps(found, "UltraFeedback"), *sections._variants(found, "UltraFeedback")]
+    items = {item.name: item for item in shown}
     assert list(items) == [
         "ultrafeedback_accuracy_by_learning_rate",
         "ultrafeedback_accuracy_by_beta",
@@ -482,10 +484,10 @@ def test_hyperparameters_and_variants_are_drawn_apart_from_the_main_runs(grid, t
 
 
 def test_labels_are_moved_apart_and_stay_inside():
-    assert apart([0.2, 0.8], 0.1, 0, 1) == [0.2, 0.8]
-    assert apart([0.5, 0.52], 0.1, 0, 1) == pytest.approx([0.46, 0.56])
-    assert apart([0.99, 1.0], 0.1, 0, 1) == pytest.approx([0.85, 0.95])
-    assert apart([0.3, 0.35, 0.42], 0.1, 0, 1) == pytest.approx([0.3567 - 0.1, 0.3567, 0.3567 + 0.1], abs=1e-3)
+    assert spread_out([0.2, 0.8], 0.1, 0, 1) == [0.2, 0.8]
+    assert spread_out([0.5, 0.52], 0.1, 0, 1) == pytest.approx([0.46, 0.56])
+    assert spread_out([0.99, 1.0], 0.1, 0, 1) == pytest.approx([0.85, 0.95])
+    assert spread_out([0.3, 0.35, 0.42], 0.1, 0, 1) == pytest.approx([0.3567 - 0.1, 0.3567, 0.3567 + 0.1], abs=1e-3)
 
 
 # --- Persona and Hamiltonian ---------------------------------------------------------------------------------------
@@ -508,8 +510,8 @@ def test_a_persona_report_has_the_table_of_figure_4(tmp_path):
     assert texts["Test"] == ["1.000 ± 0.000", "1.000 ± 0.000"]
     assert texts["Paraphrased test"] == ["1.000 ± 0.000", "0.013 ± 0.018"]  # (1/40 + 0) / 2, (1/40) / sqrt(2)
     assert texts["Training set"] == ["0.999 ± 0.000", "0.999 ± 0.000"]
-    sections, _ = build.build(found)
-    assert sections[0].items[0].name == "persona_accuracy"
+    built, _ = build.build(found)
+    assert built[0].items[0].name == "persona_accuracy"
 
 
 # --- what cannot be used -------------------------------------------------------------------------------------------
@@ -574,13 +576,13 @@ def test_bad_runs_are_listed_and_left_out(tmp_path):
         "list": "format None",
         "missing": "rewards/ultrafeedback.parquet is missing",
         "broken": "rewards/ultrafeedback.parquet cannot be read",
-        "nan": "set ultrafeedback: 1 of 5 pairs have a reward that is no finite number",
+        "nan": "1 of 5 pairs of ultrafeedback have a reward that is not finite",
         "null": "metrics.ultrafeedback.accuracy",
-        "disagrees": "run.json says accuracy 0.9000, rewards/ultrafeedback.parquet 0.6000",
+        "disagrees": "is 0.9000 in run.json, but 0.6000 in rewards/ultrafeedback.parquet",
         "other_sets": "does not evaluate on",
-        "other_pairs": "holds other pairs",
+        "other_pairs": "contains other pairs",
         "good0": "repeats again",
-        "other_epochs": "num_train_epochs is 3, in the other runs of its training set 5",
+        "other_epochs": "num_train_epochs is 3, but 5 in the other runs",
         "nowhere": "is not a directory",
     }
     assert set(reasons) == set(expected)
@@ -601,11 +603,11 @@ def test_bad_runs_are_listed_and_left_out(tmp_path):
 
 def test_nothing_to_report_is_an_error_and_leaves_nothing(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RmkitError, match="holds no run"):
+    with pytest.raises(RmkitError, match="contains no run"):
         build.report([tmp_path / "empty"], tmp_path / "report")
     assert not (tmp_path / "report").exists()
     write_run(tmp_path / "bad", {"ultrafeedback": with_accuracy(1, 2)}, record={"format": 9})
-    with pytest.raises(RmkitError, match=r"no run to report.*format 9"):
+    with pytest.raises(RmkitError, match=r"No run to report.*format 9"):
         build.report([tmp_path / "bad"], tmp_path / "report")
 
 
@@ -668,29 +670,27 @@ def test_explanations_and_theory_are_shown(tmp_path):
         (folder / "explain").mkdir(exist_ok=True)
         (folder / "explain" / f"{name}.json").write_text(json.dumps(content))
     (folder / "theory").mkdir()
-    theory = {
-        "theory": "something new",
-        "format": 1,
-        "margin": 0.25,
-        "unseen": {"test": {"positive": 1.0}},
-        "figures": ["../../x.svg"],
-    }
+    proof = {"pairs": [1, 2], "residual": 0.25}
+    theory = {"theory": "separator", "separable": False, "certificate": proof, "figures": ["../../sep.png", "x.pdf"]}
     (folder / "theory" / "sep.json").write_text(json.dumps(theory))
     (folder / "theory" / "sep.png").write_bytes(b"\x89PNG")
-    (tmp_path / "other.json").write_text("{}")
+    (tmp_path / "other.json").write_text(json.dumps({"theory": "something else"}))
     found = load([folder])
     items, problems = attachments.explanations(found)
-    assert [item.kind for item in items] == ["tokens"]
+    assert [item.macro for item in items] == ["tokens"]
     assert [problem.reason.split(" ")[0] for problem in problems] == ["explain/b.json", "explain/c.json"]
     implicit, explicit = items[0].rows
     assert [value for _, value, _ in implicit[1]] == [0.1, -0.4, 0.2]
     assert [shade for _, _, shade in implicit[1]] == pytest.approx([0.25, -1.0, 0.5])
-    assert [value for _, value, _ in explicit[1]] == pytest.approx([0.0, 0.5, -0.25])
+    assert [value for _, value, _ in explicit[1]] == pytest.approx([5.0, 0.5, -0.25])
+    assert [shade for _, _, shade in explicit[1]] == pytest.approx([0.0, 1.0, -0.5])  # the first would outweigh all
     items, problems = attachments.theory(found, [tmp_path / "other.json"])
-    assert [item.kind for item in items] == ["table", "picture"]
-    assert {row[0].text: row[1].text for row in items[0].rows} == {"margin": "0.25", "unseen › test › positive": "1"}
+    assert [item.macro for item in items] == ["table", "picture"]
+    assert {row[0].text: row[1].text for row in items[0].rows} == {"contradicting pairs": "2", "residual": "0.25"}
     assert items[1].source.startswith("data:image/png;base64,")
-    assert "no theory result" in problems[0].reason
+    assert problems == [
+        Problem(str(tmp_path / "other.json"), "is not a result of rmkit theory: no entry 'something else'")
+    ]
     html = page("x", [Section("s", [*items, *attachments.explanations(found)[0]])])
     assert " &lt;i&gt;it</span>" in html
 
@@ -707,7 +707,7 @@ def test_a_theory_result_is_shown_as_rmkit_theory_prints_it(tmp_path):
     items, problems = attachments.theory(load([tmp_path / "run"]), [tmp_path / "t.json"])
     assert [cell.text for cell in items[0].rows[0]][:5] == ["4", "2", "0.1", "0.2", "0.3"]
     assert items[0].title.startswith("A verifier with margin 1 (Theorem 1)")
-    assert [problem.reason for problem in problems] == ["run.json: theory.dynamics cannot be used: 'errors'"]
+    assert [problem.reason for problem in problems] == ["run.json: theory.dynamics cannot be used: no entry 'errors'"]
 
 
 def test_a_table_as_markdown_latex_and_csv():
@@ -779,7 +779,7 @@ def test_svgs_take_their_ink_from_the_page(runs):
     svg = str(Drawing("x", "X", figures.accuracy_by_epoch(runs.metrics)).svg)
     ElementTree.fromstring(svg)
     assert "currentColor" in svg
-    assert "var(--ex-rm, #0072b2)" in svg
+    assert "var(--type-1, #0072b2)" in svg
     assert "<?xml" not in svg
 
 
@@ -817,7 +817,7 @@ def test_the_command_writes_report_and_published_numbers(one_run, tmp_path, comm
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "nothing to do"), (["GRID"], "--output is missing"), (["nowhere", "--output", "OUT"], "no run to report")],
+    [([], "Nothing to do"), (["GRID"], "--output is missing"), (["nowhere", "--output", "OUT"], "No run to report")],
 )
 def test_mistakes_exit_with_2_and_a_remedy(one_run, tmp_path, command, arguments, message, capfd):
     places = {"GRID": str(one_run), "OUT": str(tmp_path / "out")}
