@@ -1,7 +1,7 @@
 """The figures of the report: functions from tidy frames (columns as in `rmkit.report.runs.Runs.metrics`) to Figures.
 
 runs = load(["runs/a", "runs/b"])
-svg = style.to_svg(accuracy_by_epoch(runs.metrics))
+figure = accuracy_by_epoch(runs.metrics)
 """
 
 from __future__ import annotations

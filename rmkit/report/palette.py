@@ -73,7 +73,7 @@ def css_variables(*, dark: bool) -> str:
 
 
 def replacements() -> dict[str, str]:
-    """Light colour in a drawing -> what stands for it on a page; ink is the text's own colour."""
+    """Colour in a drawing -> what replaces it on a page; ink becomes the colour of the text."""
     found = {RULE.light: "rule", MUTED.light: "muted"}
     found |= {style.colour.light: f"type-{number}" for number, style in enumerate(TYPES, start=1)}
     return {INK.light: "currentColor"} | {colour: f"var(--{name}, {colour})" for colour, name in found.items()}

@@ -155,7 +155,7 @@ def sets_table() -> Table:
     return Table(
         "sets",
         "The sets.",
-        ["set", "pairs", "chosen, for example", "rejected, for example"],
+        ["set", "pairs", "chosen response (example)", "rejected response (example)"],
         rows,
         pd.DataFrame(),
         note=f"There are 80 training prompts and 40 test prompts, such as: “{prompt}”",
@@ -191,10 +191,10 @@ def _facts(frame: pd.DataFrame, records: Sequence[Mapping[str, Any]]) -> dict[st
     size = build and f"{build['layers']} layers of width {build['hidden_size']}, {build['steps']} steps"
     seconds = sum(record["timings"]["total_seconds"] for record in records)
     return {
-        "base": f"{size}, seed {build['seed']}" if build else recipe["base"]["name"],
-        "runs": f"{len(records)}: {count(len(_types(frame)), 'type')}, {_seeds(frame)}; {seconds:.0f} s in total",
-        "training": f"{first['training']['steps']} steps, learning rate {recipe['training']['learning_rate']:g}",
+        "Base": f"{size}, seed {build['seed']}" if build else recipe["base"]["name"],
+        "Runs": f"{len(records)}: {count(len(_types(frame)), 'type')}, {_seeds(frame)}; {seconds:.0f} s in total",
+        "Training": f"{first['training']['steps']} steps, learning rate {recipe['training']['learning_rate']:g}",
         "rmkit": first["rmkit_version"] + (f", commit {git['commit'][:10]}" if git else ""),
-        "created": max(record["created"] for record in records),
-        "numbers": "results.csv next to this page; all details of a run: its run.json in runs/quickstart/",
+        "Created": max(record["created"] for record in records),
+        "Numbers": "results.csv next to this page; all details of a run: its run.json in runs/quickstart/",
     }

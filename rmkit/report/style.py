@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 from rmkit.report import names, palette
 
 TEXT_WIDTH = 5.5  # inches: the line of a single-column paper
-INK, MUTED, RULE, TIE = (each.light for each in (palette.INK, palette.MUTED, palette.RULE, palette.TIE))
+INK, MUTED, RULE, TIE = (colour.light for colour in (palette.INK, palette.MUTED, palette.RULE, palette.TIE))
 
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -150,11 +150,6 @@ def spread_out(places: Sequence[float], gap: float, low: float, high: float) -> 
     return [span(group)[0] + gap * number for group in groups for number in range(len(group))]
 
 
-def to_svg(figure: Figure) -> str:
-    """The figure as an <svg> element in the colours of the page that it is on, light or dark."""
-    return for_page(plain_svg(figure))
-
-
 def plain_svg(figure: Figure) -> str:
     """The figure as an SVG document in light colours, without a background."""
     with matplotlib.rc_context(RC):
@@ -180,13 +175,6 @@ def write_png(figure: Figure, path: Path) -> None:
     with matplotlib.rc_context(RC):
         _fix_layout(figure)
         figure.savefig(path, dpi=300, facecolor="white")
-
-
-def save(figure: Figure, folder: Path, stem: str) -> None:
-    """Write <stem>.svg and <stem>.png to the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{stem}.svg").write_text(plain_svg(figure), encoding="utf-8")
-    write_png(figure, folder / f"{stem}.png")
 
 
 def _fix_layout(figure: Figure) -> None:

@@ -17,7 +17,7 @@ from rmkit.files import replacing
 from rmkit.report import palette
 
 FORMATS = (".png", ".svg", ".pdf")
-BLUE, ORANGE, GREY, SKY = (each.light for each in (palette.BLUE, palette.ORANGE, palette.GREY, palette.SKY))
+BLUE, ORANGE, GREY, SKY = (colour.light for colour in (palette.BLUE, palette.ORANGE, palette.GREY, palette.SKY))
 _ARMS = {
     "predicted": (SKY, "predicted"),
     "measured": (BLUE, "measured"),

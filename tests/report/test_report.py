@@ -55,23 +55,28 @@ SETS = {"ultrafeedback": "UF", "ultrafeedback_french": "UF: French", "ultrafeedb
 UF_CATEGORIES = {name: CATEGORIES["ultrafeedback"][name] for name in SETS}
 
 
-def name_of(kind: str, model: str, seed: int) -> str:
-    return f"{kind}_{model.split('/')[1]}_{seed}"
+def name_of(type_name: str, model: str, seed: int) -> str:
+    return f"{type_name}_{model.split('/')[1]}_{seed}"
 
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """2 types x 2 models x 2 seeds x 3 sets with the accuracies of RIGHT."""
     folder = tmp_path_factory.mktemp("grid")
-    for kind in ("explicit", "implicit"):
+    for type_name in ("explicit", "implicit"):
         for model in (LLAMA, QWEN):
             for seed in (0, 1):
-                sets = {name: with_accuracy(right[kind][model][seed], PAIRS) for name, right in RIGHT.items()}
+                sets = {name: with_accuracy(right[type_name][model][seed], PAIRS) for name, right in RIGHT.items()}
                 history = [{name: with_accuracy(100, PAIRS) for name in SETS}] + [
                     {name: with_accuracy(100 + 10 * epoch + seed, PAIRS) for name in SETS} for epoch in (1, 2)
                 ]
                 write_run(
-                    folder / name_of(kind, model, seed), sets, settings=kind, model=model, seed=seed, history=history
+                    folder / name_of(type_name, model, seed),
+                    sets,
+                    settings=type_name,
+                    model=model,
+                    seed=seed,
+                    history=history,
                 )
     return folder
 
@@ -122,7 +127,7 @@ def test_published_numbers_equal_a_separate_transcription():
     assert checked == 244
 
 
-def test_published_rows_stand_where_the_paper_has_them():
+def test_published_rows_are_in_the_order_of_the_paper():
     frame = published()
     for table, training in ((3, "UltraFeedback"), (5, "RewardMATH"), (8, "UltraFeedback"), (10, "RewardMATH")):
         accuracies = frame[(frame["table"] == table) & (frame["metric"] == "accuracy")]
@@ -169,7 +174,7 @@ def test_runs_become_tidy_frames(runs):
     assert set(runs.metrics["state"]) == {"initial", "epoch_1", "epoch_2", "final"}
 
 
-def test_names_that_two_models_share_are_told_apart(tmp_path):
+def test_models_with_the_same_short_name_get_longer_names(tmp_path):
     for at, model in enumerate(("org/base", "other/base", "org/else")):
         write_run(tmp_path / str(at), {"ultrafeedback": with_accuracy(3, 5)}, model=model)
     assert list(load([tmp_path]).runs["model"]) == ["org/base", "other/base", "else"]
@@ -187,7 +192,7 @@ def test_another_training_set_of_the_same_name_is_another_setting(tmp_path):
     assert not found.problems
 
 
-def test_sets_without_a_path_are_called_after_their_source(tmp_path):
+def test_sets_without_a_path_are_named_after_their_source(tmp_path):
     for vertices in (8, 10):
         run = write_run(tmp_path / f"n{vertices}", {"ultrafeedback": with_accuracy(3, 5)})
         content = json.loads((run / "run.json").read_text())
@@ -262,8 +267,8 @@ def test_a_seed_that_one_model_lacks_is_left_out_for_all(grid, tmp_path):
 
 
 def test_types_on_different_models_are_not_paired_and_the_rest_is_reported(tmp_path):
-    for at, (kind, model) in enumerate([("explicit", QWEN), ("implicit", LLAMA)]):
-        write_run(tmp_path / str(at), {"ultrafeedback": with_accuracy(3, 5)}, settings=kind, model=model)
+    for at, (type_name, model) in enumerate([("explicit", QWEN), ("implicit", LLAMA)]):
+        write_run(tmp_path / str(at), {"ultrafeedback": with_accuracy(3, 5)}, settings=type_name, model=model)
     found = load(sorted(tmp_path.iterdir()))
     comparison = compare(found, "UltraFeedback", "EX-RM")
     assert not comparison.paired
@@ -287,7 +292,7 @@ def test_win_rates_count_ties_within_one_percent(runs):
     assert list(by_category.loc["Token-Level Shift", ["first", "tie", "second"]]) == [37.5, 62.5, 0.0]
 
 
-def test_win_rates_stand_beside_the_papers_with_the_error_of_two_shares(runs):
+def test_win_rates_are_compared_with_the_papers_in_errors_of_two_proportions(runs):
     data = paper_tables.win_rate_table(compare(runs, "UltraFeedback", "EX-RM")).data
     row = cell(data, dataset="UF: French", reward_model="EX-RM")
     assert (row["value"], row["published"]) == (75.0, 72.2)
@@ -315,11 +320,11 @@ def test_differences_on_the_same_pairs(runs):
     assert one["low"] < one["difference"] < one["high"]
 
 
-def test_prompts_that_repeat_are_one_unit(tmp_path):
+def test_pairs_with_the_same_prompt_are_one_unit(tmp_path):
     sets = {"ultrafeedback": from_scores([1.0, 1.0, 0.0, 0.0])}, {"ultrafeedback": from_scores([0.0, 0.0, 0.0, 1.0])}
     texts = {"ultrafeedback": {"prompt": ["a", "a", "b", "c"], "chosen": list("1234"), "rejected": list("5678")}}
-    for kind, each in zip(("explicit", "implicit"), sets, strict=True):
-        write_run(tmp_path / kind, each, settings=kind, texts=texts)
+    for type_name, each in zip(("explicit", "implicit"), sets, strict=True):
+        write_run(tmp_path / type_name, each, settings=type_name, texts=texts)
     found = load([tmp_path])
     comparison = compare(found, "UltraFeedback", "EX-RM")
     row = paired_tests.paired_rows(comparison, sets_of_pairs(found, "UltraFeedback")).iloc[0]
@@ -334,9 +339,9 @@ def test_prompts_that_repeat_are_one_unit(tmp_path):
 def test_train_fit_is_flagged_outside_the_papers_limits(tmp_path):
     sets = {name: with_accuracy(3, 5) for name in SETS}
     fits = {"explicit": [(0.999, 0.03), (0.996, 0.06)], "implicit": [(0.999, 0.01), (0.98, 0.02)]}
-    for kind, each in fits.items():
+    for type_name, each in fits.items():
         for seed, fit in enumerate(each):
-            write_run(tmp_path / f"{kind}{seed}", sets, settings=kind, seed=seed, train_fit=fit)
+            write_run(tmp_path / f"{type_name}{seed}", sets, settings=type_name, seed=seed, train_fit=fit)
     write_run(tmp_path / "grm", sets, settings="generative", log_rewards=sets, train_fit=(0.999, 0.35))
     table = train_fit_table(load([tmp_path]), "UltraFeedback")
     assert table is not None
@@ -376,9 +381,11 @@ def test_agreement_between_runs(tmp_path):
 
 def test_agreement_of_many_runs_is_averaged_over_seeds_without_themselves(tmp_path, monkeypatch):
     monkeypatch.setattr(pair_statistics, "MOST_RUNS_IN_MATRIX", 3)
-    for kind, each in {"explicit": [[1, 1, 0, 0], [1, 0, 0, 0]], "implicit": [[0, 0, 1, 1], [0, 0, 1, 1]]}.items():
+    for type_name, each in {"explicit": [[1, 1, 0, 0], [1, 0, 0, 0]], "implicit": [[0, 0, 1, 1], [0, 0, 1, 1]]}.items():
         for seed, scores in enumerate(each):
-            write_run(tmp_path / f"{kind}{seed}", {"ultrafeedback": from_scores(scores)}, settings=kind, seed=seed)
+            write_run(
+                tmp_path / f"{type_name}{seed}", {"ultrafeedback": from_scores(scores)}, settings=type_name, seed=seed
+            )
     found = load([tmp_path])
     _, matrix, labels = pair_statistics.agreement(sets_of_pairs(found, "UltraFeedback"))
     assert labels == ["EX-RM", "IM-RM"]
@@ -437,15 +444,15 @@ def test_bars_by_model_have_the_accuracies_and_the_deviation_over_seeds(runs):
     assert segments[1][1][1] - segments[1][0][1] == pytest.approx(2 * 20 / 200 / math.sqrt(2))
 
 
-def test_hyperparameters_and_variants_are_drawn_apart_from_the_main_runs(grid, tmp_path):
+def test_hyperparameters_and_variants_have_figures_of_their_own(grid, tmp_path):
     right = {"ultrafeedback": 150, "ultrafeedback_french": 100, "ultrafeedback_spanish": 90}
     sets = {name: with_accuracy(number, PAIRS) for name, number in right.items()}
     for seed in (0, 1):
         common = {"model": LLAMA, "seed": seed}
         for rate in (5e-7, 5e-6):
-            for kind in ("explicit", "implicit"):
-                folder = tmp_path / f"{kind}_{rate}_{seed}"
-                write_run(folder, sets, settings=kind, options={"learning_rate": rate}, **common)
+            for type_name in ("explicit", "implicit"):
+                folder = tmp_path / f"{type_name}_{rate}_{seed}"
+                write_run(folder, sets, settings=type_name, options={"learning_rate": rate}, **common)
         for beta in (0.005, 0.1):
             write_run(tmp_path / f"beta{beta}_{seed}", sets, settings=SETTINGS["implicit"] | {"beta": beta}, **common)
         write_run(tmp_path / f"mean_{seed}", sets, settings=SETTINGS["explicit"] | {"pooling": "mean"}, **common)
@@ -496,11 +503,16 @@ def test_labels_are_moved_apart_and_stay_inside():
 def test_a_persona_report_has_the_table_of_figure_4(tmp_path):
     right = {"explicit": {"test": 40, "paraphrased_test": 40}, "implicit": {"test": 40, "paraphrased_test": 1}}
     categories = {"test": "in-distribution", "paraphrased_test": "token-level shift"}
-    for kind, each in right.items():
+    for type_name, each in right.items():
         for seed in (0, 1):
             sets = {name: with_accuracy(number - (seed if number == 1 else 0), 40) for name, number in each.items()}
             write_run(
-                tmp_path / f"{kind}{seed}", sets, settings=kind, seed=seed, training="persona", categories=categories
+                tmp_path / f"{type_name}{seed}",
+                sets,
+                settings=type_name,
+                seed=seed,
+                training="persona",
+                categories=categories,
             )
     found = load([tmp_path])
     assert found.settings == ["Persona"]
@@ -567,7 +579,7 @@ def test_bad_runs_are_listed_and_left_out(tmp_path):
     damaged(tmp_path / "other_pairs", data=data | {"ultrafeedback": data["ultrafeedback"] | {"fingerprint": "x"}})
 
     found = load([tmp_path, tmp_path / "nowhere"])
-    assert sorted(found.runs["run"]) == ["again", "good1", "good2"]  # again stands before good0, which repeats it
+    assert sorted(found.runs["run"]) == ["again", "good1", "good2"]  # again is read before good0, which repeats it
     reasons = {Path(problem.run).name: problem.reason for problem in found.problems if problem.set is None}
     expected = {
         "half": "has not finished",
@@ -630,10 +642,10 @@ def test_runs_without_texts_are_reported_without_them(tmp_path):
     assert "Pair 3: EX-RM" in (tmp_path / "report" / "index.html").read_text()
 
 
-# --- what explain and theory leave ---------------------------------------------------------------------------------
+# --- results of explain and theory ----------------------------------------------------------------------------------
 
 
-def test_generation_is_shown_beside_verification(tmp_path):
+def test_generation_is_shown_with_verification(tmp_path):
     folder = write_run(tmp_path / "run", {"ultrafeedback": with_accuracy(3, 5)})
     (folder / "generation").mkdir()
     found = {
@@ -732,7 +744,7 @@ def test_numbers_are_rounded_with_a_true_minus():
 
 
 class _Links(HTMLParser):
-    """Everything that a browser would follow or run."""
+    """All links, tags and ids of a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -749,7 +761,7 @@ class _Links(HTMLParser):
                 self.ids.append(value)
 
 
-def test_the_page_stands_alone(grid, tmp_path):
+def test_the_page_is_self_contained(grid, tmp_path):
     assert build.report([grid], tmp_path / "report") == []
     html = (tmp_path / "report" / "index.html").read_text()
     found = _Links()
@@ -775,7 +787,7 @@ def test_the_page_stands_alone(grid, tmp_path):
     assert "paper 0.752 ± 0.009" in html
 
 
-def test_svgs_take_their_ink_from_the_page(runs):
+def test_svgs_take_their_colours_from_the_page(runs):
     svg = str(Drawing("x", "X", figures.accuracy_by_epoch(runs.metrics)).svg)
     ElementTree.fromstring(svg)
     assert "currentColor" in svg

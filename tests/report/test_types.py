@@ -59,7 +59,7 @@ def texts(table: Table) -> Iterator[str]:
     yield from (cell.text for row in table.rows for cell in row)
 
 
-def test_a_new_type_is_called_by_its_name_and_comes_after_the_papers():
+def test_a_new_type_is_labelled_by_its_name_after_the_types_of_the_paper():
     assert [names.type_label(name) for name in RIGHT] == ["EX-RM", "IM-RM", "EX-GRM", LABEL]
     assert style.in_order([LABEL, "EX-GRM", "IM-RM (no ref)", "EX-RM", "IM-RM"]) == [
         "EX-RM", "IM-RM", "IM-RM (no ref)", "EX-GRM", LABEL,
@@ -117,7 +117,9 @@ def test_the_new_type_is_in_every_table(items: dict[str, list[Table | Drawing]])
 def test_the_new_type_is_in_every_figure_in_its_colour(items: dict[str, list[Table | Drawing]]):
     drawn = {item.name: str(item.svg) for found in items.values() for item in found if isinstance(item, Drawing)}
     coloured = {name for name, svg in drawn.items() if f"var(--type-4, {COLOUR})" in svg}
-    explicit_only = {f"ultrafeedback_{kind}_{name}" for kind in ("win_rates", "paired") for name in ("ex_rm", "ex_grm")}
+    explicit_only = {
+        f"ultrafeedback_{figure}_{name}" for figure in ("win_rates", "paired") for name in ("ex_rm", "ex_grm")
+    }
     assert coloured == set(drawn) - explicit_only - {"ultrafeedback_agreement"}  # a heat map, labelled by name
     assert "ultrafeedback_accuracy_by_variant" in coloured
 
@@ -132,8 +134,8 @@ def test_captions_name_the_paper_only_where_its_numbers_are_shown(items: dict[st
     shown = {name for name, table in tables.items() if any(cell.below for row in table.rows for cell in row)}
     assert numbered == shown
     # The mean over categories is not over the paper's sets, but that of the in-distribution set is.
-    kinds = [f"ultrafeedback_{kind}" for kind in ("by_category", "by_set", "win_rates")]
-    assert numbered == {f"{kind}_{name}" for kind in kinds for name in ("ex_rm", "ex_grm")}
+    stems = [f"ultrafeedback_{table}" for table in ("by_category", "by_set", "win_rates")]
+    assert numbered == {f"{stem}_{name}" for stem in stems for name in ("ex_rm", "ex_grm")}
     assert [figure.name for figure in figures if "of the paper" in figure.caption] == [
         "ultrafeedback_win_rates_ex_rm", "ultrafeedback_win_rates_ex_grm", "ultrafeedback_accuracy_by_model",
     ]  # fmt: skip
