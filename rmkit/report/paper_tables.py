@@ -30,6 +30,8 @@ from rmkit.report.tables import Cell, Table, number, signed, spread
 
 METRICS = {"accuracy": "accuracy", "margin": "normalized_margin"}
 """The paper's metric -> the column of `Runs.metrics`."""
+PaperValue = Callable[[str, str, str, str], tuple[float, float] | None]
+"""(category, dataset, reward model, metric) -> the paper's value and standard deviation."""
 
 
 def show_paper_numbers(items: Iterable[object]) -> bool:
@@ -71,7 +73,7 @@ def _means_table(
     comparison: Comparison,
     name: str,
     places: Sequence[tuple[str, str]],
-    find: Callable[[str, str, str, str], tuple[float, float] | None],
+    find: PaperValue,
     numbers: set[int],
 ) -> Table:
     """One row per (category, dataset), the dataset being "" in a table by category.
@@ -80,46 +82,55 @@ def _means_table(
         comparison: the runs.
         name: by_category or by_set.
         places: the rows, in order.
-        find: the paper's value for a category, dataset, reward model and metric.
-        numbers: the paper's tables that `find` looks into.
+        find: looks up the paper's value.
+        numbers: the paper's tables with these values.
     """
     by = ["category", "dataset"] if name == "by_set" else ["category"]
     reward_models = comparison.reward_models
-    means = {
-        metric: over_seeds(comparison.frame, [*by, "reward_model"], column).set_index([*by, "reward_model"])
-        for metric, column in METRICS.items()
-    }
-    data: list[dict[str, Any]] = []
+    found = _mean_rows(comparison, by, places, find)
     rows, previous = [], ""
-    for category, dataset in places:
-        place = (category, dataset)[: len(by)]
-        cells = {}
-        for metric, reward_model in product(METRICS, reward_models):
-            ours = means[metric].loc[(*place, reward_model)]
-            row = _mean_row(comparison, category, dataset, reward_model, metric, ours)
-            cells[metric, reward_model] = row | _paper_columns(row, find(category, dataset, reward_model, metric))
-        data += cells.values()
+    for (category, dataset), cells in found.items():
         leading = {metric: _highest({name: cells[metric, name] for name in reward_models}) for metric in METRICS}
-        heads = [Cell(text, number=False) for text in place]
-        if category == previous:
-            heads[0] = Cell("", number=False)  # as in the paper, a category is named once
+        heads = [category if category != previous else "", dataset][: len(by)]  # as in the paper, named once
         previous = category
-        rows.append(heads + [_mean_cell(row, bold=leading[metric] == name) for (metric, name), row in cells.items()])
+        rows.append(
+            [Cell(text, number=False) for text in heads]
+            + [_mean_cell(row, bold=leading[metric] == name) for (metric, name), row in cells.items()]
+        )
     header = [{"category": "Evaluation", "dataset": "Dataset"}[column] for column in by]
     header += [f"{name} {metric}" for metric in METRICS for name in reward_models]
-    frame = pd.DataFrame(data)
+    data = pd.DataFrame([row for cells in found.values() for row in cells.values()])
+    words = {"by_category": "category", "by_set": "data set"}[name]
+    title = f"Accuracy and reward margin by {words}, {' and '.join(reward_models)} trained on {comparison.setting}."
     note = " ".join(
         [
             comparison.described,
             f"Means over models{' and data sets' if len(by) == 1 else ''}, ± standard deviation over seeds.",
             "Margin: |r+ − r−| in standard deviations of the rewards.",
             "Bold: ahead by more than 0.01 after subtracting both standard deviations.",
-            *_paper_note(frame, numbers, "in standard errors"),
+            *_paper_note(data, numbers, "in standard errors"),
         ]
     )
-    words = {"by_category": "category", "by_set": "data set"}[name]
-    title = f"Accuracy and reward margin by {words}, {' and '.join(reward_models)} trained on {comparison.setting}."
-    return Table(_file(comparison, name), title, header, rows, frame, note)
+    return Table(_file(comparison, name), title, header, rows, data, note)
+
+
+def _mean_rows(
+    comparison: Comparison, by: list[str], places: Sequence[tuple[str, str]], find: PaperValue
+) -> dict[tuple[str, str], dict[tuple[str, str], dict[str, Any]]]:
+    """(category, dataset) -> (metric, reward model) -> our mean and the paper's."""
+    means = {
+        metric: over_seeds(comparison.frame, [*by, "reward_model"], column).set_index([*by, "reward_model"])
+        for metric, column in METRICS.items()
+    }
+    found: dict[tuple[str, str], dict[tuple[str, str], dict[str, Any]]] = {}
+    for category, dataset in places:
+        found[category, dataset] = {}
+        for metric, reward_model in product(METRICS, comparison.reward_models):
+            ours = means[metric].loc[(*(category, dataset)[: len(by)], reward_model)]
+            row = _mean_row(comparison, category, dataset, reward_model, metric, ours)
+            papers = find(category, dataset, reward_model, metric)
+            found[category, dataset][metric, reward_model] = row | _paper_columns(row, papers)
+    return found
 
 
 def _paper_note(data: pd.DataFrame, numbers: set[int], unit: str) -> list[str]:
