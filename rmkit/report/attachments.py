@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -123,17 +122,19 @@ def theory(runs: Runs, given: Iterable[Path]) -> tuple[list[Item], list[Problem]
     items: list[Item] = []
     problems = []
     own = [
-        path for directory in runs.directories.values() for path in sorted((directory.path / "theory").glob("*.json"))
+        (f"{run}: ", path)
+        for run, directory in runs.directories.items()
+        for path in sorted((directory.path / "theory").glob("*.json"))
     ]
-    for at, path in enumerate(chain(own, given)):
+    for at, (prefix, path) in enumerate([*own, *(("", path) for path in given)]):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             title = f"{content['theory'] if isinstance(content['theory'], str) else 'theory'}, {path.stem}."
         except (OSError, ValueError, KeyError, TypeError) as error:
             problems.append(Problem(str(path), f"is no theory result: {_first_line(error)}"))
             continue
-        items += _summary(f"theory_{at}_{_plain(path.stem)}", path, title, content)
-        items += [Picture(title, picture) for picture in _pictures(path, content)]
+        items += _summary(f"theory_{at}_{_plain(path.stem)}", path, prefix, title, content)
+        items += [Picture(prefix + title, picture) for picture in _pictures(path, content)]
     for run, types in runs.dynamics.items():
         try:
             tables = summary.dynamics_tables(types)
@@ -146,13 +147,13 @@ def theory(runs: Runs, given: Iterable[Path]) -> tuple[list[Item], list[Problem]
     return items, problems
 
 
-def _summary(name: str, path: Path, title: str, content: dict[str, Any]) -> list[Table]:
+def _summary(name: str, path: Path, prefix: str, title: str, content: dict[str, Any]) -> list[Table]:
     """The tables that `rmkit theory` prints for the result; of a result that it does not know, the numbers."""
     try:
         tables = summary.tables(content)
     except _UNEXPECTED:
-        return [_numbers(name, path, title, content)]
-    return [_table(f"{name}_{at}", f"{each['title']}.", each) for at, each in enumerate(tables)]
+        return [_numbers(name, path, prefix + title, content)]
+    return [_table(f"{name}_{at}", f"{prefix}{each['title']}.", each) for at, each in enumerate(tables)]
 
 
 def _table(name: str, title: str, rows: summary.Rows) -> Table:

@@ -89,7 +89,7 @@ def dynamics_tables(types: Mapping[str, Content]) -> list[Rows]:
 
 
 def _dynamics(content: Content) -> list[Rows]:
-    return dynamics_tables(content["types"])
+    return dynamics_tables(content["types"] if "types" in content else content["states"])
 
 
 def _separator(content: Content) -> list[Rows]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rmkit.errors import RmkitError
 from rmkit.models.language_model import logit_cap, segment_sum
 from rmkit.reward_models import RewardModel
 from rmkit.reward_models.explicit import ExplicitRewardModel
@@ -170,7 +171,7 @@ class Prediction:
 @singledispatch
 def predict(
     reward_model: RewardModel[Any],
-    lab: FrozenHeadModel,
+    frozen_model: FrozenHeadModel,
     chosen: Frozen,
     rejected: Frozen,
     targets: Sequence[Frozen],
@@ -179,24 +180,30 @@ def predict(
     """The first-order change of the rewards of `targets` after a step on (chosen, rejected), by the type's equation.
 
     Args:
-        reward_model: `lab.reward_model`; the equation follows from its class.
+        reward_model: `frozen_model.reward_model`; the equation follows from its class.
         reference: [1, 2, outputs] of the reference on the pair, where the type has one.
+
+    Raises:
+        RmkitError: if no equation is known for the type.
     """
-    raise NotImplementedError(f"no equation is known for {type(reward_model).__name__}")
+    raise RmkitError(
+        f"The theory has no equation for reward models of the type {reward_model.settings.type}.",
+        "Give an explicit, implicit or generative one (Eq. 4, 5 and 8).",
+    )
 
 
 @predict.register
 @torch.no_grad()
 def _(
     reward_model: ExplicitRewardModel,
-    lab: FrozenHeadModel,
+    frozen_model: FrozenHeadModel,
     chosen: Frozen,
     rejected: Frozen,
     targets: Sequence[Frozen],
     reference: Tensor | None = None,
 ) -> Prediction:
     pair = reward_model.representation(*concatenate([chosen, rejected]))
-    g = loss_slope(*reward_model.rewards(outputs(lab, [chosen, rejected])))
+    g = loss_slope(*reward_model.rewards(outputs(frozen_model, [chosen, rejected])))
     return Prediction("Eq. 4", explicit_change(reward_model.representation(*concatenate(targets)), pair[0], pair[1], g))
 
 
@@ -204,15 +211,15 @@ def _(
 @torch.no_grad()
 def _(
     reward_model: ImplicitRewardModel,
-    lab: FrozenHeadModel,
+    frozen_model: FrozenHeadModel,
     chosen: Frozen,
     rejected: Frozen,
     targets: Sequence[Frozen],
     reference: Tensor | None = None,
 ) -> Prediction:
-    rewards = reward_model.rewards(outputs(lab, [chosen, rejected]).unflatten(0, (1, 2)), reference)
+    rewards = reward_model.rewards(outputs(frozen_model, [chosen, rejected]).unflatten(0, (1, 2)), reference)
     scale = loss_slope(rewards[0, 0], rewards[0, 1]) * reward_model.settings.beta**2
-    unembedding = Unembedding.of(lab.model)
+    unembedding = Unembedding.of(frozen_model.model)
     suffix = len(reward_model.encoder.suffix_ids)
     source, lengths = response_positions([chosen, rejected])
     signs = torch.tensor([1.0, -1.0], dtype=scale.dtype, device=scale.device).repeat_interleave(lengths)
@@ -244,7 +251,7 @@ def _(
 @torch.no_grad()
 def _(
     reward_model: GenerativeRewardModel,
-    lab: FrozenHeadModel,
+    frozen_model: FrozenHeadModel,
     chosen: Frozen,
     rejected: Frozen,
     targets: Sequence[Frozen],
@@ -256,8 +263,10 @@ def _(
 
     target = verdicts(targets, [reward_model.yes] * len(targets))
     source = verdicts([chosen, rejected], [reward_model.yes, reward_model.no])
-    gamma = coefficients(Unembedding.of(lab.model), target, source)
-    change = generative_change(reward_model.rewards(outputs(lab, targets)), gamma, target.hidden, source.hidden)
+    gamma = coefficients(Unembedding.of(frozen_model.model), target, source)
+    change = generative_change(
+        reward_model.rewards(outputs(frozen_model, targets)), gamma, target.hidden, source.hidden
+    )
     names = ("gamma_chosen", "gamma_rejected")
     ranges = {name: (float(each.min()), float(each.max())) for name, each in zip(names, gamma.T, strict=True)}
     return Prediction("Eq. 8", change, {}, ranges)

@@ -39,7 +39,7 @@ class _Target:
 
 
 def dynamics(
-    lab: FrozenHeadModel,
+    frozen_model: FrozenHeadModel,
     training: EncodedPairs,
     unseen: Mapping[str, EncodedPairs],
     *,
@@ -65,21 +65,21 @@ def dynamics(
     """
     rates = [float(f"{factor * learning_rate:.12g}") for factor in (1, 10, 100)]
     asked = [list(_targets(training, unseen, number, others)) for number in range(len(training))]
-    states = _States(lab, [target for each in asked for target in each], batch_size, description)
+    states = _States(frozen_model, [target for each in asked for target in each], batch_size, description)
     rows: list[dict[str, Any]] = []
     predictions: list[Prediction] = []
     differences: list[Tensor] = []
     for number in tqdm(range(len(training)), desc=description, unit="step", disable=description is None):
         pair = states[training, number]
-        reference = _reference(lab, pair, references, number)
+        reference = _reference(frozen_model, pair, references, number)
         targets = [frozen for target in asked[number] for frozen in states[target.pairs, target.position]]
-        prediction = predict(lab.reward_model, lab, *pair, targets, reference)
-        measured = measured_changes(lab, *pair, targets, rates, reference)
+        prediction = predict(frozen_model.reward_model, frozen_model, *pair, targets, reference)
+        measured = measured_changes(frozen_model, *pair, targets, rates, reference)
         values = {"predicted": learning_rate * prediction.change, "measured": measured[0]}
         if backbone:
             sequences = [each.sequence for each in targets]
             values["trainable"] = trainable_changes(
-                lab, pair[0].sequence, pair[1].sequence, sequences, learning_rate, reference, batch_size
+                frozen_model, pair[0].sequence, pair[1].sequence, sequences, learning_rate, reference, batch_size
             ).to(measured)
         values |= {name: learning_rate * each for name, each in prediction.parts.items()}
         rows += _rows(training, number, asked[number], values)
@@ -88,9 +88,9 @@ def dynamics(
         differences.append(torch.stack([scaled - measured, measured]).cpu())
     return {
         "equation": predictions[0].equation,
-        "notes": lab.notes,
-        "settings": lab.reward_model.settings.model_dump(mode="json"),
-        "soft_capping": None if lab.reward_model.head else logit_cap(lab.model),
+        "notes": frozen_model.notes,
+        "settings": frozen_model.reward_model.settings.model_dump(mode="json"),
+        "soft_capping": None if frozen_model.reward_model.head else logit_cap(frozen_model.model),
         "learning_rate": learning_rate,
         **_errors(torch.cat(differences, -1), rates),
         "coefficients": _ranges(predictions),
@@ -99,21 +99,21 @@ def dynamics(
     }
 
 
-def coefficient_map(lab: FrozenHeadModel, target: Frozen, source: Frozen, tokens: int = 24) -> dict[str, Any]:
+def coefficient_map(frozen_model: FrozenHeadModel, target: Frozen, source: Frozen, tokens: int = 24) -> dict[str, Any]:
     """rho between the first tokens of two responses, for a heat map.
 
     Returns:
         rho as [target tokens][source tokens], the tokens' ids, and the tokens as texts.
     """
     (rows, _), (columns, _) = response_positions([target]), response_positions([source])
-    rho = coefficients(Unembedding.of(lab.model), rows, columns)[:tokens, :tokens]
+    rho = coefficients(Unembedding.of(frozen_model.model), rows, columns)[:tokens, :tokens]
 
     content: dict[str, Any] = {"rho": rho.tolist()}
     for name, side in (("target", rows), ("source", columns)):
         ids = side.tokens[:tokens].tolist()
         content |= {
             f"{name}_ids": ids,
-            f"{name}_tokens": [lab.reward_model.encoder.tokenizer.decode([each]) for each in ids],
+            f"{name}_tokens": [frozen_model.reward_model.encoder.tokenizer.decode([each]) for each in ids],
         }
     return content
 
@@ -121,11 +121,13 @@ def coefficient_map(lab: FrozenHeadModel, target: Frozen, source: Frozen, tokens
 class _States:
     """Hidden states of the pairs that are asked about, each sequence run once."""
 
-    def __init__(self, lab: FrozenHeadModel, targets: Sequence[_Target], batch_size: int, description: str | None):
+    def __init__(
+        self, frozen_model: FrozenHeadModel, targets: Sequence[_Target], batch_size: int, description: str | None
+    ):
         places = list(dict.fromkeys((id(target.pairs), target.position) for target in targets))
         pairs = {id(target.pairs): target.pairs for target in targets}
         sequences = [side[at] for key, at in places for side in (pairs[key].chosen, pairs[key].rejected)]
-        frozen = freeze(lab, sequences, batch_size, description and f"{description}: hidden states")
+        frozen = freeze(frozen_model, sequences, batch_size, description and f"{description}: hidden states")
         self._pairs = dict(zip(places, zip(frozen[::2], frozen[1::2], strict=True), strict=True))
 
     def __getitem__(self, place: tuple[EncodedPairs, int]) -> tuple[Frozen, Frozen]:
@@ -146,14 +148,14 @@ def _targets(training: EncodedPairs, unseen: Mapping[str, EncodedPairs], number:
 
 
 def _reference(
-    lab: FrozenHeadModel, pair: tuple[Frozen, Frozen], references: Tensor | None, number: int
+    frozen_model: FrozenHeadModel, pair: tuple[Frozen, Frozen], references: Tensor | None, number: int
 ) -> Tensor | None:
     if references is not None:
-        return references[number][None].to(lab.weight.device)
-    if lab.reward_model.reference is None:
+        return references[number][None].to(frozen_model.weight.device)
+    if frozen_model.reward_model.reference is None:
         return None
     with torch.no_grad():
-        return outputs(lab, pair)[None]
+        return outputs(frozen_model, pair)[None]
 
 
 def _rows(

@@ -37,7 +37,7 @@ class FrozenHeadModel:
 
     Attributes:
         reward_model: the type.
-        model: a bound language model; with a reward head where the type has one. The lab may change it.
+        model: a bound language model; with a reward head where the type has one. The frozen_model may change it.
         notes: what was changed in it, one line each.
     """
 
@@ -68,28 +68,31 @@ def freeze_backbone(reward_model: RewardModel[Any], model: PreTrainedModel | Pef
         unembedding, embedding = model.get_output_embeddings(), model.get_input_embeddings()
         if unembedding.weight is embedding.weight:
             unembedding.weight = nn.Parameter(unembedding.weight.detach().clone())
-            notes.append("The unembedding is tied to the embeddings: the lab unties a copy, as the equations assume.")
+            notes.append("The unembedding is tied to the embeddings: it is untied in a copy, as the equations assume.")
         unembedding.double()
     return FrozenHeadModel(reward_model, model.eval().requires_grad_(), notes)
 
 
 @torch.no_grad()
 def freeze(
-    lab: FrozenHeadModel, sequences: Sequence[TokenSequence], batch_size: int = 8, description: str | None = None
+    frozen_model: FrozenHeadModel,
+    sequences: Sequence[TokenSequence],
+    batch_size: int = 8,
+    description: str | None = None,
 ) -> list[Frozen]:
     """The hidden states of sequences, `batch_size` of them a forward pass.
 
     Raises:
         RmkitError: if one is longer than the model's position embeddings.
     """
-    refuse_longer("the pairs", max(map(len, sequences), default=0), last_position(lab.model))
-    device = next(lab.model.parameters()).device
+    refuse_longer("the pairs", max(map(len, sequences), default=0), last_position(frozen_model.model))
+    device = next(frozen_model.model.parameters()).device
     frozen: list[Frozen] = []
     with tqdm(total=len(sequences), desc=description, unit="seq", disable=description is None) as bar:
         for start in range(0, len(sequences), batch_size):
             some = sequences[start : start + batch_size]
-            batch = {name: each.to(device) for name, each in _padded(lab, some).items()}
-            hidden = apply_head(lab.model, _hidden_states, batch).unflatten(0, (len(some), -1))
+            batch = {name: each.to(device) for name, each in _padded(frozen_model, some).items()}
+            hidden = apply_head(frozen_model.model, _hidden_states, batch).unflatten(0, (len(some), -1))
             frozen += [Frozen(each, row[: len(each)].double().clone()) for each, row in zip(some, hidden, strict=True)]
             bar.update(len(some))
     return frozen
@@ -117,14 +120,14 @@ def concatenate(frozen: Sequence[Frozen]) -> tuple[Tensor, Batch]:
     return hidden, {name: each.to(device) for name, each in batch.items()}
 
 
-def outputs(lab: FrozenHeadModel, frozen: Sequence[Frozen]) -> Tensor:
+def outputs(frozen_model: FrozenHeadModel, frozen: Sequence[Frozen]) -> Tensor:
     """What the reward model says of sequences [sequences, outputs], in float64, from their frozen hidden states."""
     hidden, batch = concatenate(frozen)
-    return lab.reward_model.outputs(lab.model, hidden, batch)
+    return frozen_model.reward_model.outputs(frozen_model.model, hidden, batch)
 
 
 def measured_changes(
-    lab: FrozenHeadModel,
+    frozen_model: FrozenHeadModel,
     chosen: Frozen,
     rejected: Frozen,
     targets: Sequence[Frozen],
@@ -138,23 +141,23 @@ def measured_changes(
     Args:
         reference: [1, 2, outputs] of the reference on the pair, where the type has one.
     """
-    weight = lab.weight
+    weight = frozen_model.weight
     initial = weight.detach().clone()
     with torch.enable_grad():
-        pair = outputs(lab, [chosen, rejected]).unflatten(0, (1, 2))
-        (gradient,) = torch.autograd.grad(lab.reward_model.loss(pair, reference), weight)
+        pair = outputs(frozen_model, [chosen, rejected]).unflatten(0, (1, 2))
+        (gradient,) = torch.autograd.grad(frozen_model.reward_model.loss(pair, reference), weight)
     with torch.no_grad():
-        before = outputs(lab, targets)
+        before = outputs(frozen_model, targets)
         changes = []
         for learning_rate in learning_rates:
             weight.copy_(initial).sub_(gradient, alpha=learning_rate)
-            changes.append(reward_change(lab.reward_model, before, outputs(lab, targets)))
+            changes.append(reward_change(frozen_model.reward_model, before, outputs(frozen_model, targets)))
         weight.copy_(initial)
     return torch.stack(changes)
 
 
 def trainable_changes(
-    lab: FrozenHeadModel,
+    frozen_model: FrozenHeadModel,
     chosen: TokenSequence,
     rejected: TokenSequence,
     targets: Sequence[TokenSequence],
@@ -168,16 +171,16 @@ def trainable_changes(
     """
 
     def said() -> Tensor:
-        return sequence_outputs(lab.model, lab.reward_model, targets, batch_size=batch_size)
+        return sequence_outputs(frozen_model.model, frozen_model.reward_model, targets, batch_size=batch_size)
 
     before = said()
-    device = next(lab.model.parameters()).device
-    batch = {name: each.to(device) for name, each in _padded(lab, [chosen, rejected]).items()}
+    device = next(frozen_model.model.parameters()).device
+    batch = {name: each.to(device) for name, each in _padded(frozen_model, [chosen, rejected]).items()}
     with torch.enable_grad():
-        lab.reward_model.loss(
-            apply_head(lab.model, lab.reward_model.outputs, batch).unflatten(0, (1, 2)), reference
+        frozen_model.reward_model.loss(
+            apply_head(frozen_model.model, frozen_model.reward_model.outputs, batch).unflatten(0, (1, 2)), reference
         ).backward()
-    trained = [parameter for parameter in lab.model.parameters() if parameter.grad is not None]
+    trained = [parameter for parameter in frozen_model.model.parameters() if parameter.grad is not None]
     with torch.no_grad():
         for parameter in trained:
             parameter.sub_(parameter.grad, alpha=learning_rate)
@@ -185,7 +188,7 @@ def trainable_changes(
         for parameter in trained:
             parameter.add_(parameter.grad, alpha=learning_rate)
             parameter.grad = None
-    return reward_change(lab.reward_model, before, after)
+    return reward_change(frozen_model.reward_model, before, after)
 
 
 def reward_change(reward_model: RewardModel[Any], before: Tensor, after: Tensor) -> Tensor:
@@ -194,8 +197,8 @@ def reward_change(reward_model: RewardModel[Any], before: Tensor, after: Tensor)
     return reward_model.rewards(after, reference) - reward_model.rewards(before, reference)
 
 
-def _padded(lab: FrozenHeadModel, sequences: Sequence[TokenSequence]) -> Batch:
-    return pad(sequences, lab.reward_model.encoder.tokenizer.pad_token_id)
+def _padded(frozen_model: FrozenHeadModel, sequences: Sequence[TokenSequence]) -> Batch:
+    return pad(sequences, frozen_model.reward_model.encoder.tokenizer.pad_token_id)
 
 
 def _hidden_states(model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:

@@ -60,6 +60,16 @@ class NotSeparable(RmkitError):
             cause = f"No linear head that ranks all {len(weights)} pairs right can be told from rounding errors."
         super().__init__(cause, "Give fewer pairs, a larger model, or pairs whose responses differ for the model.")
 
+    def summary(self, indices: Sequence[int]) -> dict[str, Any]:
+        """What JSON holds of the proof; `indices` [pairs] are the pairs' rows in the source."""
+        rows = np.flatnonzero(self.weights)
+        certificate = {
+            "pairs": [indices[int(row)] for row in rows],
+            "weights": self.weights[rows].tolist(),
+            "residual": self.residual,
+        }
+        return {"separable": False, "certificate": certificate, "unseen": {}}
+
 
 def max_margin_separator(differences: ArrayLike) -> Separator:
     """argmin |u|^2 such that <u, h+ - h-> >= 1 for all pairs (Eq. 6), by a dual active-set method (DAQP).

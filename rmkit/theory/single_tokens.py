@@ -59,13 +59,16 @@ def split_by_tokens(
 
 
 def token_pairs(
-    lab: FrozenHeadModel, train: Sequence[PreferencePair], unseen: Sequence[PreferencePair], batch_size: int = 8
+    frozen_model: FrozenHeadModel,
+    train: Sequence[PreferencePair],
+    unseen: Sequence[PreferencePair],
+    batch_size: int = 8,
 ) -> tuple[TokenPairs, TokenPairs, NDArray[np.float64]]:
     """Hidden states of the pairs, and the unembedding's rows [tokens, hidden size] of the tokens that occur.
 
     Other rows of the unembedding play no part: their gradient is zero and they cancel in every comparison.
     """
-    encoder = lab.reward_model.encoder
+    encoder = frozen_model.reward_model.encoder
     everything = [*train, *unseen]
     prompts = [pair.prompt for pair in everything]
     sequences = [
@@ -73,7 +76,7 @@ def token_pairs(
         for responses in ([pair.chosen for pair in everything], [pair.rejected for pair in everything])
         for sequence in single_token_sequences(encoder, prompts, responses)
     ]
-    frozen = freeze(lab, sequences, batch_size, "hidden states")
+    frozen = freeze(frozen_model, sequences, batch_size, "hidden states")
     vocabulary = sorted({each.sequence.ids[-1] for each in frozen})
     row = {token: number for number, token in enumerate(vocabulary)}
 
@@ -88,7 +91,7 @@ def token_pairs(
 
     chosen, rejected = frozen[: len(everything)], frozen[len(everything) :]
     number = len(train)
-    weight = lab.model.get_output_embeddings().weight.detach().double().cpu().numpy()
+    weight = frozen_model.model.get_output_embeddings().weight.detach().double().cpu().numpy()
     return pairs(chosen[:number], rejected[:number]), pairs(chosen[number:], rejected[number:]), weight[vocabulary]
 
 

@@ -191,6 +191,13 @@ def without_structure(pairs: TokenPairs, generator: np.random.Generator) -> Toke
     return replace(pairs, chosen=drawn(pairs.chosen), rejected=drawn(pairs.rejected))
 
 
+def control_task(task: tuple[TokenPairs, TokenPairs, Floats], seed: int) -> tuple[TokenPairs, TokenPairs, Floats]:
+    """A model's training pairs, unseen pairs and unembedding, both sets `without_structure`."""
+    training, unseen, unembedding = task
+    generator = np.random.default_rng(seed)
+    return without_structure(training, generator), without_structure(unseen, generator), unembedding
+
+
 def unseen_tokens_summary(descent: Descent, control: Descent) -> dict[str, Any]:
     """What JSON holds: Theorem 2's three claims and the control arm; accuracies at the recorded steps."""
     return {

@@ -9,7 +9,7 @@ from rmkit.config.recipe import Explicit, Implicit
 from rmkit.evaluation.scorer import Scorer
 from rmkit.reward_models.explicit import ExplicitRewardModel
 from rmkit.reward_models.implicit import ImplicitRewardModel
-from rmkit.reward_models.saving import load
+from rmkit.reward_models.loading import load
 from rmkit.theory.frozen import reward_change
 from rmkit.training.reference import References
 from rmkit.training.scoring_callback import ScoringCallback
@@ -64,7 +64,7 @@ def test_a_scorer_needs_the_reference(models, tmp_path):
 def test_training_without_the_references_outputs_stops(run, monkeypatch):
     """Where they are not taken, the first scoring stops; where they do not reach the trainer, the first step does."""
     with monkeypatch.context() as patch:
-        patch.setattr(References, "take_from_policy", lambda *_: None)
+        patch.setattr(References, "compute_from_policy", lambda *_: None)
         with pytest.raises(KeyError):
             run("implicit", "untaken")
     with monkeypatch.context() as patch:

@@ -16,7 +16,10 @@ from rmkit.data.preferences import load_preferences
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.tokenizer import load_tokenizer
 from rmkit.reward_models import make_reward_model
-from rmkit.reward_models.saving import ModelMetadata, ModelRef, load, load_model, save
+from rmkit.reward_models.loading import load, load_model
+from rmkit.reward_models.metadata import ModelMetadata
+from rmkit.reward_models.origins import ModelRef
+from rmkit.reward_models.saving import save
 from rmkit.training.reload_check import check_outputs, check_weights
 
 pytestmark = pytest.mark.smoke

@@ -110,10 +110,10 @@ def test_a_difference_of_a_hundredth_is_seen_in_both_precisions(models):
 
 
 def test_a_layout_that_gives_other_values_is_refused_and_padded_is_the_remedy(models, monkeypatch):
-    laid_out = probe.laid_out
+    collate = probe.collate
 
     def late(sequences, layout, pad_token_id):
-        batch = laid_out(sequences, layout, pad_token_id)
+        batch = collate(sequences, layout, pad_token_id)
         return batch if layout == "padded" else batch | {"position_ids": batch["position_ids"].flip(1)}
 
     monkeypatch.setattr(probe, "collate", late)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,10 @@ from typer.testing import CliRunner, Result
 from rmkit.commands.theory import theory_app
 from rmkit.config.recipe import Recipe
 from rmkit.data.preferences import load_preferences
+from rmkit.report import build
 from rmkit.report import theory_figures as figures
 from rmkit.report import theory_summary as summary
-from rmkit.theory.loading import same_prompts
+from rmkit.theory.model_dynamics import same_prompts
 
 WORDINGS = {
     "original": [("Mix flour, water and salt.", "No. The quick brown fox."), ("Wait. Bake it.", "12 + 30 = 42; why?")],
@@ -199,6 +201,28 @@ def test_tokens_are_shown_as_they_are() -> None:
     assert figures._shown("$x_1$ and more than that") == "$x_1$␣and␣mor…"
 
 
+def train_run(place: Path, output_dir: Path, settings: dict[str, Any], rate: float, **sections: Any) -> Path:
+    from rmkit.train import train
+
+    recipe = {
+        "base": {"name": str(place / "gpt_neox")},
+        "reward_model": settings,
+        "data": {
+            "root": str(place),
+            "train": {"name": "train", "path": "original.jsonl"},
+            "evaluation": [{"name": "reworded", "path": "reworded.jsonl"}],
+        },
+        "training": {"learning_rate": rate, "num_train_epochs": 1, "batch_size": 4, "seed": 3},
+        "output_dir": str(output_dir),
+    }
+    train(Recipe.model_validate(recipe | sections))
+    return output_dir
+
+
+def measured(result: dict[str, Any]) -> list[float]:
+    return [value for row in result["changes"] for value in row["measured"]]
+
+
 @pytest.mark.smoke
 @pytest.mark.parametrize(
     ("settings", "lora"),
@@ -207,40 +231,53 @@ def test_tokens_are_shown_as_they_are() -> None:
 def test_the_dynamics_of_a_run(
     place: Path, tmp_path: Path, settings: dict[str, str], lora: dict[str, int] | None
 ) -> None:
-    """With a learning rate of 0 the run ends where it began, and so do its dynamics; with one, an IM-RM's moves."""
-    from rmkit.train import train
-
+    """With a learning rate of 0 the run ends where it began, and so do its dynamics; with 0.01 they move."""
     results = {}
     for rate in (0.0, 1e-2):
-        recipe = Recipe.model_validate(
-            {
-                "base": {"name": str(place / "gpt_neox")},
-                "reward_model": settings,
-                "lora": lora,
-                "data": {
-                    "root": str(place),
-                    "train": {"name": "train", "path": "original.jsonl"},
-                    "evaluation": [{"name": "reworded", "path": "reworded.jsonl"}],
-                },
-                "training": {"learning_rate": rate, "num_train_epochs": 1, "batch_size": 4},
-                "theory": {"dynamics": True, "pairs": 2},
-                "output_dir": str(tmp_path / f"run{rate}"),
-            }
-        )
-        results[rate] = train(recipe).read()["theory"]["dynamics"]
+        run = train_run(place, tmp_path / f"run{rate}", settings, rate, lora=lora)
+        before = (run / "run.json").read_bytes()
+        called("dynamics", run, "--pairs", 2, "--no-backbone")
+        assert (run / "run.json").read_bytes() == before
+        results[rate] = checked(run / "theory" / "dynamics.json", "dynamics", ["dynamics-margins.png"])["states"]
     still, moved = results.values()
     for state in ("before", "after"):
         assert list(still[state]["groups"]) == ["the pair itself", "another pair", "reworded"]
         assert moved[state]["errors"][0]["relative"] < 1e-3
         assert "trainable" not in still[state]["changes"][0]
-
-    def measured(result: dict[str, Any]) -> list[float]:
-        return [value for row in result["changes"] for value in row["measured"]]
-
     assert measured(still["after"]) == pytest.approx(measured(still["before"]), rel=1e-4, abs=1e-12)
     assert measured(moved["before"]) == pytest.approx(measured(still["before"]), rel=1e-4, abs=1e-12)
     assert measured(moved["after"]) != pytest.approx(measured(moved["before"]), rel=1e-4, abs=1e-12)
     assert summary.dynamics_tables(moved)[0]["rows"][0][0] == "before"
+
+
+@pytest.mark.smoke
+def test_mistakes_about_a_run(place: Path, tmp_path: Path) -> None:
+    """Each remedy is carried out: the option is left out, the base is put back or named where it is now."""
+    base = tmp_path / "base"
+    shutil.copytree((place / "gpt_neox").resolve(), base)
+    run = train_run(place, tmp_path / "run", {"type": "explicit"}, 1e-2, base={"name": str(base)})
+
+    def refused(*arguments: Any) -> str:
+        said = called("dynamics", *arguments, code=2).output
+        assert "Traceback" not in said
+        assert not (run / "theory").exists()
+        return " ".join(said.split())
+
+    data = place / "original.jsonl"
+    assert "DATA has no use" in refused(run, data)
+    assert "--seed has no use" in refused(run, "--seed", 1)
+    assert "DATA is missing" in refused(run / "model")
+    called("dynamics", run / "model", data, "--pairs", 1, "--no-backbone")
+    base.rename(tmp_path / "moved")
+    assert "The base of" in refused(run)
+    assert "is not the base that" in refused(run, "--base", place / "llama")
+    called("dynamics", run, "--base", tmp_path / "moved", "--pairs", 1, "--no-backbone")
+    assert (run / "theory" / "dynamics.json").is_file()
+    report = tmp_path / "report"
+    assert build.report([run], report) == []
+    page = (report / "index.html").read_text()
+    assert "run: Predicted against measured change of rewards" in page
+    assert "data:image/png" in page
 
 
 def test_reports_need_no_torch() -> None:

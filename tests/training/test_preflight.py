@@ -20,7 +20,8 @@ from rmkit.commands.check import check
 from rmkit.config.recipe import load_recipe
 from rmkit.data.preferences import load_preferences
 from rmkit.reward_models import make_reward_model
-from rmkit.reward_models.saving import ModelMetadata, ModelRef
+from rmkit.reward_models.metadata import ModelMetadata
+from rmkit.reward_models.origins import ModelRef
 from rmkit.train import train
 from rmkit.training import disk_space, launch
 from rmkit.training.preflight import preflight
