@@ -1,7 +1,7 @@
 """The model card of a publication: metadata for the Hub, and a page that says what the model is and how to use it.
 
-card.md is the page; <type>.md fills in what is said of that type of reward model. Names and texts of models, data and
-recipes are never taken for markup: they stand in code, or go through `text`.
+card.md is the page; <type>.md, where there is one, fills in what is specific to a type of reward model. Names and texts
+of models, data and recipes are never taken for markup: they stand in code, or go through `text`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def card(made: Publication, content: Mapping[str, Any], repo_id: str) -> str:
     )
     environment.filters |= {"text": text, "code": code, "fenced": fenced, "python": python, "number": number}
     settings, date = made.recipe.reward_model.model_dump(), made.record["date_string"]
-    page = environment.get_template(f"{settings['type']}.md").render(
+    page = environment.select_template([f"{settings['type']}.md", "card.md"]).render(
         repo_id=repo_id,
         name=repo_id.split("/")[-1],
         version=rmkit.__version__,
