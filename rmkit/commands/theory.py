@@ -1,4 +1,4 @@
-"""`rmkit theory`: the paper's equations and theorems, checked on the user's own model and data."""
+"""`rmkit theory`: the paper's equations and theorems, tested on your own model and data."""
 
 from __future__ import annotations
 
@@ -18,29 +18,34 @@ if TYPE_CHECKING:
 
 theory_app = typer.Typer(
     name="theory",
-    help="The paper's equations and theorems, checked on a model and data (Sections 3.1 and 4, Appendices A and B).",
+    help="Check the paper's equations and theorems on a model. Sections 3.1 and 4, Appendices A and B.",
     no_args_is_help=True,
 )
 
 Model = Annotated[str, typer.Argument(help="A language model's folder or hub id, or a run's model/ folder.")]
 _DATA = "Preference pairs: a save_to_disk folder, .parquet, .jsonl, or a hub id."
 Data = Annotated[str, typer.Argument(help=_DATA)]
-Split = Annotated[str, typer.Option(help="The split of the sets.")]
-MaxLength = Annotated[int | None, typer.Option(min=1, help="Leave out pairs over so many tokens.")]
-DType = Annotated[str, typer.Option(help="What the backbone computes in: float64 or float32.")]
+Split = Annotated[str, typer.Option(help="Split of the sets.")]
+MaxLength = Annotated[int | None, typer.Option(min=1, help="Leave out pairs longer than N tokens.")]
+DType = Annotated[str, typer.Option(help="Dtype of the backbone: float64 or float32.")]
 DateString = Annotated[str | None, typer.Option(help="The date for templates that print one.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Responses a forward pass.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Responses per forward pass.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write all numbers to this file.")]
 FigureFile = Annotated[
-    Path | None, typer.Option(help="Write the figure to this .png, .svg or .pdf; beside the --json file by default.")
+    Path | None, typer.Option(help="Write the figure to this .png, .svg or .pdf; by default next to the --json file.")
 ]
 
 
-@theory_app.command()
+@theory_app.command(
+    epilog="\b\nExamples:\n  rmkit theory dynamics runs/llama8b_imrm/model data/ultrafeedback --pairs 4\n"
+    "  rmkit theory dynamics runs/llama8b_imrm"
+)
 def dynamics(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="A language model, a trained reward model, or a finished run.")],
-    data: Annotated[str | None, typer.Argument(help=f"{_DATA} A run knows its own.", show_default=False)] = None,
+    data: Annotated[
+        str | None, typer.Argument(help=f"{_DATA} Not for a run, which records its own.", show_default=False)
+    ] = None,
     unseen: Annotated[
         list[str] | None, typer.Option(help="A set with other wordings of responses to the same prompts; repeatable.")
     ] = None,
@@ -71,7 +76,7 @@ def dynamics(
     with exit_on_error():
         _check_dtype(dtype)
         if learning_rate <= 0 or beta <= 0:
-            raise RmkitError("--learning-rate and --beta must be positive.", "Leave them out for the paper's.")
+            raise RmkitError("--learning-rate and --beta must be positive.", "Omit them for the defaults.")
         from rmkit.runs.directory import RunDirectory
 
         steps: dict[str, Any] = {"learning_rate": learning_rate, "others": others, "backbone": backbone}
@@ -95,21 +100,21 @@ def dynamics(
         _finish_dynamics(content, model, data, json, place)
 
 
-_RUN_KNOWS = ("data", "unseen", "type", "split", "beta", "tokens", "max_length", "date_string", "seed")
+_RECORDED = ("data", "unseen", "type", "split", "beta", "tokens", "max_length", "date_string", "seed")
 
 
 def _refuse_options(context: typer.Context, model: str) -> None:
-    """Refuse what a run's record says already: options that would otherwise be ignored."""
-    given = [name for name in _RUN_KNOWS if _is_given(context, name)]
-    if given:
-        option = "DATA" if given[0] == "data" else f"--{given[0].replace('_', '-')}"
+    """Refuse options that a run's record determines, which would otherwise be ignored."""
+    unused = [name for name in _RECORDED if _is_on_command_line(context, name)]
+    if unused:
+        option = "DATA" if unused[0] == "data" else f"--{unused[0].replace('_', '-')}"
         raise RmkitError(
-            f"{option} has no use: {model} is a run, which knows its model and data.",
-            f"Leave it out, or give {Path(model) / 'model'} with your own DATA.",
+            f"{option} has no use: {model} is a run, which records its model and data.",
+            f"Remove it, or give {Path(model) / 'model'} with your own DATA.",
         )
 
 
-def _is_given(context: typer.Context, name: str) -> bool:
+def _is_on_command_line(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
@@ -139,13 +144,13 @@ def _finish_dynamics(
     _finish(content, drawn, json, place)
 
 
-@theory_app.command()
+@theory_app.command(epilog="\b\nExample:\n  rmkit theory separator runs/llama8b_exrm/model data/rewardmath --pairs 500")
 def separator(
     model: Model,
     data: Data,
     unseen: Annotated[list[str] | None, typer.Option(help="Pairs to measure the separator on; repeatable.")] = None,
     split: Split = "test",
-    unseen_split: Annotated[str | None, typer.Option(help="The split of the unseen sets, if another.")] = None,
+    unseen_split: Annotated[str | None, typer.Option(help="Split of the unseen sets, if different.")] = None,
     pairs: Annotated[int | None, typer.Option(min=1, help="Use only the first N pairs of each set.")] = None,
     max_length: MaxLength = None,
     batch_size: BatchSize = 8,
@@ -156,7 +161,7 @@ def separator(
     base: Base = None,
     no_verify: NoVerify = False,
 ) -> None:
-    """The max-margin separator of a model's hidden states (Eq. 6), and its products with unseen pairs (footnote 3)."""
+    """Compute the max-margin separator of hidden states (Eq. 6), and its products with unseen pairs (footnote 3)."""
     with exit_on_error():
         place = _figure_place(json, figure)
         _check_dtype(dtype)
@@ -164,8 +169,8 @@ def separator(
         from rmkit.report import theory_figures as figures
         from rmkit.theory.separator import (
             NotSeparable,
+            compute_products,
             max_margin_separator,
-            products,
             products_summary,
             separator_summary,
         )
@@ -184,7 +189,7 @@ def separator(
             raise NotSeparable(error.weights, error.residual, indices) from None
         content |= separator_summary(found, indices)
         content["unseen"] = {
-            name: products_summary(products(found, compute_differences(pairs_of_set)[1]))
+            name: products_summary(compute_products(found, compute_differences(pairs_of_set)[1]))
             for name, pairs_of_set in sets.items()
         }
         _finish(content, {"": figures.separator_products(content)} if sets else {}, json, place if sets else None)
@@ -210,34 +215,36 @@ def _difference_function(
     return compute_differences
 
 
-@theory_app.command("unseen-tokens")
+@theory_app.command("unseen-tokens", epilog="\b\nExample:\n  rmkit theory unseen-tokens --json unseen_tokens.json")
 def unseen_tokens(
-    model: Annotated[str | None, typer.Option(help="Hidden states of this model, not simulated ones.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Use hidden states of this model instead of simulated ones.")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="With --model: pairs whose responses are single tokens.")] = None,
     unseen: Annotated[
         str | None,
-        typer.Option(help="With --model: the unseen pairs; by default those of --data after the training pairs."),
+        typer.Option(help="With --model: the unseen pairs; by default the rest of --data."),
     ] = None,
     split: Split = "test",
     training_pairs: Annotated[int, typer.Option(min=1, help="Pairs to train on.")] = 20,
     steps: Annotated[int, typer.Option(min=1, help="Gradient descent steps.")] = 20_000,
-    learning_rate: Annotated[float | None, typer.Option(help="0.9 of Theorem 2's bound by default.")] = None,
-    beta: Annotated[float, typer.Option(help="Of the implicit reward model.")] = 1.0,
+    learning_rate: Annotated[float | None, typer.Option(help="By default 0.9 of Theorem 2's bound.")] = None,
+    beta: Annotated[float, typer.Option(help="Beta of the implicit reward model.")] = 1.0,
     batch_size: BatchSize = 8,
     dtype: DType = "float64",
     date_string: DateString = None,
-    seed: Annotated[int, typer.Option(help="Of the simulation, and of the control arm.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the simulation and of the control arm.")] = 0,
     json: Json = None,
     figure: FigureFile = None,
 ) -> None:
-    """Rank tokens that training has not shown (Theorem 2): implicit models cannot, explicit ones rank like u*."""
+    """Rank tokens unseen in training (Theorem 2): implicit models cannot, explicit ones rank like u*."""
     with exit_on_error():
         place = _figure_place(json, figure)
         _check_dtype(dtype)
         if beta <= 0:
-            raise RmkitError("--beta must be positive.", "Leave it out for 1.")
+            raise RmkitError("--beta must be positive.", "Omit it for 1.")
         if (model is None) != (data is None):
-            raise RmkitError("--model and --data go together.", "Give both, or neither to simulate.")
+            raise RmkitError("--model and --data must be given together.", "Give both, or neither to simulate.")
         from rmkit.report import theory_figures as figures
         from rmkit.theory import unseen_tokens as theorem
 
@@ -258,26 +265,28 @@ def unseen_tokens(
         _finish(content, {"": figures.unseen_tokens(content)}, json, place)
 
 
-@theory_app.command()
+@theory_app.command(epilog="\b\nExample:\n  rmkit theory verification --largest 7 --json verification.json")
 def verification(
-    smallest: Annotated[int, typer.Option(min=4, help="Vertices of the smallest graphs.")] = 4,
-    largest: Annotated[int, typer.Option(min=4, max=9, help="Vertices of the largest graphs.")] = 8,
+    smallest: Annotated[int, typer.Option(min=4, help="Number of vertices of the smallest graphs.")] = 4,
+    largest: Annotated[int, typer.Option(min=4, max=9, help="Number of vertices of the largest graphs.")] = 8,
     graphs: Annotated[int, typer.Option(min=1, help="Random graphs of each size.")] = 10,
     delta: Annotated[float, typer.Option(help="The verifier's margin.")] = 1.0,
-    beta: Annotated[float, typer.Option(help="Of the implicit reward model.")] = 1.0,
-    edge_probability: Annotated[float, typer.Option(min=0, max=1, help="Of edges beside the planted cycle.")] = 0.2,
+    beta: Annotated[float, typer.Option(help="Beta of the implicit reward model.")] = 1.0,
+    edge_probability: Annotated[
+        float, typer.Option(min=0, max=1, help="Probability of edges besides the planted cycle.")
+    ] = 0.2,
     reference: Annotated[
         str, typer.Option(help="pi_ref: uniform, random, or efficient (the control arm: 1/4 on correct answers).")
     ] = "uniform",
-    seed: Annotated[int, typer.Option(help="Of the graphs.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the graphs.")] = 0,
     json: Json = None,
     figure: FigureFile = None,
 ) -> None:
-    """Verify Hamiltonian cycles without learning to generate them (Theorem 1, Corollary 1), by listing all answers."""
+    """Verify Hamiltonian cycles without learning to generate them (Theorem 1, Corollary 1), listing all answers."""
     with exit_on_error():
         place = _figure_place(json, figure)
         if reference not in ("uniform", "random", "efficient"):
-            raise RmkitError(f"--reference {reference} is not known.", "Give uniform, random or efficient.")
+            raise RmkitError(f"--reference {reference} is unknown.", "Use uniform, random or efficient.")
         if smallest > largest:
             raise RmkitError("--smallest is larger than --largest.", "Swap them.")
         from dataclasses import asdict
@@ -302,7 +311,7 @@ def verification(
             "beta": beta,
             "edge_probability": edge_probability,
             "reference": reference,
-            "cases": [asdict(each) for each in found],
+            "cases": [asdict(case) for case in found],
             "growth": theorem.growth(found, "mass"),
             "reference_growth": theorem.growth(found, "reference_mass"),
             "sweep": theorem.sweep(found[-1]),
@@ -311,7 +320,7 @@ def verification(
 
 
 def _finish(content: dict[str, Any], drawn: Mapping[str, Figure], json: Path | None, place: Path | None) -> None:
-    """Print the tables; write the figures and then the JSON that names them."""
+    """Print the tables; write the figures, then the JSON file that lists them."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -321,11 +330,11 @@ def _finish(content: dict[str, Any], drawn: Mapping[str, Figure], json: Path | N
     from rmkit.report.theory_summary import tables
 
     console = Console()
-    for each in tables(content):
-        table = Table(title=escape(each["title"]))
-        for number, column in enumerate(each["columns"]):
+    for content_table in tables(content):
+        table = Table(title=escape(content_table["title"]))
+        for number, column in enumerate(content_table["columns"]):
             table.add_column(escape(column), justify="left" if number == 0 else "right", overflow="fold")
-        for row in each["rows"]:
+        for row in content_table["rows"]:
             table.add_row(*map(escape, row))
         console.print(table)
     content["figures"] = []
@@ -340,7 +349,7 @@ def _finish(content: dict[str, Any], drawn: Mapping[str, Figure], json: Path | N
 
 
 def _figure_place(json: Path | None, figure: Path | None) -> Path | None:
-    """Where figures go: where asked, else beside the JSON, else nowhere."""
+    """The figure's path: `figure`, else next to the JSON file, else None."""
     if figure is None:
         return None if json is None else json.with_suffix(".png")
     from rmkit.report.theory_figures import check_format
@@ -351,11 +360,11 @@ def _figure_place(json: Path | None, figure: Path | None) -> Path | None:
 
 def _check_dtype(dtype: str) -> None:
     if dtype not in ("float64", "float32"):
-        raise RmkitError(f"--dtype {dtype} is not known.", "Give float64 or float32.")
+        raise RmkitError(f"--dtype {dtype} is unknown.", "Use float64 or float32.")
 
 
 def _sets(paths: list[str], split: str, limit: int | None = None) -> dict[str, PreferenceData]:
-    """Sets by name, or by path where two have the same name."""
+    """Sets by name, or by path if two have the same name."""
     from rmkit.data.preferences import load_preferences
 
     files = (".jsonl", ".json", ".parquet")
@@ -383,7 +392,9 @@ def _single_tokens(
     from rmkit.theory.single_tokens import split_by_tokens, token_pairs
 
     if possible_types(model) is None:
-        raise RmkitError(f"{model} is a trained reward model.", "Give a language model: Theorem 2 trains both types.")
+        raise RmkitError(
+            f"{model} is a trained reward model.", "Give a language model: both types are trained from it."
+        )
     pairs = load_preferences(data, split=split).pairs
     others = None if unseen is None else load_preferences(unseen, split=split).pairs
     checkpoint = load_as(model, "implicit", dtype=dtype, date_string=date_string)

@@ -1,4 +1,4 @@
-"""The types of reward model. `reward_model_class` is the one place where a type's settings become code."""
+"""The types of reward model. `reward_model_class` is the only place that maps a type's settings to its code."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from rmkit.models import language_model
 from rmkit.models.shared_attention import possible_layout
 from rmkit.reward_models import RewardModel, make_reward_model, reward_model_class
 from rmkit.reward_models.metadata import ModelMetadata, read_metadata
-from rmkit.reward_models.origins import ModelRef, check_there, moved, verify_origin, verify_tokenizer
+from rmkit.reward_models.origins import ModelRef, check_exists, parse_ref, verify_origin, verify_tokenizer
 from rmkit.reward_models.probe import check_classifier
 from rmkit.reward_models.saving import keep_generation_config
 
@@ -80,7 +80,7 @@ def load(
             or have changed, or the reference is the model itself.
     """
     if special_tokens not in (None, *get_args(SpecialTokens)):
-        raise RmkitError(f"special_tokens {special_tokens!r} is not known.", "Give text, keep or error.")
+        raise RmkitError(f"special_tokens {special_tokens!r} is unknown.", "Use text, keep or error.")
     options = {key: value for key, value in (options or {}).items() if value is not None}
     source = _find_source(name, revision, options, base, trust_remote_code)
     encoder, notes = _load_encoder(source, date_string, special_tokens, trust_remote_code, verify)
@@ -154,15 +154,17 @@ def _find_source(
         name, revision = str(published), None
     recorded = read_metadata(name)
     recorded_base = None if recorded is None else recorded.base
-    adapter = find_adapter(name, revision, _name_and_revision(recorded_base if base is None else moved(base)))
+    adapter = find_adapter(name, revision, _name_and_revision(recorded_base if base is None else parse_ref(base)))
     trained = recorded or ModelMetadata(
         reward_model=_infer_settings(name, revision, options, trust_remote_code, adapter),
         base=None if adapter is None else ModelRef(name=adapter.base, revision=adapter.base_revision),
         adapter=adapter is not None,
     )
     if trained.adapter != (adapter is not None):
-        is_, is_not = ("an adapter", "none") if trained.adapter else ("a whole model", "an adapter")
-        raise RmkitError(f"{name} is {is_} by its {RECORD}, and it holds {is_not}.", "Save the model again.")
+        described, found = ("an adapter", "none") if trained.adapter else ("a whole model", "an adapter")
+        raise RmkitError(
+            f"{RECORD} in {name} describes {described}, but the folder contains {found}.", "Save the model again."
+        )
     settings = trained.reward_model
     if options:
         recorded_type = settings.type
@@ -172,8 +174,8 @@ def _find_source(
     metadata = trained.model_copy(update={"reward_model": settings})
     if base is not None:
         if not metadata.needs_base:
-            raise RmkitError(f"A base is of no use: {name} is scored without one.", "Leave --base (base=) out.")
-        metadata = metadata.model_copy(update={"base": moved(base)})
+            raise RmkitError(f"A base has no use: {name} is scored without one.", "Remove --base (base=).")
+        metadata = metadata.model_copy(update={"base": parse_ref(base)})
     return _Source(name, revision, recorded, trained, metadata, adapter)
 
 
@@ -200,7 +202,7 @@ def _load_encoder(
     if verify and metadata.template_hash not in (None, encoder.template_hash):
         raise RmkitError(
             f"The chat template in {name} is not the one that the model was trained with.",
-            "Restore its tokenizer files" + (" and leave --date-string out." if date_string else "."),
+            "Restore its tokenizer files" + (" and remove --date-string." if date_string else "."),
         )
     return encoder, notes
 
@@ -214,7 +216,7 @@ def _load_adapted(
         RmkitError: if the base is missing or has changed, or the adapter changes a base that is also its reference.
     """
     base = _require_base(source.metadata, source.name)
-    check_there("base", base, source.name)
+    check_exists("base", base, source.name)
     notes = verify_origin("base", source.trained.base, base, source.name) if verify else []
     with _blaming(f"The base of {source.name}"):
         config = load_config(base.name, base.revision, loading["trust_remote_code"])
@@ -224,8 +226,8 @@ def _load_adapted(
     model, changed = attach(base_model, adapter, rows)
     if changed and reward_model.reference == "base":
         raise RmkitError(
-            f"The adapter {source.name} changes weights of its base ({changed[0]}), which is not its reference any "
-            "more.",
+            f"The adapter {source.name} changes weights of its base ({changed[0]}), which therefore cannot be its "
+            "reference.",
             f"Give --reference {base.name}.",
         )
     return model, notes
@@ -249,7 +251,7 @@ def load_model(
     layout: Layout = "shared",
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """The weights at `origin` as a model of this type, with rows for all tokens and the pad token set.
+    """Load the weights at `origin` as a model of this type, with rows for all tokens and the pad token set.
 
     An adapter is merged into its base.
     """
@@ -285,37 +287,37 @@ def load_model(
 
 
 def load_reference(reward_model: RewardModel[Any], origin: ModelRef, **loading: Any) -> PreTrainedModel:
-    """The reference's model, frozen.
+    """Load the reference model, frozen.
 
     Raises:
-        RmkitError: if its tokenizer numbers tokens in another way than the policy's.
+        RmkitError: if its tokenizer has other ids than the policy's.
     """
     check_reference(reward_model, origin)
     return load_model(reward_model, origin, **loading).requires_grad_(False)
 
 
 def check_reference(reward_model: RewardModel[Any], origin: ModelRef) -> None:
-    """Look for a reference, and at its tokenizer, before weights are loaded.
+    """Check the reference and its tokenizer before weights are loaded.
 
     Raises:
-        RmkitError: if there is no model, or its tokenizer numbers tokens in another way than the policy's.
+        RmkitError: if there is no model, or its tokenizer has other ids than the policy's.
     """
     load_config(origin.name, origin.revision)
     try:
         theirs = load_tokenizer(origin.name, revision=origin.revision)[0].get_vocab()
     except RmkitError:
-        return  # a reference may come without tokenizer files; its embeddings are checked by their use
+        return  # a reference may lack tokenizer files; wrong embeddings fail on use
     ours = reward_model.encoder.tokenizer.get_vocab()
     shared = [token for token in theirs if token in ours]
     if any(theirs[token] != ours[token] for token in shared) or len(shared) < len(theirs) // 2:
         raise RmkitError(
-            f"The reference {origin.name} has another tokenizer than the model.",
+            f"The reference {origin.name} has a different tokenizer than the model.",
             "Give the model that training started from.",
         )
 
 
 def load_config(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The configuration of a model; of an adapter, its base's.
+    """The configuration of a model, or of an adapter's base.
 
     Raises:
         RmkitError: if there is none.
@@ -324,7 +326,7 @@ def load_config(name: str, revision: str | None = None, trust_remote_code: bool 
         name, revision = adapter.base, adapter.base_revision
     check_config(name, revision)
     with library_errors(
-        f"{name} is no model that can be loaded",
+        f"{name} is not a loadable model",
         "Give a run's model/ folder, a folder that holds config.json, or a hub id.",
     ):
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
@@ -340,39 +342,39 @@ def _infer_settings(
     """Settings of a model that rmkit did not save: the user's, or those of a classifier without options.
 
     Raises:
-        RmkitError: if the type is unknown, contradicts the adapter, or needs a reference that nobody names.
+        RmkitError: if the type is unknown, contradicts the adapter, or needs a reference that is not given.
     """
     if "type" not in options:
         if adapter is None:
             architectures = load_config(name, revision, trust_remote_code).architectures or []
-            is_classifier = any(str(each).endswith("ForSequenceClassification") for each in architectures)
+            is_classifier = any(str(model_class).endswith("ForSequenceClassification") for model_class in architectures)
         else:
             is_classifier = adapter.saves_head
         if not is_classifier:
             raise RmkitError(
-                f"{name} is a language model and has no {RECORD}: how it rewards is not known.",
-                "Say --type implicit (with --reference and --beta) or --type generative.",
+                f"{name} is a language model and has no {RECORD}: its reward model type is unknown.",
+                "Give --type implicit (with --reference and --beta) or --type generative.",
             )
         options = options | {"type": "explicit"}
     settings = validate(_Settings, {"reward_model": options}, name).reward_model
     if adapter is not None and adapter.saves_head and not reward_model_class(settings).head:
-        raise RmkitError(f"The adapter {name} is a classifier's.", "Score it with --type explicit.")
+        raise RmkitError(f"The adapter {name} belongs to a classifier.", "Score it with --type explicit.")
     needs_reference = getattr(settings, "reference", None) == "base" and "reference" not in options
     if needs_reference and adapter is None:  # an adapter's reference is its base
         raise RmkitError(
-            f"{name} does not say what its reference is.",
+            f"The reference of {name} is unknown.",
             "Give --reference MODEL (the model that training started from) or --reference none.",
         )
     return settings
 
 
 @contextlib.contextmanager
-def _blaming(what: str) -> Iterator[None]:
-    """Say of an error inside whose it is."""
+def _blaming(subject: str) -> Iterator[None]:
+    """Prefix an error inside with the model that it is about."""
     try:
         yield
     except RmkitError as error:
-        raise RmkitError(f"{what}: {error.cause}", error.remedy) from None
+        raise RmkitError(f"{subject}: {error.cause}", error.remedy) from None
 
 
 def _name_and_revision(origin: ModelRef | None) -> tuple[str, str | None] | None:
@@ -381,7 +383,7 @@ def _name_and_revision(origin: ModelRef | None) -> tuple[str, str | None] | None
 
 def _require_base(metadata: ModelMetadata, name: str) -> ModelRef:
     if metadata.base is None:
-        raise RmkitError(f"{name} does not say what its base is.", "Give --base MODEL (base=MODEL in Python).")
+        raise RmkitError(f"The base of {name} is unknown.", "Give --base MODEL (base=MODEL in Python).")
     return metadata.base
 
 
@@ -395,7 +397,7 @@ def _locate_reference(reward_model: RewardModel[Any], metadata: ModelMetadata, n
     if reward_model.reference == "base":
         return _require_base(metadata, name)
     if user_named:
-        return moved(str(reward_model.reference))
+        return parse_ref(str(reward_model.reference))
     if metadata.reference is not None:
         return metadata.reference
     return ModelRef(
@@ -412,7 +414,7 @@ def _check_before_loading(
         named: the model by the name that the user gave, before a published one was fetched.
     """
     role = "base" if reward_model.reference == "base" else "reference"
-    check_there(role, reference, source.name)
+    check_exists(role, reference, source.name)
     _refuse_identical(named, reference)
     trained = source.trained.reference or source.trained.base
     notes = verify_origin(role, trained, reference, source.name) if verify else []

@@ -1,8 +1,8 @@
-"""reward_model.json: how a saved model rewards, what it was trained from, and in which precision.
+"""reward_model.json: how a saved model computes rewards, which models it was trained from, and in which precision.
 
-The file lies beside what transformers (or PEFT) saves. It holds the settings of the reward model, the base and the
-reference with what tells them from changed ones, the digests of the tokenizer's files, the hash of the chat template
-and its pinned date, and the dtype. Loading takes its options from there.
+The file lies next to those that transformers (or PEFT) saves. It contains the settings of the reward model, base and
+reference with their checksums, the checksums of the tokenizer's files, the hash of the chat template and its pinned
+date, and the dtype. Loading takes its options from there.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class ModelMetadata(StrictModel):
     special_tokens: SpecialTokens = "text"
 
     def precision(self, device: torch.device) -> torch.autocast:
-        """The precision in which the model was trained, beyond the dtype of its weights: a context to compute in."""
+        """A context for computing in the precision of training, which may differ from the dtype of the weights."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.autocast)
 
     @property
     def models(self) -> dict[str, Digests]:
-        """What tells base, reference and tokenizer from changed ones."""
+        """Checksums of base, reference and tokenizer, by which a changed one is recognised."""
         origins = {"base": self.base, "reference": self.reference}
-        found = {role: each.digests for role, each in origins.items() if each is not None}
+        found = {role: origin.digests for role, origin in origins.items() if origin is not None}
         return found | ({} if self.tokenizer is None else {"tokenizer": self.tokenizer})
 
     @property
@@ -67,10 +67,10 @@ class ModelMetadata(StrictModel):
 
 
 def read_metadata(path: str) -> ModelMetadata | None:
-    """reward_model.json of a local model directory, base and reference by where they are now; None where there is none.
+    """reward_model.json of a local model directory, with current paths of base and reference; None without the file.
 
     Raises:
-        RmkitError: if it is broken or of another format.
+        RmkitError: if it is invalid or of another format.
     """
     file = Path(path) / RECORD
     if not os.path.isfile(file):
@@ -82,8 +82,8 @@ def read_metadata(path: str) -> ModelMetadata | None:
         where = ".".join(map(str, first["loc"])) or "content"
         raise RmkitError(f"{file}: {where}: {first['msg']}.", "Save the model again with this rmkit.") from None
     if record.format != FORMAT:
-        raise RmkitError(f"{file} is of format {record.format}.", f"This rmkit reads format {FORMAT}.")
-    if "special_tokens" not in record.model_fields_set:  # older than the choice: trained with the tokens
+        raise RmkitError(f"{file} has format {record.format}.", f"This rmkit reads format {FORMAT}.")
+    if "special_tokens" not in record.model_fields_set:  # older than this option: trained with the tokens
         record = record.model_copy(update={"special_tokens": "keep"})
     settings: Any = record.reward_model
     base, reference = record.base, record.reference

@@ -31,7 +31,7 @@ def save(
 
     Args:
         state_dict: the gathered weights.
-        dropout: what config.json says of dropout, where training turned it off (`rmkit.models.dropout`).
+        dropout: the dropout settings for config.json, if training turned dropout off (`rmkit.models.dropout`).
 
     Raises:
         RmkitError: if a tensor is empty (ZeRO-3 without gathering) or not finite.
@@ -44,24 +44,27 @@ def save(
                 f"The weight {name} is not finite: training has diverged.",
                 "Lower training.learning_rate, or use base.dtype: float32.",
             )
-    # Added rows are a function of the base's, so adapters need no copy of the embeddings.
+    # Rows of added tokens follow from the base's, so adapters need no copy of the embeddings.
     options = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
     with replacing(directory) as temporary, own_dropout(dropout):
-        model.save_pretrained(temporary, state_dict=dict(state_dict), **options)  # it drops what is tied
+        model.save_pretrained(temporary, state_dict=dict(state_dict), **options)  # it drops tied weights
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's card; rmkit writes its own when it publishes
         reward_model.encoder.tokenizer.save_pretrained(temporary)
         write_json(temporary / RECORD, record.model_dump(mode="json"))
 
 
 class BaseGenerationConfig(GenerationConfig):
-    """The base's own, saved as it is: transformers refuses to write what it only warns of on reading."""
+    """The base's own settings, saved unchanged: transformers refuses to save what it only warns about when loading."""
 
     def validate(self, strict: bool = False, user_set_attributes: set[str] | None = None) -> None:
-        """Refuse only what cannot be loaded either."""
+        """Refuse only settings that cannot be loaded either."""
         super().validate(False, user_set_attributes)
 
 
 def keep_generation_config(model: PreTrainedModel) -> None:
-    """Let a model's generation_config.json be saved in every case: how a base generates is no reason to lose a run."""
+    """Make sure that generation_config.json can be saved: a base's generation settings must not cost a run.
+
+    The object keeps its values and only changes its class, because transformers reads them from `model` when it saves.
+    """
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.__class__ = BaseGenerationConfig

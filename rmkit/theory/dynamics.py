@@ -1,7 +1,7 @@
 """What one gradient step on a pair (x, y+, y-) does to the reward of any response (Section 4.1; Appendix B.3-B.5).
 
-The equations come first, as pure functions; `predict` applies the one of a type to frozen sequences. All changes are
-per unit of learning rate: the equations are linear in it, up to O(learning rate^2), which Eq. 4 does not have.
+The equations come first, as pure functions; `predict` applies a type's equation to frozen sequences. All changes are
+per unit of learning rate. The equations are linear in it, up to O(learning rate^2), a term that Eq. 4 lacks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COEFFICIENT_BOUNDS = {
 }
 """Eq. 5 and Eq. 8."""
 
-_ENTRIES_AT_ONCE = 2**24  # 128 MiB in float64, of [positions, part of the vocabulary] and of [positions, positions]
+_CHUNK = 2**24  # entries: 128 MiB in float64, of [positions, vocabulary chunk] and of [positions, positions]
 
 
 # --- the equations -------------------------------------------------------------------------------------------------
@@ -46,8 +46,8 @@ def explicit_change(target: Tensor, chosen: Tensor, rejected: Tensor, g: Tensor)
     """<h_target, h_chosen - h_rejected> g (Eq. 4): the whole change, exact at any learning rate.
 
     Args:
-        target: [targets, hidden size] representations of the responses asked about.
-        chosen, rejected: [hidden size] those of the pair that is trained on.
+        target: [targets, hidden size] representations of the target responses.
+        chosen, rejected: [hidden size] those of the training pair.
         g: scalar, `loss_slope`.
 
     Returns:
@@ -66,13 +66,13 @@ class Unembedding:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Unembedding:
-        """That of a language model."""
+        """The unembedding of a language model."""
         layer = model.get_output_embeddings()
         bias = getattr(layer, "bias", None)
         return cls(layer.weight.detach(), None if bias is None else bias.detach(), logit_cap(model))
 
     def __call__(self, hidden: Tensor, part: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
-        """Logits [positions, part] of a part of the vocabulary, and the slope of the cap at each (None: 1)."""
+        """Logits [positions, chunk] of a chunk of the vocabulary, and the slope of the cap there (None: 1)."""
         logits = hidden @ self.weight[part].T
         if self.bias is not None:
             logits += self.bias[part]
@@ -84,7 +84,7 @@ class Unembedding:
 
 @dataclass(frozen=True)
 class Positions:
-    """Where tokens are predicted: hidden states [positions, hidden size] before them, and the tokens [positions]."""
+    """Predicted tokens [positions], and the hidden states [positions, hidden size] before them."""
 
     hidden: Tensor
     tokens: Tensor
@@ -93,11 +93,11 @@ class Positions:
 def coefficients(unembedding: Unembedding, target: Positions, source: Positions) -> Tensor:
     """rho_{k,l} = <e_{target_k} - pi_k, e_{source_l} - pi_l> (Eq. 5 and B.4; gamma of Eq. 8 with tokens Yes and No).
 
-    With capped logits each e - pi is multiplied, entry by entry, by the slope of the cap, in (0, 1]: the derivation of
-    B.4 with d capped / d U. The bound [-2, 2], and rho > 0 where the tokens match (footnote 2), stay true.
+    With capped logits, e - pi is multiplied entrywise by the slope of the cap, in (0, 1]: the derivation of B.4 with
+    d capped / d U. The bound [-2, 2], and rho > 0 where the tokens match (footnote 2), still hold.
 
-    The vocabulary is gone through in parts, once for the normalisers and once for the products: memory is
-    (targets + sources) * part + targets * sources, never targets * sources * vocabulary.
+    The vocabulary is processed in chunks, once for the normalisers and once for the products: memory is
+    (targets + sources) * chunk + targets * sources, never targets * sources * vocabulary.
 
     Returns:
         [target positions, source positions] in float64.
@@ -118,12 +118,12 @@ def coefficients(unembedding: Unembedding, target: Positions, source: Positions)
 
 
 def implicit_contributions(rho: Tensor, target: Tensor, source: Tensor, signs: Tensor) -> Tensor:
-    """rho_{k,l} <h_k, h_l> of each pair of tokens, negative for tokens l of y- (the sums of Eq. 5, term by term).
+    """rho_{k,l} <h_k, h_l> for all pairs of tokens, negated for tokens l of y- (the terms of Eq. 5).
 
     Args:
         rho: [target positions, source positions].
-        target: [target positions, hidden size] hidden states before the tokens of the responses asked about.
-        source: [source positions, hidden size] those before the tokens of y+ and then of y-.
+        target: [target positions, hidden size] hidden states before the tokens of the target responses.
+        source: [source positions, hidden size] those before the tokens of y+, followed by y-.
         signs: [source positions] +1 for y+, -1 for y-.
 
     Returns:
@@ -155,10 +155,10 @@ class Prediction:
     """Changes of rewards per unit of learning rate.
 
     Attributes:
-        equation: the one that was applied.
+        equation: its name.
         change: [targets].
-        parts: name -> [targets], for IM-RMs the contributions of tokens that match, that both belong to the template's
-            suffix, and of all others, which add up to `change`; and the sums of their absolute values.
+        parts: name -> [targets], for IM-RMs the contributions of matching tokens, of tokens in the template's suffix,
+            and of all others, which add up to `change`; and the sums of their absolute values.
         coefficients: name -> (smallest, largest).
     """
 
@@ -180,8 +180,8 @@ def predict(
     """The first-order change of the rewards of `targets` after a step on (chosen, rejected), by the type's equation.
 
     Args:
-        reward_model: `frozen_model.reward_model`; the equation follows from its class.
-        reference: [1, 2, outputs] of the reference on the pair, where the type has one.
+        reward_model: `frozen_model.reward_model`; its class selects the equation.
+        reference: [1, 2, outputs] the reference's outputs on the pair, if the type has a reference.
 
     Raises:
         RmkitError: if no equation is known for the type.
@@ -226,7 +226,7 @@ def _(
     in_source_suffix = _at_ends(lengths, suffix)
     sums: list[dict[str, Tensor]] = []
     ranges: dict[str, list[float]] = {"rho": [], "rho_matching": []}
-    for some in _grouped(targets, _ENTRIES_AT_ONCE // (4 * len(source.tokens))):
+    for some in _grouped(targets, _CHUNK // (4 * len(source.tokens))):
         target, lengths = response_positions(some)
         rho = coefficients(unembedding, target, source)
         contributions = implicit_contributions(rho, target.hidden, source.hidden, signs) * scale
@@ -273,7 +273,7 @@ def _(
 
 
 def response_positions(frozen: Sequence[Frozen]) -> tuple[Positions, Tensor]:
-    """Where the tokens of responses, suffix included, are predicted, one after another; and lengths [responses]."""
+    """Positions of all response tokens including the suffix, joined, and lengths [responses]."""
     hidden, batch = concatenate(frozen)
     tokens = batch["input_ids"].flatten()[batch["response"]]
     return Positions(hidden[batch["predictor"]], tokens), batch["response_lengths"]
@@ -289,12 +289,12 @@ def _residuals(unembedding: Unembedding, at: Positions, normaliser: Tensor, part
 
 
 def _parts(vocabulary: int, positions: int) -> Iterator[slice]:
-    size = max(1, _ENTRIES_AT_ONCE // positions)
+    size = max(1, _CHUNK // positions)
     return (slice(start, start + size) for start in range(0, vocabulary, size))
 
 
 def _grouped(frozen: Sequence[Frozen], tokens: int) -> Iterator[Sequence[Frozen]]:
-    """Consecutive groups of sequences with at most so many response tokens together, at least one sequence each."""
+    """Consecutive groups of at least one sequence with at most `tokens` response tokens in total."""
     start, held = 0, 0
     for number, each in enumerate(frozen):
         length = len(each.sequence) - each.sequence.response_start

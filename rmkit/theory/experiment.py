@@ -1,4 +1,4 @@
-"""The dynamics over a set: a step on each of some pairs, and what it does to that pair, to others and to rewordings."""
+"""The dynamics over a set: one step per pair, and its effect on that pair, on others and on rewordings."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from rmkit.theory.frozen import Frozen, FrozenHeadModel, freeze, measured_change
 
 ITSELF = "the pair itself"
 ANOTHER = "another pair"
-_ROUNDING = 1e-9  # relative errors below it are float64's, not the formula's
+_ROUNDING = 1e-9  # relative errors below it are rounding errors of float64
 
 
 @dataclass(frozen=True)
 class _Target:
-    """A pair whose rewards are asked about: where it is, and its two sequences."""
+    """A pair whose change of rewards is measured, by its position in a set."""
 
     group: str
     pairs: EncodedPairs
@@ -50,39 +50,40 @@ def dynamics(
     batch_size: int = 8,
     description: str | None = None,
 ) -> dict[str, Any]:
-    """Predicted and measured changes of rewards after one step on each pair of `training`, each from the same state.
+    """Predicted and measured changes of rewards after one step per pair of `training`, always from the same state.
 
-    Asked about are, for each step: the pair itself, the next `others` pairs, and of each set of `unseen` the pair with
-    the same prompt (the one at the same place, where no prompt is the same). Errors are measured at `learning_rate`, 10
-    and 100 times it; all else is reported at `learning_rate`.
+    Targets of a step are the pair itself, the next `others` pairs, and from every set of `unseen` the pair with the
+    same prompt (or, without one, the pair at the same position). Errors are measured at `learning_rate` and at 10 and
+    100 times it; everything else is reported at `learning_rate`.
 
     Args:
         backbone: also take the step with all parameters trained.
-        references: [pairs, 2, outputs] of the reference on `training`; absent, a model with a reference is its own.
+        references: [pairs, 2, outputs] the reference's outputs on `training`; without them, a model with a reference is
+            its own reference.
 
     Returns:
-        what JSON holds; changes of rewards are [of the chosen, of the rejected response].
+        the content of the JSON file; changes of rewards are [chosen, rejected].
     """
     rates = [float(f"{factor * learning_rate:.12g}") for factor in (1, 10, 100)]
-    asked = [list(_targets(training, unseen, number, others)) for number in range(len(training))]
-    states = _States(frozen_model, [target for each in asked for target in each], batch_size, description)
+    targets = [list(_targets(training, unseen, number, others)) for number in range(len(training))]
+    states = _States(frozen_model, [target for group in targets for target in group], batch_size, description)
     rows: list[dict[str, Any]] = []
     predictions: list[Prediction] = []
     differences: list[Tensor] = []
     for number in tqdm(range(len(training)), desc=description, unit="step", disable=description is None):
         pair = states[training, number]
         reference = _reference(frozen_model, pair, references, number)
-        targets = [frozen for target in asked[number] for frozen in states[target.pairs, target.position]]
-        prediction = predict(frozen_model.reward_model, frozen_model, *pair, targets, reference)
-        measured = measured_changes(frozen_model, *pair, targets, rates, reference)
+        frozen = [state for target in targets[number] for state in states[target.pairs, target.position]]
+        prediction = predict(frozen_model.reward_model, frozen_model, *pair, frozen, reference)
+        measured = measured_changes(frozen_model, *pair, frozen, rates, reference)
         values = {"predicted": learning_rate * prediction.change, "measured": measured[0]}
         if backbone:
-            sequences = [each.sequence for each in targets]
+            sequences = [state.sequence for state in frozen]
             values["trainable"] = trainable_changes(
                 frozen_model, pair[0].sequence, pair[1].sequence, sequences, learning_rate, reference, batch_size
             ).to(measured)
-        values |= {name: learning_rate * each for name, each in prediction.parts.items()}
-        rows += _rows(training, number, asked[number], values)
+        values |= {name: learning_rate * part for name, part in prediction.parts.items()}
+        rows += _rows(training, number, targets[number], values)
         predictions.append(prediction)
         scaled = torch.tensor(rates, dtype=measured.dtype, device=measured.device)[:, None] * prediction.change
         differences.append(torch.stack([scaled - measured, measured]).cpu())
@@ -103,7 +104,7 @@ def coefficient_map(frozen_model: FrozenHeadModel, target: Frozen, source: Froze
     """rho between the first tokens of two responses, for a heat map.
 
     Returns:
-        rho as [target tokens][source tokens], the tokens' ids, and the tokens as texts.
+        rho as [target tokens][source tokens], the token ids, and the tokens as text.
     """
     (rows, _), (columns, _) = response_positions([target]), response_positions([source])
     rho = coefficients(Unembedding.of(frozen_model.model), rows, columns)[:tokens, :tokens]
@@ -119,7 +120,7 @@ def coefficient_map(frozen_model: FrozenHeadModel, target: Frozen, source: Froze
 
 
 class _States:
-    """Hidden states of the pairs that are asked about, each sequence run once."""
+    """Hidden states of the target pairs; every sequence is run once."""
 
     def __init__(
         self, frozen_model: FrozenHeadModel, targets: Sequence[_Target], batch_size: int, description: str | None
@@ -175,10 +176,10 @@ def _rows(
 
 
 def _errors(differences: Tensor, rates: Sequence[float]) -> dict[str, Any]:
-    """Norms over all responses of (predicted - measured), and their slope over the learning rate in log-log.
+    """Norms of predicted - measured over all responses, and their slope over the learning rate in log-log.
 
     Args:
-        differences: [2, learning rates, responses] of predicted - measured, and measured.
+        differences: [2, learning rates, responses] predicted - measured, and measured.
     """
     absolute, size = differences.norm(dim=-1).tolist()
     relative = [error / whole if whole else 0.0 for error, whole in zip(absolute, size, strict=True)]
@@ -205,7 +206,7 @@ def _ranges(predictions: Sequence[Prediction]) -> dict[str, Any]:
 
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Means over a group's pairs of the change of the margin r(chosen) - r(rejected), and how often it is positive."""
+    """Per group, the mean change of the margin r(chosen) - r(rejected), and how often it is positive."""
     groups = {}
     for group in dict.fromkeys(row["group"] for row in rows):
         members = [row for row in rows if row["group"] == group]

@@ -1,6 +1,6 @@
-"""Hidden states held fixed (Assumption 1), and gradient steps that are really taken, to measure what is predicted.
+"""Fixed hidden states (Assumption 1), and actual gradient steps to compare predictions with.
 
-The steps go through the reward models' own code (`outputs`, `rewards`, `loss`), which knows nothing of the formulas.
+The steps go through the reward models' own code (`outputs`, `rewards`, `loss`), which does not use the formulas.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rmkit.reward_models import RewardModel
 
 @dataclass(frozen=True)
 class Frozen:
-    """A sequence with the hidden states [tokens, hidden size] of its tokens, in float64."""
+    """A sequence with its hidden states [tokens, hidden size] in float64."""
 
     sequence: TokenSequence
     hidden: Tensor
@@ -33,12 +33,12 @@ class Frozen:
 
 @dataclass
 class FrozenHeadModel:
-    """A reward model set up for the theory: one process, the trained matrix a parameter of its own and in float64.
+    """A reward model set up for the theory: one process, the trained matrix a separate parameter in float64.
 
     Attributes:
-        reward_model: the type.
-        model: a bound language model; with a reward head where the type has one. The frozen_model may change it.
-        notes: what was changed in it, one line each.
+        reward_model: its type.
+        model: a bound model, with a reward head if the type has one.
+        notes: what was changed in the model, one line per change.
     """
 
     reward_model: RewardModel[Any]
@@ -47,16 +47,16 @@ class FrozenHeadModel:
 
     @property
     def weight(self) -> nn.Parameter:
-        """What is trained under Assumption 1: u as [1, hidden size], or U [vocabulary, hidden size]."""
+        """The trained matrix under Assumption 1: u as [1, hidden size], or U [vocabulary, hidden size]."""
         module = self.model.score if self.reward_model.head else self.model.get_output_embeddings()
         weight: nn.Parameter = module.weight
         return weight
 
 
 def freeze_backbone(reward_model: RewardModel[Any], model: PreTrainedModel | PeftModel) -> FrozenHeadModel:
-    """Set up a model that nobody else uses: adapters are merged, the unembedding is untied, the trained matrix float64.
+    """Set up a model in place: merge adapters, untie the unembedding, convert the trained matrix to float64.
 
-    The rest keeps its dtype; with a float64 backbone the hidden states are as exact as transformers computes them.
+    The rest keeps its dtype. With a float64 backbone, hidden states are as exact as transformers allows.
     """
     notes = []
     if isinstance(model, PeftModel):
@@ -80,7 +80,7 @@ def freeze(
     batch_size: int = 8,
     description: str | None = None,
 ) -> list[Frozen]:
-    """The hidden states of sequences, `batch_size` of them a forward pass.
+    """The hidden states of sequences, with `batch_size` sequences per forward pass.
 
     Raises:
         RmkitError: if one is longer than the model's position embeddings.
@@ -99,7 +99,7 @@ def freeze(
 
 
 def concatenate(frozen: Sequence[Frozen]) -> tuple[Tensor, Batch]:
-    """Sequences one after another: hidden states [positions, hidden size], and the batch that says where to look."""
+    """Join sequences: hidden states [positions, hidden size], and the batch of positions to read."""
     hidden = torch.cat([each.hidden for each in frozen])
     device = hidden.device
     lengths = torch.tensor([len(each.sequence) for each in frozen])
@@ -121,7 +121,7 @@ def concatenate(frozen: Sequence[Frozen]) -> tuple[Tensor, Batch]:
 
 
 def outputs(frozen_model: FrozenHeadModel, frozen: Sequence[Frozen]) -> Tensor:
-    """What the reward model says of sequences [sequences, outputs], in float64, from their frozen hidden states."""
+    """The reward model's outputs [sequences, outputs] in float64, from frozen hidden states."""
     hidden, batch = concatenate(frozen)
     return frozen_model.reward_model.outputs(frozen_model.model, hidden, batch)
 
@@ -134,12 +134,12 @@ def measured_changes(
     learning_rates: Sequence[float],
     reference: Tensor | None = None,
 ) -> Tensor:
-    """Changes [learning rates, targets] of rewards after a gradient step on one pair, hidden states frozen.
+    """Changes [learning rates, targets] of rewards after a gradient step on one pair, with frozen hidden states.
 
-    The step is taken on u or U by autograd through the type's own loss; the rewards are then computed again.
+    The step changes u or U by autograd through the type's own loss; then the rewards are recomputed.
 
     Args:
-        reference: [1, 2, outputs] of the reference on the pair, where the type has one.
+        reference: [1, 2, outputs] the reference's outputs on the pair, if the type has a reference.
     """
     weight = frozen_model.weight
     initial = weight.detach().clone()
@@ -165,15 +165,15 @@ def trainable_changes(
     reference: Tensor | None = None,
     batch_size: int = 8,
 ) -> Tensor:
-    """Changes [targets] of rewards after the same step with every parameter trained: no Assumption 1, no formula.
+    """Changes [targets] of rewards after the same step on all parameters, without Assumption 1 or a formula.
 
-    transformers computes norms and attention weights in float32 whatever the model's dtype, so this is less exact.
+    transformers computes norms and attention weights in float32 for any model dtype, so this is less exact.
     """
 
-    def said() -> Tensor:
+    def compute() -> Tensor:
         return sequence_outputs(frozen_model.model, frozen_model.reward_model, targets, batch_size=batch_size)
 
-    before = said()
+    before = compute()
     device = next(frozen_model.model.parameters()).device
     batch = {name: each.to(device) for name, each in _padded(frozen_model, [chosen, rejected]).items()}
     with torch.enable_grad():
@@ -184,7 +184,7 @@ def trainable_changes(
     with torch.no_grad():
         for parameter in trained:
             parameter.sub_(parameter.grad, alpha=learning_rate)
-        after = said()
+        after = compute()
         for parameter in trained:
             parameter.add_(parameter.grad, alpha=learning_rate)
             parameter.grad = None
@@ -192,7 +192,7 @@ def trainable_changes(
 
 
 def reward_change(reward_model: RewardModel[Any], before: Tensor, after: Tensor) -> Tensor:
-    """Changes of rewards [...] between outputs [..., outputs]: the reference cancels, so any outputs serve as its."""
+    """Changes of rewards [...] between outputs [..., outputs]. The reference cancels, so any outputs can replace it."""
     reference = None if reward_model.reference is None else before
     return reward_model.rewards(after, reference) - reward_model.rewards(before, reference)
 

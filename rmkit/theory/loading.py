@@ -1,4 +1,4 @@
-"""The models that the theory is checked on: a language model as any type of reward model, or a trained one."""
+"""Load models for the theory: a language model as any type of reward model, or a trained reward model."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 def possible_types(name: str) -> list[str] | None:
-    """The types that a model may be taken as: all, for a language model; None if it knows its own, being trained."""
+    """The types that a language model can be loaded as; None for a trained reward model, which has its own type."""
     if read_metadata(name) is not None:
         return None
     architectures = load_config(name).architectures or []
-    is_classifier = any(each.endswith("ForSequenceClassification") for each in architectures)
+    is_classifier = any(model_class.endswith("ForSequenceClassification") for model_class in architectures)
     return None if is_classifier else ["explicit", "implicit", "generative"]
 
 
@@ -49,16 +49,16 @@ def load_as(
     base: str | None = None,
     verify: bool = True,
 ) -> Checkpoint:
-    """A language model as an untrained reward model of a type, or, without a type, a trained one as it is.
+    """Load a language model as an untrained reward model of a type or, without a type, a trained reward model.
 
     Args:
-        beta: of the implicit type.
-        seed: of the explicit type's head, which transformers draws.
-        dtype: what the backbone computes in.
-        base, verify: of a trained one, see `rmkit.reward_models.loading.load`.
+        beta: beta of the implicit type.
+        seed: seed of the explicit type's head, which transformers draws.
+        dtype: dtype of the backbone.
+        base, verify: for a trained one, see `rmkit.reward_models.loading.load`.
     """
     if type is not None and base is not None:
-        raise RmkitError(f"A base is of no use: {name} is a language model.", "Leave --base (base=) out.")
+        raise RmkitError(f"A base has no use: {name} is a language model.", "Remove --base (base=).")
     if type is None:
         checkpoint = load(name, dtype="float32", date_string=date_string, base=base, verify=verify)
     else:
@@ -68,13 +68,13 @@ def load_as(
             "generative": Generative(),
         }
         if type not in choices:
-            raise RmkitError(f"--type {type} is not known.", f"It is one of {', '.join(choices)}.")
+            raise RmkitError(f"--type {type} is unknown.", f"Use one of {', '.join(choices)}.")
         tokenizer, notes = load_tokenizer(name)
         reward_model = make_reward_model(choices[type], ChatEncoder(tokenizer, date_string))
         torch.manual_seed(seed)
         model = load_model(reward_model, ModelRef(name=name))
         if reward_model.head:
-            notes.append(f"The model has no reward head: u is drawn as before training, with seed {seed}.")
+            notes.append(f"The model has no reward head: u is initialised as before training, with seed {seed}.")
         checkpoint = Checkpoint(reward_model, model, None, ModelMetadata(reward_model=choices[type]), notes)
     for model in (checkpoint.model, checkpoint.reference):
         if model is not None:
@@ -84,7 +84,7 @@ def load_as(
 
 
 def reference_outputs(checkpoint: Checkpoint, pairs: EncodedPairs, batch_size: int = 8) -> Tensor | None:
-    """Outputs [pairs, 2, outputs] of a trained model's reference; None where there is none, or the model is its own."""
+    """Outputs [pairs, 2, outputs] of a trained model's reference; None without one, or if the model is its own."""
     options: dict[str, Any] = {"batch_size": batch_size}
     if checkpoint.reference is not None:
         return _outputs(checkpoint.reference, checkpoint.reward_model, pairs, **options)
@@ -95,13 +95,13 @@ def reference_outputs(checkpoint: Checkpoint, pairs: EncodedPairs, batch_size: i
 
 
 def _outputs(model: nn.Module, reward_model: RewardModel[Any], pairs: EncodedPairs, **options: Any) -> Tensor:
-    """Outputs [pairs, 2, outputs] of a model that can read the pairs."""
+    """Outputs [pairs, 2, outputs] of a model; pairs beyond its position embeddings are refused."""
     refuse_longer(pairs.name, pairs.longest, last_position(model))
     return pair_outputs(model, reward_model, pairs, **options)
 
 
 class _Representations(ExplicitRewardModel):
-    """An explicit reward model before its head: what it says of a sequence is h_{x,y}."""
+    """An explicit reward model without its head: outputs are h_{x,y}."""
 
     def outputs(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
         return self.representation(hidden, batch)
@@ -128,7 +128,7 @@ def hidden_differences(
 
 
 def freeze_checkpoint(checkpoint: Checkpoint) -> FrozenHeadModel:
-    """The checkpoint's model set up for the theory; the checkpoint must not be used afterwards."""
+    """Set up a checkpoint's model for the theory. The checkpoint must not be used afterwards."""
     frozen_model = freeze_backbone(checkpoint.reward_model, checkpoint.model)
     frozen_model.notes[:0] = checkpoint.notes
     return frozen_model

@@ -1,7 +1,6 @@
-"""The learning dynamics of a language model as each type, of a trained reward model, and of a run's own.
+"""The learning dynamics of a language model as each type, of a trained reward model, or of a run.
 
-A run knows its data, its reference and the base that it started from: its dynamics are computed before and after
-training, from the two models as they were.
+A run records its data, reference and base, so its dynamics are computed both before and after training.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from rmkit.reward_models import RewardModel
 from rmkit.reward_models.implicit import ImplicitRewardModel
 from rmkit.reward_models.loading import Checkpoint, load, load_model
 from rmkit.reward_models.metadata import read_metadata
-from rmkit.reward_models.origins import check_there, moved, verify_origin
+from rmkit.reward_models.origins import check_exists, parse_ref, verify_origin
 from rmkit.reward_models.probe import check_forward
 from rmkit.runs.directory import RunDirectory
 from rmkit.theory.experiment import coefficient_map, dynamics
@@ -42,7 +41,7 @@ def same_prompts(data: PreferenceData, prompts: Sequence[str]) -> PreferenceData
     kept = [pair for pair in data if pair.prompt in wanted]
     if not kept:
         raise RmkitError(
-            f"No prompt of {data.name} is one of the {len(wanted)} that are trained on.",
+            f"No prompt of {data.name} is among the {len(wanted)} training prompts.",
             "Give a set with other wordings of the responses to the same prompts.",
         )
     return PreferenceData(data.name, kept)
@@ -63,10 +62,10 @@ def dynamics_of_model(
     """`rmkit.theory.experiment.dynamics` of a language model as each type, or of a trained reward model.
 
     Args:
-        name: of the model.
+        name: a folder or hub id.
         unseen: name -> pairs with other wordings of responses to the same prompts.
         types: the types to take a language model as; by default all that its tokenizer allows.
-        tokens: of each response in the map of coefficients.
+        tokens: tokens of each response in the map of coefficients.
         loading: keyword arguments of `rmkit.theory.loading.load_as`.
         options: keyword arguments of `rmkit.theory.experiment.dynamics`.
 
@@ -74,11 +73,11 @@ def dynamics_of_model(
         types: type -> result; heat_map: coefficients between two responses, if the implicit type is among them.
 
     Raises:
-        RmkitError: if the model is a trained one and `types` is given, or it cannot be loaded as one of `types`.
+        RmkitError: if `types` is given for a trained model, or the model cannot be loaded as one of them.
     """
     possible = possible_types(name)
     if possible is None and types:
-        raise RmkitError(f"{name} is a trained reward model and knows its type.", "Leave --type out.")
+        raise RmkitError(f"{name} is a trained reward model, so its type is known.", "Remove --type.")
     content: dict[str, Any] = {"types": {}}
     candidates: Sequence[str | None] = types or possible or [None]
     for number, candidate in enumerate(candidates):
@@ -87,7 +86,7 @@ def dynamics_of_model(
         except RmkitError as error:
             if types or number == 0:
                 raise
-            print(f"{candidate}: left out. {error.cause}")
+            print(f"{candidate}: skipped. {error.cause}")
             continue
         reward_model = checkpoint.reward_model
         label = reward_model.settings.type
@@ -108,7 +107,7 @@ def dynamics_of_model(
             shown = freeze(frozen_model, [target, encoded.chosen[0]])
             content["heat_map"] = coefficient_map(frozen_model, shown[0], shown[1], tokens) | {
                 "target": title,
-                "source": "chosen response that the step is taken on",
+                "source": "chosen response of the step's pair",
             }
     return content
 
@@ -123,7 +122,7 @@ def dynamics_of_run(
     verify: bool = True,
     **options: Any,
 ) -> dict[str, Any]:
-    """The dynamics of a run's reward model before and after its training, from the run's own record.
+    """`rmkit.theory.experiment.dynamics` of a run's reward model before and after its training, from the run's record.
 
     The sets, the seed and the base are those of its recipe, the reference the recorded one. Steps are taken on the
     first training pairs; the evaluation sets are the unseen pairs.
@@ -145,34 +144,20 @@ def dynamics_of_run(
     name = str(run_dir.model)
     metadata = read_metadata(name)
     if metadata is None or metadata.base is None:
-        raise RmkitError(f"{run_dir.path} holds no model with a known base.", "Run the recipe again.")
-    base_ref = metadata.base if base is None else moved(base)
-    check_there("base", base_ref, name)
+        raise RmkitError(f"{run_dir.path} contains no model with a recorded base.", "Run the recipe again.")
+    base_ref = metadata.base if base is None else parse_ref(base)
+    check_exists("base", base_ref, name)
     notes = verify_origin("base", metadata.base, base_ref, name) if verify else []
-    checkpoint = load(
-        name,
-        base=base if metadata.needs_base else None,
-        verify=verify,
-        trust_remote_code=recipe.base.trust_remote_code,
-    )
+    trust, needed_base = recipe.base.trust_remote_code, base if metadata.needs_base else None
+    checkpoint = load(name, base=needed_base, verify=verify, trust_remote_code=trust)
     for note in notes:
         print(note)
     reward_model = checkpoint.reward_model
     training, unseen = _encode_sets(recipe, reward_model, pairs)
     references, frozen_model = _freeze(checkpoint, training, batch_size, "after training", dtype)
 
-    def compute(frozen_model: FrozenHeadModel, state: str) -> dict[str, Any]:
-        return dynamics(
-            frozen_model,
-            training,
-            unseen,
-            references=references,
-            batch_size=batch_size,
-            description=f"{state} training",
-            **options,
-        )
-
-    after = compute(frozen_model, "after")
+    options |= {"references": references, "batch_size": batch_size}
+    after = dynamics(frozen_model, training, unseen, description="after training", **options)
     del checkpoint, frozen_model  # one model at a time
     set_seed(recipe.training.get("seed", 0))  # as in training, before the head is drawn
     untrained = load_model(
@@ -181,24 +166,25 @@ def dynamics_of_run(
         dtype=metadata.dtype,
         attention=metadata.attention,
         layout=metadata.layout,
-        trust_remote_code=recipe.base.trust_remote_code,
+        trust_remote_code=trust,
     )
     untrained.to(PartialState().device, dtype=DTYPES[dtype])
     check_forward(untrained, reward_model)
-    before = compute(freeze_backbone(reward_model, untrained), "before")
+    frozen_model = freeze_backbone(reward_model, untrained)
+    before = dynamics(frozen_model, training, unseen, description="before training", **options)
     return {"states": {"before": before, "after": after}}
 
 
 def _freeze(
     checkpoint: Checkpoint, pairs: EncodedPairs, batch_size: int, label: str, dtype: str | None = None
 ) -> tuple[Tensor | None, FrozenHeadModel]:
-    """The reference's outputs [pairs, 2, outputs], if there is a reference, and the frozen model; prints its notes."""
+    """The reference's outputs [pairs, 2, outputs], if there is a reference, and the frozen model. Prints its notes."""
     for model in (checkpoint.model, checkpoint.reference):
         if model is not None:
             model.to(PartialState().device, dtype=None if dtype is None else DTYPES[dtype])
     check_forward(checkpoint.model, checkpoint.reward_model)
     references = reference_outputs(checkpoint, pairs, batch_size)
-    checkpoint.reference = None  # its outputs are all that is needed
+    checkpoint.reference = None  # only its outputs are needed
     frozen_model = freeze_checkpoint(checkpoint)
     for note in frozen_model.notes:
         print(f"{label}: {note}")
@@ -208,7 +194,7 @@ def _freeze(
 def _encode_sets(
     recipe: Recipe, reward_model: RewardModel[Any], pairs: int
 ) -> tuple[EncodedPairs, dict[str, EncodedPairs]]:
-    """The first training pairs, and of each evaluation set the first pairs and those with the same prompts."""
+    """The first training pairs, and the first pairs of every evaluation set plus those with the same prompts."""
     root, identical, max_length = recipe.data.root, recipe.data.identical, recipe.data.max_length
     data = load_set(recipe.data.train, root=root, identical=identical)
     encoded = iter_encoded(data, reward_model, {}, max_length=max_length)
@@ -223,7 +209,7 @@ def _encode_sets(
 
 
 def _other_wording(encoded: EncodedPairs, unseen: Mapping[str, EncodedPairs]) -> tuple[TokenSequence, str]:
-    """A chosen response to set against the first pair's: the same prompt's in an unseen set, or the next pair's."""
+    """A chosen response to compare with the first pair's: for the same prompt in an unseen set, or the next pair's."""
     for name, pairs in unseen.items():
         for pair, sequence in zip(pairs.pairs, pairs.chosen, strict=True):
             if pair.prompt == encoded.pairs[0].prompt:

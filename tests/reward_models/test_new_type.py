@@ -1,4 +1,4 @@
-"""docs/add-a-type.md, carried out: its code blocks are applied to a copy of the package, and its commands run there."""
+"""docs/add-a-type.md: its code blocks are applied to a copy of the package, and its commands are run there."""
 
 from __future__ import annotations
 
@@ -63,6 +63,14 @@ try:
     read_recipe("simpo.yaml", ["reward_model.type=simp"])
 except RmkitError as error:
     print(f"--- misspelled: {error.remedy}")
+
+from rmkit.runs.directory import RunDirectory
+from rmkit.theory.model_dynamics import dynamics_of_run
+
+try:
+    dynamics_of_run(RunDirectory("runs/simpo"), pairs=1)
+except RmkitError as error:
+    print(f"--- theory: {error.cause}")
 """
 
 
@@ -198,3 +206,8 @@ def test_it_is_published(place: Path, output: str) -> None:
 @pytest.mark.slow
 def test_its_name_is_suggested(output: str) -> None:
     assert "--- misspelled: Did you mean simpo?" in output
+
+
+@pytest.mark.slow
+def test_the_theory_has_no_equation_for_it(output: str) -> None:
+    assert "--- theory: The theory has no equation for reward models of the type simpo." in output

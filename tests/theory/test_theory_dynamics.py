@@ -1,4 +1,4 @@
-"""Equations 4, 5 and 8 against gradient steps that are really taken, and what breaks when a term is missing."""
+"""Equations 4, 5 and 8 against actual gradient steps, and the error when a term is missing."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def own_reference(frozen_model: FrozenHeadModel, pair: list[Frozen]) -> Tensor |
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_predicted_changes_are_the_measured_ones(folder: Path, name: str) -> None:
+def test_predicted_changes_match_measured_changes(folder: Path, name: str) -> None:
     frozen_model = frozen_model_for(folder, SETTINGS[name])
     frozen = peaked(frozen_model, encoded(frozen_model))
     reference = own_reference(frozen_model, frozen[:2])
@@ -120,7 +120,7 @@ def test_predicted_changes_are_the_measured_ones(folder: Path, name: str) -> Non
 
 
 def four_terms(frozen_model: FrozenHeadModel, target: Positions, source: Positions) -> list[Tensor]:
-    """The terms of rho as Eq. 5 writes them, dense over the vocabulary; with capped logits, of capped distributions."""
+    """The terms of rho in Eq. 5, dense over the vocabulary; for capped logits, of the capped distributions."""
     unembedding = Unembedding.of(frozen_model.model)
     left, right = (unembedding(side.hidden)[0].softmax(-1) for side in (target, source))
     same = (target.tokens[:, None] == source.tokens).double()
@@ -128,7 +128,7 @@ def four_terms(frozen_model: FrozenHeadModel, target: Positions, source: Positio
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
-def test_a_missing_term_would_show(architecture: str, models: dict[str, Path]) -> None:
+def test_a_missing_term_is_detected(architecture: str, models: dict[str, Path]) -> None:
     frozen_model = frozen_model_for(models[architecture], Implicit(beta=0.5))
     frozen = peaked(frozen_model, encoded(frozen_model))
     target, _ = response_positions(frozen)
@@ -181,13 +181,13 @@ def test_gammas_keep_their_bounds(folder: Path) -> None:
     assert found["gamma_rejected"][0] < -0.01
 
 
-def test_the_vocabulary_in_parts_gives_the_same(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vocabulary_chunks_do_not_change_the_result(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frozen_model = frozen_model_for(llama, Implicit())
     frozen = peaked(frozen_model, encoded(frozen_model))
     whole = predict(
         frozen_model.reward_model, frozen_model, frozen[0], frozen[1], frozen, own_reference(frozen_model, frozen[:2])
     )
-    monkeypatch.setattr(equations, "_ENTRIES_AT_ONCE", 1500)
+    monkeypatch.setattr(equations, "_CHUNK", 1500)
     in_parts = predict(
         frozen_model.reward_model, frozen_model, frozen[0], frozen[1], frozen, own_reference(frozen_model, frozen[:2])
     )
@@ -195,7 +195,7 @@ def test_the_vocabulary_in_parts_gives_the_same(llama: Path, monkeypatch: pytest
 
 
 def test_tokens_matter_to_implicit_models_only() -> None:
-    """The same hidden states, and a response that shares its token with y+ or does not (the point of Section 4.1)."""
+    """Equal hidden states, for a response that does or does not share its token with y+ (Section 4.1)."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.ones(1, 4).double()
     unembedding = Unembedding(0.1 * torch.randn(6, 4, generator=generator).double())
@@ -224,16 +224,18 @@ def test_all_parameters_against_the_inner_product_of_gradients(llama: Path) -> N
             for each, grad in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True)
         ]
 
-    def said(some: list[Any]) -> Tensor:
+    def compute_outputs(some: list[Any]) -> Tensor:
         return apply_head(
             frozen_model.model,
             frozen_model.reward_model.outputs,
             pad(some, frozen_model.reward_model.encoder.tokenizer.pad_token_id),
         )
 
-    reward = gradients(frozen_model.reward_model.rewards(said(target), said(target).detach()).sum())
-    reference = said(pair).detach()[None]
-    loss = gradients(frozen_model.reward_model.loss(said(pair)[None], reference))
+    reward = gradients(
+        frozen_model.reward_model.rewards(compute_outputs(target), compute_outputs(target).detach()).sum()
+    )
+    reference = compute_outputs(pair).detach()[None]
+    loss = gradients(frozen_model.reward_model.loss(compute_outputs(pair)[None], reference))
     expected = -rate * sum(float((one * other).sum()) for one, other in zip(reward, loss, strict=True))
     before = {name: each.clone() for name, each in frozen_model.model.state_dict().items()}
     change = trainable_changes(frozen_model, pair[0], pair[1], target, rate, reference)
@@ -243,7 +245,7 @@ def test_all_parameters_against_the_inner_product_of_gradients(llama: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["explicit", "implicit", "generative"])
-def test_with_the_backbone_held_fixed_both_steps_are_one(folder: Path, name: str) -> None:
+def test_both_steps_agree_with_a_frozen_backbone(folder: Path, name: str) -> None:
     frozen_model = frozen_model_for(folder, SETTINGS[name])
     sequences = encoded(frozen_model)
     frozen = freeze(frozen_model, sequences)
@@ -255,7 +257,7 @@ def test_with_the_backbone_held_fixed_both_steps_are_one(folder: Path, name: str
     torch.testing.assert_close(step, measured, rtol=1e-3, atol=1e-7)
 
 
-def test_a_tied_unembedding_is_untied_for_the_lab(models: dict[str, Path]) -> None:
+def test_a_tied_unembedding_is_untied_in_a_copy(models: dict[str, Path]) -> None:
     frozen_model = frozen_model_for(models["qwen2"], Implicit())
     assert any("tied" in note for note in frozen_model.notes)
     frozen = freeze(frozen_model, encoded(frozen_model))

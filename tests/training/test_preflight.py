@@ -185,7 +185,7 @@ def test_a_reference_that_is_not_there_or_counts_tokens_otherwise_is_refused(rec
             train(load_recipe(given(missing)))
     assert not (tmp_path / "runs").exists()
     other = refusal(given(models["gpt_neox"]))
-    assert "another tokenizer" in other.cause
+    assert "a different tokenizer" in other.cause
     assert "Give the model that training started from" in other.remedy
     assert tried(given(models["qwen2"])) == []
 
