@@ -51,14 +51,14 @@ def dynamics(
     ] = None,
     type: Annotated[list[str] | None, typer.Option(help="explicit, implicit, generative; all by default.")] = None,
     split: Split = "test",
-    pairs: Annotated[int, typer.Option(min=1, help="Take a step on each of the first N pairs.")] = 8,
-    others: Annotated[int, typer.Option(min=0, help="Measure N other pairs after each step.")] = 1,
+    pairs: Annotated[int, typer.Option(min=1, help="Number of first pairs to take a step on.")] = 8,
+    others: Annotated[int, typer.Option(min=0, help="Number of other pairs to measure after a step.")] = 1,
     learning_rate: Annotated[
         float, typer.Option(min=0, help="Learning rate of the step; 10 and 100 times it are measured too.")
     ] = 1e-6,
     beta: Annotated[float, typer.Option(help="Beta of a language model taken as an implicit reward model.")] = 0.01,
     backbone: Annotated[bool, typer.Option(help="Also take the step with all parameters trained.")] = True,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens of each response in the heat map.")] = 24,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens per response in the heat map.")] = 24,
     max_length: MaxLength = None,
     batch_size: BatchSize = 4,
     dtype: DType = "float64",
@@ -151,7 +151,7 @@ def separator(
     unseen: Annotated[list[str] | None, typer.Option(help="Pairs to measure the separator on; repeatable.")] = None,
     split: Split = "test",
     unseen_split: Annotated[str | None, typer.Option(help="Split of the unseen sets, if different.")] = None,
-    pairs: Annotated[int | None, typer.Option(min=1, help="Use only the first N pairs of each set.")] = None,
+    pairs: Annotated[int | None, typer.Option(min=1, help="Use only the first N pairs of every set.")] = None,
     max_length: MaxLength = None,
     batch_size: BatchSize = 8,
     dtype: DType = "float32",
@@ -269,7 +269,7 @@ def unseen_tokens(
 def verification(
     smallest: Annotated[int, typer.Option(min=4, help="Number of vertices of the smallest graphs.")] = 4,
     largest: Annotated[int, typer.Option(min=4, max=9, help="Number of vertices of the largest graphs.")] = 8,
-    graphs: Annotated[int, typer.Option(min=1, help="Random graphs of each size.")] = 10,
+    graphs: Annotated[int, typer.Option(min=1, help="Random graphs per size.")] = 10,
     delta: Annotated[float, typer.Option(help="The verifier's margin.")] = 1.0,
     beta: Annotated[float, typer.Option(help="Beta of the implicit reward model.")] = 1.0,
     edge_probability: Annotated[

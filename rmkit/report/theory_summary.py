@@ -145,13 +145,13 @@ def _unseen_tokens(content: Content) -> list[Rows]:
 def _verification(content: Content) -> list[Rows]:
     columns = ["vertices", "graphs", "pi_ref(C|x)", "pi(C|x)", "bound", "slack", "margin", "exponent"]
     rows = []
-    for each in content["growth"]:
-        members = [one for one in content["cases"] if one["vertices"] == each["vertices"]]
-        margins = [one["margin"] for one in members]
-        exponent = each["exponent"]
+    for size in content["growth"]:
+        members = [case for case in content["cases"] if case["vertices"] == size["vertices"]]
+        margins = [case["margin"] for case in members]
+        exponent = size["exponent"]
         rows.append(
             [
-                str(each["vertices"]),
+                str(size["vertices"]),
                 str(len(members)),
                 f"{_mean(members, 'reference_mass'):.3g}",
                 f"{_mean(members, 'mass'):.3g}",
@@ -171,7 +171,7 @@ def _verification(content: Content) -> list[Rows]:
 
 
 def _mean(members: Sequence[Content], name: str) -> float:
-    return float(sum(each[name] for each in members) / len(members))
+    return float(sum(case[name] for case in members) / len(members))
 
 
 def _values(title: str, values: Mapping[str, Any]) -> Rows:

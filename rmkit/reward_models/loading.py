@@ -67,7 +67,7 @@ def load(
     """A reward model from a run's model/ folder, or from any transformers model with `options`.
 
     Args:
-        name: a folder or a hub id, of a repository that `rmkit push` has made or any other.
+        name: a folder or a hub id, whether published by `rmkit push` or not.
         options: settings that override those of reward_model.json: type, pooling, reference, beta.
         dtype, attention, layout: as recorded, else float32, the architecture's default and shared.
         special_tokens: how control tokens in texts are treated; as recorded, else text (see `ChatEncoder`).
@@ -239,7 +239,7 @@ def has_saved_head(origin: ModelRef, adapter: Adapter | None = None, base: Model
         return adapter.saves_head or (base is not None and has_saved_head(base))
     adapters = chain(origin.name, origin.revision)
     whole = ModelRef(name=adapters[-1].base, revision=adapters[-1].base_revision) if adapters else origin
-    return any(each.saves_head for each in adapters) or HEAD in weight_files(whole.name, whole.revision).place
+    return any(loaded.saves_head for loaded in adapters) or HEAD in weight_files(whole.name, whole.revision).place
 
 
 def load_model(

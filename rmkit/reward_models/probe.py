@@ -42,7 +42,7 @@ and in bfloat16. There the model's own logits are rounded to 8 bits, and layouts
 
 
 def probe_sequences(tokenizer: PreTrainedTokenizerBase) -> list[TokenSequence]:
-    """Two responses of equal length to one prompt, made of tokens that are not special."""
+    """Two responses of equal length to one prompt, of tokens that are not special."""
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     plain = [token for token in range(len(tokenizer)) if token not in special]
     ids = [plain[7919 * number % len(plain)] for number in range(_PROMPT + 2 * _RESPONSE)]

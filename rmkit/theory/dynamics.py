@@ -242,9 +242,11 @@ def _(
         )
         for name, values in (("rho", rho), ("rho_matching", rho[same])):
             ranges[name] += [float(values.min()), float(values.max())] if values.numel() else []
-    parts = {name: torch.cat([each[name] for each in sums]) for name in sums[0]}
+    parts = {name: torch.cat([group[name] for group in sums]) for name in sums[0]}
     change = parts["matching"] + parts["template"] + parts["other"]
-    return Prediction("Eq. 5", change, parts, {name: (min(each), max(each)) for name, each in ranges.items() if each})
+    return Prediction(
+        "Eq. 5", change, parts, {name: (min(values), max(values)) for name, values in ranges.items() if values}
+    )
 
 
 @predict.register
@@ -258,7 +260,7 @@ def _(
     reference: Tensor | None = None,
 ) -> Prediction:
     def verdicts(frozen: Sequence[Frozen], tokens: list[int]) -> Positions:
-        hidden = torch.stack([each.hidden[-1] for each in frozen])
+        hidden = torch.stack([state.hidden[-1] for state in frozen])
         return Positions(hidden, torch.tensor(tokens, device=hidden.device))
 
     target = verdicts(targets, [reward_model.yes] * len(targets))
@@ -268,7 +270,7 @@ def _(
         reward_model.rewards(outputs(frozen_model, targets)), gamma, target.hidden, source.hidden
     )
     names = ("gamma_chosen", "gamma_rejected")
-    ranges = {name: (float(each.min()), float(each.max())) for name, each in zip(names, gamma.T, strict=True)}
+    ranges = {name: (float(column.min()), float(column.max())) for name, column in zip(names, gamma.T, strict=True)}
     return Prediction("Eq. 8", change, {}, ranges)
 
 
@@ -296,8 +298,8 @@ def _parts(vocabulary: int, positions: int) -> Iterator[slice]:
 def _grouped(frozen: Sequence[Frozen], tokens: int) -> Iterator[Sequence[Frozen]]:
     """Consecutive groups of at least one sequence with at most `tokens` response tokens in total."""
     start, held = 0, 0
-    for number, each in enumerate(frozen):
-        length = len(each.sequence) - each.sequence.response_start
+    for number, state in enumerate(frozen):
+        length = len(state.sequence) - state.sequence.response_start
         if number > start and held + length > tokens:
             yield frozen[start:number]
             start, held = number, 0
@@ -306,6 +308,6 @@ def _grouped(frozen: Sequence[Frozen], tokens: int) -> Iterator[Sequence[Frozen]
 
 
 def _at_ends(lengths: Tensor, suffix: int) -> Tensor:
-    """Whether each position [positions] is among the last `suffix` of its response."""
+    """Whether positions [positions] are among the last `suffix` of their responses."""
     ends = torch.repeat_interleave(lengths.cumsum(0), lengths)
     return torch.arange(len(ends), device=lengths.device) >= ends - suffix

@@ -114,7 +114,7 @@ def coefficient_map(frozen_model: FrozenHeadModel, target: Frozen, source: Froze
         ids = side.tokens[:tokens].tolist()
         content |= {
             f"{name}_ids": ids,
-            f"{name}_tokens": [frozen_model.reward_model.encoder.tokenizer.decode([each]) for each in ids],
+            f"{name}_tokens": [frozen_model.reward_model.encoder.tokenizer.decode([token]) for token in ids],
         }
     return content
 
@@ -162,14 +162,14 @@ def _reference(
 def _rows(
     training: EncodedPairs, number: int, targets: Sequence[_Target], values: Mapping[str, Tensor]
 ) -> list[dict[str, Any]]:
-    lists = {name: each.reshape(-1, 2).tolist() for name, each in values.items()}
+    lists = {name: value.reshape(-1, 2).tolist() for name, value in values.items()}
     return [
         {
             "step_on": training.pairs[number].index,
             "group": target.group,
             "target": target.pairs.pairs[target.position].index,
             "same_prompt": target.by_prompt,
-            **{name: each[place] for name, each in lists.items()},
+            **{name: rows[place] for name, rows in lists.items()},
         }
         for place, target in enumerate(targets)
     ]
@@ -193,15 +193,18 @@ def _errors(differences: Tensor, rates: Sequence[float]) -> dict[str, Any]:
 
 
 def _ranges(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    names = dict.fromkeys(name for each in predictions for name in each.coefficients)
-    found = {name: [each.coefficients[name] for each in predictions if name in each.coefficients] for name in names}
+    names = dict.fromkeys(name for prediction in predictions for name in prediction.coefficients)
+    found = {
+        name: [prediction.coefficients[name] for prediction in predictions if name in prediction.coefficients]
+        for name in names
+    }
     return {
         name: {
-            "min": min(low for low, _ in each),
-            "max": max(high for _, high in each),
+            "min": min(low for low, _ in ranges),
+            "max": max(high for _, high in ranges),
             "bounds": list(COEFFICIENT_BOUNDS[name]),
         }
-        for name, each in found.items()
+        for name, ranges in found.items()
     }
 
 

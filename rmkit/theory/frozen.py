@@ -91,33 +91,36 @@ def freeze(
     with tqdm(total=len(sequences), desc=description, unit="seq", disable=description is None) as bar:
         for start in range(0, len(sequences), batch_size):
             some = sequences[start : start + batch_size]
-            batch = {name: each.to(device) for name, each in _padded(frozen_model, some).items()}
+            batch = {name: tensor.to(device) for name, tensor in _pad(frozen_model, some).items()}
             hidden = apply_head(frozen_model.model, _hidden_states, batch).unflatten(0, (len(some), -1))
-            frozen += [Frozen(each, row[: len(each)].double().clone()) for each, row in zip(some, hidden, strict=True)]
+            frozen += [
+                Frozen(sequence, row[: len(sequence)].double().clone())
+                for sequence, row in zip(some, hidden, strict=True)
+            ]
             bar.update(len(some))
     return frozen
 
 
 def concatenate(frozen: Sequence[Frozen]) -> tuple[Tensor, Batch]:
     """Join sequences: hidden states [positions, hidden size], and the batch of positions to read."""
-    hidden = torch.cat([each.hidden for each in frozen])
+    hidden = torch.cat([state.hidden for state in frozen])
     device = hidden.device
-    lengths = torch.tensor([len(each.sequence) for each in frozen])
+    lengths = torch.tensor([len(state.sequence) for state in frozen])
     starts = lengths.cumsum(0) - lengths
     response = torch.cat(
         [
-            torch.arange(each.sequence.response_start, len(each.sequence)) + start
-            for each, start in zip(frozen, starts, strict=True)
+            torch.arange(state.sequence.response_start, len(state.sequence)) + start
+            for state, start in zip(frozen, starts, strict=True)
         ]
     )
     batch = {
-        "input_ids": torch.cat([torch.tensor(each.sequence.ids) for each in frozen])[None],
+        "input_ids": torch.cat([torch.tensor(state.sequence.ids) for state in frozen])[None],
         "last": starts + lengths - 1,
         "response": response,
         "predictor": response - 1,
-        "response_lengths": torch.tensor([len(each.sequence) - each.sequence.response_start for each in frozen]),
+        "response_lengths": torch.tensor([len(state.sequence) - state.sequence.response_start for state in frozen]),
     }
-    return hidden, {name: each.to(device) for name, each in batch.items()}
+    return hidden, {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def outputs(frozen_model: FrozenHeadModel, frozen: Sequence[Frozen]) -> Tensor:
@@ -175,7 +178,7 @@ def trainable_changes(
 
     before = compute()
     device = next(frozen_model.model.parameters()).device
-    batch = {name: each.to(device) for name, each in _padded(frozen_model, [chosen, rejected]).items()}
+    batch = {name: tensor.to(device) for name, tensor in _pad(frozen_model, [chosen, rejected]).items()}
     with torch.enable_grad():
         frozen_model.reward_model.loss(
             apply_head(frozen_model.model, frozen_model.reward_model.outputs, batch).unflatten(0, (1, 2)), reference
@@ -197,7 +200,7 @@ def reward_change(reward_model: RewardModel[Any], before: Tensor, after: Tensor)
     return reward_model.rewards(after, reference) - reward_model.rewards(before, reference)
 
 
-def _padded(frozen_model: FrozenHeadModel, sequences: Sequence[TokenSequence]) -> Batch:
+def _pad(frozen_model: FrozenHeadModel, sequences: Sequence[TokenSequence]) -> Batch:
     return pad(sequences, frozen_model.reward_model.encoder.tokenizer.pad_token_id)
 
 

@@ -142,7 +142,7 @@ def cases(
     reference: Reference = "uniform",
     seed: int = 0,
 ) -> list[Case]:
-    """Theorem 1 on `graphs` random graphs of each size, the same graphs for every delta, beta and reference.
+    """Theorem 1 on `graphs` random graphs per size, the same graphs for every delta, beta and reference.
 
     Raises:
         RmkitError: if delta or beta is not positive, exp(delta / beta) overflows, or every graph would be complete.
