@@ -124,12 +124,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_the_page_names_files_that_are_there():
+def test_the_page_names_existing_files() -> None:
     for path in re.findall(r"`(rmkit/[\w/.]+|tests/[\w/.]+)`", PAGE):
         assert (REPOSITORY / path).exists() or "simpo" in path, path
 
 
-def test_a_stale_block_is_found():
+def test_the_blocks_fit_the_package(tmp_path: Path) -> None:
+    for folder in ("config", "reward_models"):
+        shutil.copytree(REPOSITORY / "rmkit" / folder, tmp_path / folder)
+    add_type(tmp_path)
+    changed = [tmp_path / name for name in ("config/recipe.py", "reward_models/__init__.py", "reward_models/simpo.py")]
+    for file in changed:
+        text = file.read_text(encoding="utf-8")
+        assert "Simpo" in text
+        compile(text, file.name, "exec")
+
+
+def test_a_stale_block_is_found() -> None:
     assert apply_diff("a\nb\n", " a\n+c\n") == "a\nc\nb\n"
     with pytest.raises(AssertionError, match="not in the file once"):
         apply_diff("a\nb\n", " x\n+c\n")
