@@ -62,9 +62,8 @@ class BaseGenerationConfig(GenerationConfig):
 
 
 def keep_generation_config(model: PreTrainedModel) -> None:
-    """Make sure that generation_config.json can be saved: a base's generation settings must not cost a run.
-
-    The object keeps its values and only changes its class, because transformers reads them from `model` when it saves.
-    """
+    """Make sure that generation_config.json can be saved: a base's generation settings must not cost a run."""
     if getattr(model, "generation_config", None) is not None:
-        model.generation_config.__class__ = BaseGenerationConfig
+        config = BaseGenerationConfig()
+        config.__dict__.update(model.generation_config.__dict__)
+        model.generation_config = config

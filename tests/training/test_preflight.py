@@ -248,12 +248,12 @@ def test_a_generation_config_that_transformers_refuses_to_write_loses_no_run(run
 
 
 def test_a_generation_config_that_cannot_even_be_read_is_refused(recipe, base):
-    written = recipe(base=base("generation_config.json", max_new_tokens=-1), make_reward_model={"type": "generative"})
+    written = recipe(base=base("generation_config.json", max_new_tokens=-1), reward_model={"type": "generative"})
     error = refusal(written)
     assert "could not be saved: `max_new_tokens`" in error.cause
     assert "generation_config.json" in error.remedy
     mended = base("generation_config.json", max_new_tokens=8)
-    assert tried(recipe(base=mended, make_reward_model={"type": "generative"})) == []
+    assert tried(recipe(base=mended, reward_model={"type": "generative"})) == []
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 4}])
