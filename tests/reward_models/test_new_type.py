@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fake_hub
 import independent
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,11 +22,11 @@ from transformers import AutoTokenizer
 
 PAGE = (REPOSITORY / "docs" / "add-a-type.md").read_text(encoding="utf-8")
 USE = r"""
-import json, shlex, sys
+import shlex, sys
 from pathlib import Path
 
 import rmkit
-from rmkit.config.recipe import Hub, load_recipe, read_recipe
+from rmkit.config.recipe import load_recipe, read_recipe
 from rmkit.errors import RmkitError
 
 place, *commands = sys.argv[1:]
@@ -37,15 +38,6 @@ def run(name, *arguments):
         from rmkit.train import train
 
         train(load_recipe(*arguments))
-    elif name == "push":  # everything but the upload
-        from rmkit.hub.cards import card
-        from rmkit.hub.publication import publication
-
-        directory, repo_id = arguments
-        content = json.loads(Path(directory, "run.json").read_text())
-        published = publication(Path(directory, "model"), content, Hub(push="end", repo_id=repo_id))
-        Path("card.md").write_text(card(published, content, repo_id))
-        Path("published.txt").write_text("\n".join(published.files))
     else:
         from rmkit.cli import app
 
@@ -147,20 +139,28 @@ def test_a_stale_block_is_found() -> None:
 
 
 @pytest.fixture(scope="module")
-def output(place: Path) -> str:
-    """What the page's commands print in the copy, all in one process."""
+def used(place: Path) -> tuple[str, dict[str, bytes]]:
+    """What the page's commands print in the copy, all in one process, and what they publish on a local Hub."""
     (commands,) = blocks("bash")
-    done = subprocess.run(
-        [sys.executable, "-c", USE, str(place), *commands.splitlines()],
-        cwd=place,
-        env=os.environ | {"PYTHONPATH": str(place)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    with fake_hub.serving() as server:
+        hub = {"HF_ENDPOINT": server.address, "HF_TOKEN": fake_hub.TOKEN, "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run(
+            [sys.executable, "-c", USE, str(place), *commands.splitlines()],
+            cwd=place,
+            env=os.environ | hub | {"HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(place)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+        assert list(server.repositories) == ["someone/simpo"], done.stdout
+        return done.stdout, server.files("someone/simpo")
+
+
+@pytest.fixture
+def output(used: tuple[str, dict[str, bytes]]) -> str:
+    return used[0]
 
 
 def succeeded(output: str, command: str) -> bool:
@@ -205,13 +205,14 @@ def test_it_is_reported(place: Path, output: str) -> None:
 
 
 @pytest.mark.slow
-def test_it_is_published(place: Path, output: str) -> None:
+def test_it_is_published(used: tuple[str, dict[str, bytes]]) -> None:
+    output, files = used
     assert succeeded(output, "push"), output
-    card = (place / "card.md").read_text()
+    card = files["README.md"].decode()
     assert "A reward model of the type `simpo`." in card
     assert "simpo-reward-model" in card
     assert "use rmkit" in card
-    assert {"model.safetensors", "reward_model.json"} <= set((place / "published.txt").read_text().split())
+    assert {"model.safetensors", "reward_model.json", "recipe.yaml"} <= set(files)
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """The model card of a publication: metadata for the Hub, and a page that says what the model is and how to use it.
 
-card.md is the page; <type>.md, where there is one, fills in what is specific to a type of reward model. Names and texts
-of models, data and recipes are never taken for markup: they stand in code, or go through `text`.
+card.md is the page; <type>.md fills in what is said of that type of reward model. Names and texts of models, data and
+recipes are never taken for markup: they stand in code, or go through `text`.
 """
 
 from __future__ import annotations
