@@ -22,7 +22,6 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
@@ -46,9 +45,11 @@ from rmkit.models.dropout import ConfigValue, turn_off_dropout
 from rmkit.models.shared_attention import possible_layout
 from rmkit.processes import main_process_only, running_processes, running_sharding, skipping_teardown, visible_gpus
 from rmkit.reward_models import RewardModel, make_reward_model
-from rmkit.reward_models.origins import identify
+from rmkit.reward_models.loading import load, load_model
+from rmkit.reward_models.metadata import ModelMetadata
+from rmkit.reward_models.origins import ModelRef, identify
 from rmkit.reward_models.probe import check_forward
-from rmkit.reward_models.saving import ModelMetadata, ModelRef, load, load_model, save
+from rmkit.reward_models.saving import save
 from rmkit.runs.directory import FINAL, RunDirectory
 from rmkit.training import launch, trainer_class
 from rmkit.training.preflight import preflight
@@ -177,9 +178,6 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
 
     if state.is_main_process:
         content = run_record(recipe, data, encoded, scoring, record, trainer, outcome.metrics, plan, started)
-        if recipe.theory.dynamics:
-            found = _dynamics(recipe, reward_model, encoded, references, untrained, run, trainer.args.device)
-            content["theory"] = {"dynamics": found}
         write_json(run.record, content)
         print_metrics(content)
     state.wait_for_everyone()
@@ -299,36 +297,6 @@ def _save(
     same_arithmetic = device.type == "cpu" and trainer.args.world_size == 1 and not trainer.args.torch_compile
     low_precision = record.dtype == "bfloat16" or record.autocast
     check_outputs(run.model, live, again, 1e-6 if same_arithmetic else 5e-2 if low_precision else 1e-3)
-
-
-def _dynamics(
-    recipe: Recipe,
-    reward_model: RewardModel[Any],
-    encoded: dict[str, EncodedPairs],
-    references: References,
-    untrained: Callable[[], PreTrainedModel],
-    run: RunDirectory,
-    device: torch.device,
-) -> dict[str, Any]:
-    """The learning dynamics (Section 4.1) before and after training, on the first training pairs."""
-    from rmkit.theory.loading import dynamics_of_run
-
-    name = recipe.data.train.name
-    training = encoded[name].head(recipe.theory.pairs)
-    outputs = references.get(name)
-    with main_process_only():
-        return dynamics_of_run(
-            reward_model,
-            {
-                "before": lambda: untrained().to(device),
-                "after": lambda: load(str(run.model), policy_only=True).model.to(device),
-            },
-            training,
-            {other: pairs for other, pairs in encoded.items() if other != name},
-            None if outputs is None else outputs[: len(training)],
-            recipe.theory.learning_rate,
-            recipe.evaluation.batch_size,
-        )
 
 
 def main(

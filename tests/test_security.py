@@ -144,15 +144,15 @@ def test_names_of_sets_are_no_paths(tmp_path, name):
 
 def test_a_record_from_the_hub_names_no_folder_outside(models, tmp_path):
     """`./base` and `./reference` are folders of the model directory; nothing else is taken for one."""
-    from rmkit.reward_models.saving import read_record
+    from rmkit.reward_models.metadata import read_metadata
 
     record = {"reward_model": {"type": "implicit", "reference": "./../../secret"}, "base": {"name": "./../secret"}}
     (tmp_path / "reward_model.json").write_text(json.dumps(record))
-    read = read_record(str(tmp_path))
+    read = read_metadata(str(tmp_path))
     assert (read.base.name, read.reward_model.reference) == ("./../secret", "./../../secret")
     record = {"reward_model": {"type": "implicit", "reference": "./reference"}, "base": {"name": "./base"}}
     (tmp_path / "reward_model.json").write_text(json.dumps(record))
-    read = read_record(str(tmp_path))
+    read = read_metadata(str(tmp_path))
     assert (read.base.name, read.reward_model.reference) == (str(tmp_path / "base"), str(tmp_path / "reference"))
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # heavy, and not needed for --help
     from rmkit.encoding.batches import Layout
     from rmkit.encoding.pairs import EncodedPairs
     from rmkit.reward_models import RewardModel
-    from rmkit.reward_models.saving import ModelRef
+    from rmkit.reward_models.origins import ModelRef
     from rmkit.training.checking import Example, Memory, StepCounts
     from rmkit.training.launch import LaunchPlan
 
@@ -84,7 +84,7 @@ def check(
 
 def _base(recipe: Recipe, training: PreferenceData) -> ModelRef | None:
     """The base that training starts from; None if it is still to be built."""
-    from rmkit.reward_models.saving import ModelRef
+    from rmkit.reward_models.origins import ModelRef
 
     if recipe.base.build is None:
         return ModelRef(name=str(recipe.base.name), revision=recipe.base.revision)

@@ -118,7 +118,7 @@ def _memory(recipe: Recipe) -> str:
     """GiB a GPU, or why they are not known."""
     from rmkit.errors import RmkitError
     from rmkit.reward_models import make_reward_model
-    from rmkit.reward_models.saving import ModelRef
+    from rmkit.reward_models.origins import ModelRef
     from rmkit.training import checking, launch, preparation
 
     if recipe.base.name is None:

@@ -31,8 +31,8 @@ from rmkit.evaluation.scoring import (
 from rmkit.evaluation.statistics import length_baselines
 from rmkit.models.language_model import apply_head
 from rmkit.models.positions import last_position, made_for, refuse_longer
+from rmkit.reward_models.loading import Checkpoint, load
 from rmkit.reward_models.probe import check_forward
-from rmkit.reward_models.saving import Checkpoint, load
 
 Pair = PreferencePair | Mapping[str, str] | Sequence[str]
 
@@ -71,7 +71,7 @@ def load_reward_model(
         verify: whether base, reference and tokenizer must be those of training; a note says so if not.
 
     Raises:
-        RmkitError: see `rmkit.reward_models.saving.load` and `rmkit.reward_models.probe.check_forward`.
+        RmkitError: see `rmkit.reward_models.loading.load` and `rmkit.reward_models.probe.check_forward`.
     """
     options = {"type": type, "pooling": pooling, "reference": reference, "beta": beta}
     checkpoint = load(

@@ -236,7 +236,6 @@ def merge(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
         merged = peft_model.merge_and_unload()
     merged.requires_grad_(True)  # PEFT has frozen them
     merged.name_or_path = adapter.name
-    merged.missing_head = merged.missing_head and not adapter.saves_head
     return merged
 
 

@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from rmkit.encoding.batches import Batch, Layout
 from rmkit.library_errors import library_errors
-from rmkit.model_files.weights import HEAD, check_config, check_finite, check_report, check_weights, weight_files
+from rmkit.model_files.weights import check_config, check_finite, check_report, check_weights, weight_files
 from rmkit.models.numerics import at_least_float32
 from rmkit.models.shared_attention import ARCHITECTURES, FLEX_BLOCK, possible_layout, take_shared_rows
 
@@ -81,7 +81,6 @@ def load(
         logging.set_verbosity(verbosity)
     check_report(auto_class, model, report, place)
     check_finite(model, place)
-    model.missing_head = HEAD in report["missing_keys"]
     if possible_layout(layout, model.config, attention)[0] == "shared":
         take_shared_rows(model, attention)
     return bind(model).eval()

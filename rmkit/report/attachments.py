@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +113,8 @@ def theory(runs: Runs, files: Iterable[Path]) -> tuple[list[Item], list[Problem]
     """Tables and pictures of theory results: those in the run directories, and further JSON files."""
     items: list[Item] = []
     problems = []
-    own = (path for _, path in _files(runs, "theory"))
-    for at, path in enumerate(chain(own, files)):
+    own = [(f"{run}: ", path) for run, path in _files(runs, "theory")]
+    for at, (prefix, path) in enumerate([*own, *(("", path) for path in files)]):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             tables = theory_summary.tables(content)
@@ -123,8 +122,8 @@ def theory(runs: Runs, files: Iterable[Path]) -> tuple[list[Item], list[Problem]
         except _UNEXPECTED as error:
             problems.append(Problem(str(path), f"is not a result of rmkit theory: {describe_error(error)}"))
             continue
-        items += [_table(f"theory_{at}_{slug(path.stem)}_{part}", table) for part, table in enumerate(tables)]
-        items += [Picture(f"{content['theory']}, {path.stem}.", picture) for picture in pictures]
+        items += [_table(f"theory_{at}_{slug(path.stem)}_{part}", table, prefix) for part, table in enumerate(tables)]
+        items += [Picture(f"{prefix}{content['theory']}, {path.stem}.", picture) for picture in pictures]
     for run, types in runs.dynamics.items():  # runs of older rmkit: `theory:` in their recipes
         try:
             tables = theory_summary.dynamics_tables(types)

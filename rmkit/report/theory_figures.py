@@ -1,4 +1,4 @@
-"""Figures of the theory's results, from the content of their JSON files. No torch."""
+"""Figures of theory results, from the content of their JSON files. No torch."""
 
 from __future__ import annotations
 
@@ -26,23 +26,24 @@ _ARMS = {
 
 
 def write_figure(path: Path, figure: Figure) -> None:
-    """Write a figure whole or not at all; the file's ending says its format."""
+    """Write a figure atomically, in the format of its suffix."""
     check_format(path)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=200, bbox_inches="tight")
 
 
 def check_format(path: Path) -> None:
-    """Raise an RmkitError unless the file's ending is that of a figure."""
+    """Raise an RmkitError unless the suffix is that of a figure."""
     if path.suffix.lower() not in FORMATS:
-        raise RmkitError(f"{path} is no figure file.", f"End it in {', '.join(FORMATS)}.")
+        raise RmkitError(f"{path} is not a figure file.", f"Use one of the suffixes {', '.join(FORMATS)}.")
 
 
 def heat_map(content: Mapping[str, Any]) -> Figure:
     """rho_{k,l} of Eq. 5 between the tokens of two responses; cells of matching tokens are framed.
 
     Args:
-        content: of `rmkit.theory.experiment.coefficient_map`, and what the two responses are (`target`, `source`).
+        content: the result of `rmkit.theory.experiment.coefficient_map`, with descriptions of both responses (`target`,
+            `source`).
     """
     rho = np.array(content["rho"])
     rows, columns = content["target_tokens"], content["source_tokens"]
@@ -55,8 +56,8 @@ def heat_map(content: Mapping[str, Any]) -> Figure:
             if left == right:
                 axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.1))
     style: dict[str, Any] = {"fontsize": 8, "family": "monospace", "parse_math": False}
-    axes.set_xticks(range(len(columns)), [_shown(each) for each in columns], rotation=90, **style)
-    axes.set_yticks(range(len(rows)), [_shown(each) for each in rows], **style)
+    axes.set_xticks(range(len(columns)), [_visible(token) for token in columns], rotation=90, **style)
+    axes.set_yticks(range(len(rows)), [_visible(token) for token in rows], **style)
     axes.set_xlabel(content["source"], fontsize=9)
     axes.set_ylabel(content["target"], fontsize=9)
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
@@ -66,9 +67,9 @@ def heat_map(content: Mapping[str, Any]) -> Figure:
 
 
 def margin_changes(types: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Change of the margin after one step: a column a type, a bar for the mean of a group, a dot for each pair.
+    """Change of the margin after one step: one column per type, bars for the means of groups, dots for pairs.
 
-    Below, on a scale of its own, the same step with all parameters trained, where it was taken.
+    Below, on a separate scale, the same step with all parameters trained, if it was taken.
     """
     changes = [result["changes"] for result in types.values()]
     groups = list(dict.fromkeys(row["group"] for rows in changes for row in rows))
@@ -105,34 +106,34 @@ def _bars(axes: Axes, rows: Sequence[Mapping[str, Any]], groups: Sequence[str], 
     axes.axhline(0, color="black", linewidth=0.8)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
     axes.yaxis.get_offset_text().set_fontsize(8)
-    _plain(axes)
+    _style(axes)
 
 
 def separator_products(content: Mapping[str, Any]) -> Figure:
-    """How <u*, h+ - h-> is distributed over unseen pairs; right of 0 is ranked right."""
+    """The distribution of <u*, h+ - h-> over unseen pairs; pairs right of 0 are ranked correctly."""
     sets = content["unseen"]
     figure = Figure(figsize=(5.2, 1.0 + 1.5 * max(len(sets), 1)))
-    for number, (name, each) in enumerate(sets.items()):
+    for number, (name, found) in enumerate(sets.items()):
         axes = figure.add_subplot(len(sets), 1, number + 1)
-        values = np.array(each["products"])
+        values = np.array(found["products"])
         width = (values.max() - values.min()) / min(40, max(8, len(values) // 4)) or 1.0
         low, high = np.floor(values.min() / width), np.floor(values.max() / width) + 1
         axes.hist(values, bins=(width * np.arange(low, high + 1)).tolist(), color=BLUE)  # 0 is between two bars
         axes.axvline(0, color="black", linewidth=1)
         axes.axvline(1, color=GREY, linewidth=1, linestyle="--")
-        title = f"{name}: {each['fraction_positive']:.1%} of {each['pairs']} positive"
+        title = f"{name}: {found['fraction_positive']:.1%} of {found['pairs']} positive"
         axes.set_title(title, fontsize=9, parse_math=False)
         axes.set_ylabel("pairs", fontsize=9)
-        _plain(axes)
+        _style(axes)
     if sets:
-        label = r"$\langle u^*, h_{x,y^+} - h_{x,y^-} \rangle$ (dashed: the least over training pairs)"
+        label = r"$\langle u^*, h_{x,y^+} - h_{x,y^-} \rangle$ (dashed: smallest over training pairs)"
         axes.set_xlabel(label, fontsize=9)
     figure.set_layout_engine("tight")
     return figure
 
 
 def unseen_tokens(content: Mapping[str, Any]) -> Figure:
-    """Accuracy against gradient descent steps, on the training pairs and on tokens not seen in training."""
+    """Accuracy by gradient descent step, on training pairs and on tokens unseen in training."""
     history = content["history"]
     steps = np.array(history["step"])
     figure = Figure(figsize=(7.6, 2.9))
@@ -158,24 +159,24 @@ def unseen_tokens(content: Mapping[str, Any]) -> Figure:
     axes.set_ylim(-0.03, 1.05)
     axes.set_xlabel("gradient descent step", fontsize=9)
     axes.set_ylabel("accuracy", fontsize=9)
-    _plain(axes)
+    _style(axes)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.set_layout_engine("tight")
     return figure
 
 
 def verification(content: Mapping[str, Any]) -> Figure:
-    """Left: the probability of a correct answer as graphs grow. Right: the inequality of Theorem 1 and its slack."""
+    """Left: probability of a correct answer by graph size. Right: the inequality of Theorem 1 and its slack."""
     figure = Figure(figsize=(8.4, 3.3))
     left, right = figure.subplots(1, 2)
-    sizes = sorted({each["vertices"] for each in content["cases"]})
+    sizes = sorted({case["vertices"] for case in content["cases"]})
     series = (
         ("bound", GREY, "--", "bound"),
-        ("mass", ORANGE, "-", "the verifier's"),
+        ("mass", ORANGE, "-", "verifier"),
         ("reference_mass", BLUE, "-", "reference"),
     )
     for name, color, style, label in series:
-        grouped = [[each[name] for each in content["cases"] if each["vertices"] == size] for size in sizes]
+        grouped = [[case[name] for case in content["cases"] if case["vertices"] == size] for size in sizes]
         for size, values in zip(sizes, grouped, strict=True):
             left.plot([size] * len(values), values, ".", color=color, markersize=3, alpha=0.5)
         means = [float(np.exp(np.mean(np.log(values)))) for values in grouped]
@@ -189,7 +190,7 @@ def verification(content: Mapping[str, Any]) -> Figure:
     sweep = content["sweep"]
     odds = sweep["margin_over_beta"]
     right.plot(odds, sweep["bound"], "--", color=GREY, label=r"bound $\pi_{ref}(C|x)\,e^{\delta/\beta}$")
-    right.plot(odds, sweep["mass"], "-", color=ORANGE, label=r"the verifier's $\pi(C|x)$")
+    right.plot(odds, sweep["mass"], "-", color=ORANGE, label=r"verifier $\pi(C|x)$")
     right.fill_between(odds, sweep["mass"], sweep["bound"], color=GREY, alpha=0.2, label="slack (a factor Z)")
     right.axhline(1, color="black", linewidth=0.6)
     right.set_yscale("log")
@@ -197,20 +198,20 @@ def verification(content: Mapping[str, Any]) -> Figure:
     right.set_title(f"one graph with {sweep['vertices']} vertices", fontsize=9)
     right.legend(fontsize=8, frameon=False)
     for axes in (left, right):
-        _plain(axes)
+        _style(axes)
     figure.set_layout_engine("tight")
     return figure
 
 
-def _plain(axes: Axes) -> None:
+def _style(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
 
 
-def _shown(token: str) -> str:
-    """A token as a label: spaces and line ends visible, long ones cut."""
+def _visible(token: str) -> str:
+    """A token as a label: white space made visible, long tokens cut."""
     text = token.replace(" ", "␣").replace("\n", "\\n").replace("\t", "\\t")
-    text = "".join(each if each.isprintable() else "?" for each in text)
+    text = "".join(character if character.isprintable() else "?" for character in text)
     return (text if len(text) <= 14 else text[:13] + "…") or "(empty)"
 
 

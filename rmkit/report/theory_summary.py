@@ -1,7 +1,7 @@
-"""Results of the theory as tables: for the terminal, and for reports, which read the JSON only. No torch.
+"""Tables of theory results, for the terminal and for reports, from the JSON files alone. No torch.
 
-Every JSON file of `rmkit theory` says under "theory" which result it holds (dynamics, separator, unseen-tokens or
-verification) and under "figures" the names of the figures beside it.
+In every JSON file of `rmkit theory`, "theory" names the result (dynamics, separator, unseen-tokens or verification) and
+"figures" lists the figure files next to it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Content = Mapping[str, Any]
 
 
 class Rows(TypedDict):
-    """A table: its title, its columns, and its rows of as many texts each."""
+    """A table: title, columns, and rows of cell texts."""
 
     title: str
     columns: list[str]
@@ -24,72 +24,65 @@ def tables(content: Content) -> list[Rows]:
     """The tables of one result, from the content of its JSON file.
 
     Raises:
-        KeyError: if the content is not one of a theory command.
+        KeyError: if the content is not from a theory command.
     """
     return _TABLES[content["theory"]](content)
 
 
 def dynamics_tables(types: Mapping[str, Content]) -> list[Rows]:
-    """Tables of the dynamics by name: of types, or of a run's own type `before` and `after` training."""
+    """Tables of the dynamics of several types, or of a run `before` and `after` training."""
     errors: Rows = {"title": "Predicted against measured change of rewards", "columns": ["", "equation"], "rows": []}
     groups: Rows = {
         "title": "Change of the margin r(chosen) - r(rejected) after one step, mean over pairs",
-        "columns": ["", "asked about", "pairs", "predicted", "measured", "all parameters", "positive"],
+        "columns": ["", "measured on", "pairs", "predicted", "measured", "all parameters", "positive"],
         "rows": [],
     }
     tokens: Rows = {
         "title": "Eq. 5 by tokens: net change of the margin, and share of the sum of absolute terms",
-        "columns": ["", "asked about", "matching tokens", "template suffix", "other tokens", "share of matching"],
+        "columns": ["", "measured on", "matching tokens", "template suffix", "other tokens", "share of matching"],
         "rows": [],
     }
     bounds: Rows = {"title": "Coefficients", "columns": ["", "coefficient", "found", "bounds"], "rows": []}
     for name, result in types.items():
-        rates = [each["learning_rate"] for each in result["errors"]]
         if not errors["rows"]:
+            rates = [error["learning_rate"] for error in result["errors"]]
             errors["columns"] += [*(f"relative error at {rate:g}" for rate in rates), "slope of error"]
-        slope = result["error_slope"]
-        errors["rows"].append(
-            [
-                name,
-                result["equation"],
-                *(f"{each['relative']:.1e}" for each in result["errors"]),
-                "exact up to rounding" if slope is None else f"{slope:.2f}",
-            ]
-        )
-        for group, each in result["groups"].items():
-            change, positive = each["margin_change"], each["positive_share"]
-            trainable = change.get("trainable")
-            groups["rows"].append(
-                [
-                    name,
-                    group,
-                    str(each["pairs"]),
-                    f"{change['predicted']:+.3g}",
-                    f"{change['measured']:+.3g}",
-                    "" if trainable is None else f"{trainable:+.3g}",
-                    f"{positive['measured']:.0%}",
-                ]
-            )
-            if "margin_change_by_tokens" in each:
-                net = each["margin_change_by_tokens"]
-                tokens["rows"].append(
-                    [
-                        name,
-                        group,
-                        *(f"{net[part]:+.3g}" for part in ("matching", "template", "other")),
-                        f"{each['absolute_share']['matching']:.1%}",
-                    ]
-                )
-        for coefficient, each in result["coefficients"].items():
-            low, high = each["bounds"]
-            bounds["rows"].append(
-                [name, coefficient.replace("_", " "), f"{each['min']:.3g} .. {each['max']:.3g}", f"{low:g} .. {high:g}"]
-            )
+        errors["rows"].append(_error_row(name, result))
+        groups["rows"] += [_group_row(name, group, found) for group, found in result["groups"].items()]
+        tokens["rows"] += [
+            _token_row(name, group, found)
+            for group, found in result["groups"].items()
+            if "margin_change_by_tokens" in found
+        ]
+        bounds["rows"] += [_bound_row(name, *item) for item in result["coefficients"].items()]
     return [table for table in (errors, groups, tokens, bounds) if table["rows"]]
 
 
+def _error_row(name: str, result: Content) -> list[str]:
+    slope = result["error_slope"]
+    relative = [f"{error['relative']:.1e}" for error in result["errors"]]
+    return [name, result["equation"], *relative, "exact up to rounding" if slope is None else f"{slope:.2f}"]
+
+
+def _group_row(name: str, group: str, found: Content) -> list[str]:
+    change = found["margin_change"]
+    trainable = f"{change['trainable']:+.3g}" if "trainable" in change else ""
+    margins = [f"{change['predicted']:+.3g}", f"{change['measured']:+.3g}", trainable]
+    return [name, group, str(found["pairs"]), *margins, f"{found['positive_share']['measured']:.0%}"]
+
+
+def _token_row(name: str, group: str, found: Content) -> list[str]:
+    net = [f"{found['margin_change_by_tokens'][part]:+.3g}" for part in ("matching", "template", "other")]
+    return [name, group, *net, f"{found['absolute_share']['matching']:.1%}"]
+
+
+def _bound_row(name: str, coefficient: str, found: Content) -> list[str]:
+    low, high = found["bounds"]
+    return [name, coefficient.replace("_", " "), f"{found['min']:.3g} .. {found['max']:.3g}", f"{low:g} .. {high:g}"]
+
+
 def _dynamics(content: Content) -> list[Rows]:
-    return dynamics_tables(content["types"])
+    return dynamics_tables(content["types"] if "types" in content else content["states"])
 
 
 def _separator(content: Content) -> list[Rows]:
@@ -102,7 +95,7 @@ def _separator(content: Content) -> list[Rows]:
         "training pairs": content["pairs"],
         "hidden size": content["hidden_size"],
         "margin 1/|u*|": content["margin"],
-        "pairs that hold it in place": len(content["support_pairs"]),
+        "support pairs": len(content["support_pairs"]),
         "duality gap": content["duality_gap"],
     }
     unseen: Rows = {
@@ -111,11 +104,11 @@ def _separator(content: Content) -> list[Rows]:
         "rows": [
             [
                 name,
-                str(each["pairs"]),
-                f"{each['fraction_positive']:.1%}",
-                *(f"{each['quantiles'][level]:.3g}" for level in ("0", "0.05", "0.5", "0.95")),
+                str(products["pairs"]),
+                f"{products['fraction_positive']:.1%}",
+                *(f"{products['quantiles'][level]:.3g}" for level in ("0", "0.05", "0.5", "0.95")),
             ]
-            for name, each in content["unseen"].items()
+            for name, products in content["unseen"].items()
         ],
     }
     return [_values("Max-margin separator (Eq. 6)", found), *([unseen] if unseen["rows"] else [])]
@@ -146,19 +139,19 @@ def _unseen_tokens(content: Content) -> list[Rows]:
         ],
     ]
     columns = ["reward model", "training accuracy", "accuracy on unseen tokens", "of u* on unseen tokens"]
-    return [{"title": "Tokens that training has not shown (Theorem 2)", "columns": columns, "rows": rows}]
+    return [{"title": "Tokens unseen in training (Theorem 2)", "columns": columns, "rows": rows}]
 
 
 def _verification(content: Content) -> list[Rows]:
     columns = ["vertices", "graphs", "pi_ref(C|x)", "pi(C|x)", "bound", "slack", "margin", "exponent"]
     rows = []
-    for each in content["growth"]:
-        members = [one for one in content["cases"] if one["vertices"] == each["vertices"]]
-        margins = [one["margin"] for one in members]
-        exponent = each["exponent"]
+    for size in content["growth"]:
+        members = [case for case in content["cases"] if case["vertices"] == size["vertices"]]
+        margins = [case["margin"] for case in members]
+        exponent = size["exponent"]
         rows.append(
             [
-                str(each["vertices"]),
+                str(size["vertices"]),
                 str(len(members)),
                 f"{_mean(members, 'reference_mass'):.3g}",
                 f"{_mean(members, 'mass'):.3g}",
@@ -178,7 +171,7 @@ def _verification(content: Content) -> list[Rows]:
 
 
 def _mean(members: Sequence[Content], name: str) -> float:
-    return float(sum(each[name] for each in members) / len(members))
+    return float(sum(case[name] for case in members) / len(members))
 
 
 def _values(title: str, values: Mapping[str, Any]) -> Rows:

@@ -1,4 +1,4 @@
-"""The types of reward model. `make_reward_model` is the one place where a type becomes code."""
+"""The types of reward model. `reward_model_class` is the only place that maps a type's settings to its code."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ from rmkit.reward_models.explicit import ExplicitRewardModel
 from rmkit.reward_models.generative import GenerativeRewardModel
 from rmkit.reward_models.implicit import ImplicitRewardModel
 
-__all__ = ["RewardModel", "make_reward_model"]
+__all__ = ["RewardModel", "make_reward_model", "reward_model_class"]
+
+
+def reward_model_class(settings: RewardModelSettings) -> type[RewardModel[Any]]:
+    """The class of a type of reward model."""
+    match settings:
+        case Explicit():
+            return ExplicitRewardModel
+        case Implicit():
+            return ImplicitRewardModel
+        case Generative():
+            return GenerativeRewardModel
+        case _:
+            assert_never(settings)
 
 
 def make_reward_model(settings: RewardModelSettings, encoder: ChatEncoder) -> RewardModel[Any]:
-    """The reward model of a recipe's settings."""
-    match settings:
-        case Explicit():
-            return ExplicitRewardModel(settings, encoder)
-        case Implicit():
-            return ImplicitRewardModel(settings, encoder)
-        case Generative():
-            return GenerativeRewardModel(settings, encoder)
-        case _:
-            assert_never(settings)
+    """The reward model that a recipe's settings describe."""
+    return reward_model_class(settings)(settings, encoder)

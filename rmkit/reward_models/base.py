@@ -1,4 +1,4 @@
-"""What a type of reward model is: which tokens it reads, what it makes of hidden states, its reward and its loss."""
+"""The protocol of a reward model type: the tokens it reads, its outputs from hidden states, its reward and its loss."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Settings = TypeVar("Settings")
 
 
 class RewardModel(ABC, Generic[Settings]):
-    """The protocol that training, scoring and saving know; they never ask which type they have.
+    """What training, scoring and saving use; they never check the type.
 
     Class attributes:
-        auto_class: the transformers class that holds such a model.
-        reads_responses: whether `encode` gives each prompt followed by its response, as `response_sequences` does.
-        reads: the entry of a batch that says at which positions `outputs` reads hidden states.
-        head: whether the model has a reward head, which is trained and saved with it.
-        generation: whether training also reads the chosen responses as such (`PairCollator`).
-        config: what the model's configuration must say, beyond what the base says.
+        auto_class: the transformers class of the model.
+        reads_responses: whether `encode` returns the prompt followed by the response, as `response_sequences` does.
+        reads: the entry of a batch with the positions at which `outputs` reads hidden states.
+        head: whether the model has a reward head, trained and saved with it.
+        generation: whether training also reads the chosen responses themselves (`PairCollator`).
+        config: entries that override the base's configuration.
         additive: whether outputs, and so rewards, are sums over the tokens of the response (`token_outputs`).
     """
 
@@ -42,26 +42,26 @@ class RewardModel(ABC, Generic[Settings]):
 
     @property
     def reference(self) -> str | None:
-        """`base`, or the name of another model whose outputs `rewards` and `loss` are given; None if there is none."""
+        """The model whose outputs `rewards` and `loss` compare with: `base`, the name of another model, or None."""
         return None
 
     def adapt_model(self, model: PreTrainedModel) -> None:
-        """Adapt a model that transformers has just loaded."""
+        """Change a model that transformers has just loaded, in place."""
 
     @abstractmethod
     def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> list[TokenSequence]:
-        """The sequences that the model reads to reward each response."""
+        """The token sequences [responses] that the model reads to reward responses."""
 
     @abstractmethod
     def outputs(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
-        """What the model says of each sequence [sequences, outputs], from hidden states [positions, hidden size]."""
+        """Outputs [sequences, outputs], from which rewards follow, from hidden states [positions, hidden size]."""
 
     def token_outputs(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
-        """What each token of the responses adds to `outputs` [response tokens, outputs], for additive types."""
+        """The contribution of every response token to `outputs` [response tokens, outputs], for additive types."""
         raise NotImplementedError
 
     def prefixes(self, prompt: str, response: str) -> list[TokenSequence]:
-        """What the model reads to reward each prefix of a response, token by token; the last is the whole response."""
+        """The sequences that reward the prefixes of a response, token by token; the last is the whole response."""
         (whole,) = self.encode([prompt], [response])
         return [TokenSequence(whole.ids[:end], whole.response_start) for end in whole.response_ends]
 
@@ -70,11 +70,11 @@ class RewardModel(ABC, Generic[Settings]):
         """Rewards [...] from outputs [..., outputs] of the model and, where it has one, of its reference.
 
         Raises:
-            ValueError: if the type has a reference and its outputs are missing, or are not those of these sequences.
+            ValueError: if the type has a reference whose outputs are missing or have another shape.
         """
 
     def log_rewards(self, outputs: Tensor) -> Tensor | None:
-        """The logarithms [...] of rewards that are probabilities, which rank where these saturate; else None."""
+        """Log-rewards [...], to rank by where rewards are probabilities that saturate; None for other types."""
         return None
 
     @abstractmethod

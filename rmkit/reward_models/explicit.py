@@ -21,7 +21,7 @@ def explicit_reward(hidden: Tensor, head: Tensor) -> Tensor:
     """r(x, y) = <u, h_{x,y}> (Eq. 1).
 
     Args:
-        hidden: [..., hidden size] the hidden state of each prompt with its response.
+        hidden: [..., hidden size] hidden states of prompts with their responses.
         head: [hidden size] u.
 
     Returns:
@@ -32,7 +32,7 @@ def explicit_reward(hidden: Tensor, head: Tensor) -> Tensor:
 
 
 class RewardHead(nn.Linear):
-    """transformers' `score` layer, computed in float32: a bfloat16 head would give many responses the same reward."""
+    """transformers' `score` layer in float32: with a bfloat16 head, many responses would get the same reward."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., hidden size] -> [..., 1]."""
@@ -40,7 +40,7 @@ class RewardHead(nn.Linear):
 
 
 class ExplicitRewardModel(RewardModel[Explicit]):
-    """The head reads the last token's hidden state, or the mean over the response's (`pooling: mean`, Figure 7)."""
+    """The head reads the hidden state of the last token, or the mean over the response (`pooling: mean`, Figure 7)."""
 
     auto_class = AutoModelForSequenceClassification
     head = True
@@ -60,7 +60,7 @@ class ExplicitRewardModel(RewardModel[Explicit]):
         return self.encoder.response_sequences(prompts, responses)
 
     def representation(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """h_{x,y} [sequences, hidden size], what the head reads."""
+        """h_{x,y} [sequences, hidden size], the input of the head."""
         if self.settings.pooling == "mean":
             return segment_mean(at_least_float32(hidden[batch["response"]]), batch["response_lengths"])
         return hidden[batch["last"]]

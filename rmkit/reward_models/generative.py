@@ -1,4 +1,4 @@
-"""EX-GRM: the probability that a language model answers Yes when asked to verify a response (Appendix A)."""
+"""EX-GRM: the probability of the answer Yes to a prompt that asks to verify a response (Appendix A)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def answer_log_prob(logits: Tensor, answer: int) -> Tensor:
 
 
 class GenerativeRewardModel(RewardModel[Generative]):
-    """The model reads a verification prompt that holds prompt and response, and its next token is the verdict."""
+    """The model reads a verification prompt with the prompt and the response; its next token is the verdict."""
 
     auto_class = AutoModelForCausalLM
     reads_responses = False
@@ -47,11 +47,11 @@ class GenerativeRewardModel(RewardModel[Generative]):
     def __init__(self, settings: Generative, encoder: ChatEncoder):
         super().__init__(settings, encoder)
         self.generation = settings.generation_weight > 0
-        (asked,) = self.encode(["x"], ["y"])
-        if asked.response_spells and encoder.special_tokens == "text":
+        (sequence,) = self.encode(["x"], ["y"])
+        if sequence.response_spells and encoder.special_tokens == "text":
             raise RmkitError(
-                "reward_model.verification_prompt spells a control token, which would be read as text.",
-                "Leave it out, or set data.special_tokens: keep (or --special-tokens keep).",
+                "reward_model.verification_prompt contains a control token, which would be read as text.",
+                "Remove it, or set data.special_tokens: keep (or --special-tokens keep).",
             )
         self.yes, self.no = (
             encoder.answer_token(word, settings.verification_prompt) for word in (settings.yes_token, settings.no_token)
@@ -68,19 +68,19 @@ class GenerativeRewardModel(RewardModel[Generative]):
     def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> list[TokenSequence]:
         return self.encoder.verification_sequences(prompts, responses, self.settings.verification_prompt)
 
+    def outputs(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
+        """ln P(Yes) and ln P(No) [sequences, 2]."""
+        logits = next_token_logits(model, hidden[batch["last"]])
+        return torch.stack([answer_log_prob(logits, self.yes), answer_log_prob(logits, self.no)], dim=-1)
+
     def prefixes(self, prompt: str, response: str) -> list[TokenSequence]:
-        """Verification prompts that hold the text of each prefix; what ends the response is not in its text."""
+        """Verification prompts with the text of every prefix; the tokens that end the response add no text."""
         (whole,) = self.encoder.response_sequences([prompt], [response])
         own = len(whole) - len(self.encoder.suffix_ids)
         pieces = self.encoder.response_tokens(whole)
         ends = range(1, len(pieces) + 1)
         texts = ["".join(pieces[:end]) if whole.response_start + end < own else response for end in ends]
         return self.encode([prompt] * len(texts), texts)
-
-    def outputs(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
-        """ln P(Yes) and ln P(No) [sequences, 2]."""
-        logits = next_token_logits(model, hidden[batch["last"]])
-        return torch.stack([answer_log_prob(logits, self.yes), answer_log_prob(logits, self.no)], dim=-1)
 
     def rewards(self, outputs: Tensor, reference: Tensor | None = None) -> Tensor:
         return generative_reward(outputs[..., 0])

@@ -21,7 +21,7 @@ def implicit_reward(log_probs: Tensor, reference_log_probs: Tensor | None, beta:
     Args:
         log_probs: [sequences] ln pi(y|x), summed over the response's tokens.
         reference_log_probs: [sequences] ln pi_ref(y|x).
-        beta: its factor, positive.
+        beta: the factor, positive.
 
     Returns:
         [sequences].
@@ -30,7 +30,7 @@ def implicit_reward(log_probs: Tensor, reference_log_probs: Tensor | None, beta:
 
 
 class ImplicitRewardModel(RewardModel[Implicit]):
-    """The model's own probability of the response, its end-of-turn token and template suffix included."""
+    """The model's own probability of the response, including its end-of-turn token and template suffix."""
 
     auto_class = AutoModelForCausalLM
     additive = True
@@ -51,21 +51,23 @@ class ImplicitRewardModel(RewardModel[Implicit]):
         return response_log_probs(model, hidden, batch)
 
     def token_outputs(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
-        """ln pi of each token [response tokens, 1]."""
+        """ln pi of the response tokens [response tokens, 1]."""
         return response_token_log_probs(model, hidden, batch)[:, None]
 
     def rewards(self, outputs: Tensor, reference: Tensor | None = None) -> Tensor:
         """Eq. 2 [...].
 
         Raises:
-            ValueError: if the reference's outputs are missing, are there although there is no reference, or are of
-                another shape than `outputs`, which broadcasting could hide.
+            ValueError: if the reference's outputs are missing, or given without a reference, or of another shape than
+                `outputs`, which broadcasting could hide.
         """
         if (reference is None) != (self.reference is None):
-            found = "there are none" if reference is None else "there are some"
-            raise ValueError(f"the reference is {self.settings.reference}, but of its outputs {found}")
+            problem = "missing" if reference is None else "given"
+            raise ValueError(f"the reference is {self.settings.reference}, but its outputs are {problem}")
         if reference is not None and reference.shape != outputs.shape:
-            raise ValueError(f"outputs are {list(outputs.shape)}, but those of the reference {list(reference.shape)}")
+            raise ValueError(
+                f"outputs have the shape {list(outputs.shape)}, those of the reference {list(reference.shape)}"
+            )
         return implicit_reward(outputs[..., 0], None if reference is None else reference[..., 0], self.settings.beta)
 
     def loss(self, outputs: Tensor, reference: Tensor | None = None, margin: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where a model comes from: base and reference by name, what tells them from changed ones, and where they are now."""
+"""References to base and reference models: their names, checksums, and current places."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _NO_VERIFY = "--no-verify (verify=False in Python)"
 
 
 class ModelRef(StrictModel):
-    """A model by name.
+    """A model by name, with what identifies it.
 
     Attributes:
         name: a hub id or a folder.
-        revision: of the hub id; runs record the commit.
-        files: sha256 of a folder's files, as they were in training.
-        relative: the folder as seen from the model directory.
-        bases: of an adapter: sha256 of the files, or the commit, of the model that it is put on.
+        revision: revision of the hub id; runs record the commit.
+        files: file name -> sha256 in a folder at the time of training.
+        relative: path of the folder relative to the model directory.
+        bases: of an adapter, the sha256 of the files, or the commit, of its base.
     """
 
     name: str
@@ -44,13 +44,13 @@ class ModelRef(StrictModel):
 
     @property
     def digests(self) -> Digests:
-        """All that tells it from a changed one: sha256 by file, and the commit."""
+        """All checksums: sha256 by file, and the commit."""
         commit = {} if self.revision is None else {"commit": self.revision}
         return (self.files or {}) | (self.bases or {}) | commit
 
 
 def identify(origin: ModelRef, directory: Path) -> ModelRef:
-    """With what a run records of it: the commit, or the digests and both paths. All processes call it together."""
+    """Add what a run records: the commit, or checksums and both paths. All processes must call it together."""
     folder = Path(origin.name)
     bases = on_main_process(lambda: _base_digests(origin))
     if os.path.isdir(folder):
@@ -62,12 +62,12 @@ def identify(origin: ModelRef, directory: Path) -> ModelRef:
         )
     try:
         return ModelRef(name=origin.name, revision=hub_commit(origin.name, origin.revision), bases=bases)
-    except (OSError, ValueError):  # not there: whoever loads it says so
+    except (OSError, ValueError):  # missing: loading reports it
         return origin
 
 
 def _base_digests(origin: ModelRef) -> dict[str, str] | None:
-    """sha256 of the files, or the commit, of what an adapter is put on, of the base of that, and so on."""
+    """sha256 of the files, or the commit, of an adapter's base, of the base of that base, and so on."""
     found: dict[str, str] = {}
     prefix = "base/"
     for adapter in chain(origin.name, origin.revision):
@@ -80,35 +80,35 @@ def _base_digests(origin: ModelRef) -> dict[str, str] | None:
 
 
 def locate(origin: ModelRef, directory: Path) -> ModelRef:
-    """The same by where it is now.
+    """The same model at its current place.
 
-    A folder is looked for as it was recorded (in records of old, from the working directory), then where it lay as
-    seen from the model directory: both may have moved together.
+    A folder is looked up at the recorded path (relative to the working directory in old records), then at its path
+    relative to the model directory, since both may have moved together.
     """
-    if origin.name in (f"./{BASE}", f"./{REFERENCE}"):  # published beside the model
+    if origin.name in (f"./{BASE}", f"./{REFERENCE}"):  # published with the model
         return origin.model_copy(update={"name": str(directory / origin.name)})
     places = [Path(origin.name), directory / (origin.relative or origin.name), directory.parent / origin.name]
-    found = next((place for place in places if _holds_a_model(place)), None)
+    found = next((place for place in places if _contains_model(place)), None)
     return origin if found is None else origin.model_copy(update={"name": str(found)})
 
 
-def moved(place: str) -> ModelRef:
-    """A model at the place that the user names: a folder, or a hub id that may end in @revision."""
+def parse_ref(place: str) -> ModelRef:
+    """Parse a model name from the user: a folder, or a hub id with an optional @revision."""
     hub_id, _, revision = (place, "", "") if os.path.exists(place) else place.partition("@")
     return ModelRef(name=hub_id, revision=revision or None)
 
 
-def check_there(role: str, origin: ModelRef, model: str) -> None:
-    """Look for a base or reference before anything is loaded.
+def check_exists(role: str, origin: ModelRef, model: str) -> None:
+    """Check that a base or reference exists before anything is loaded.
 
     Args:
         role: base or reference.
-        model: what it is the base or reference of.
+        model: the model that needs it, for the message.
 
     Raises:
-        RmkitError: if it is not there, naming the option that says where it is.
+        RmkitError: if it is missing, with the option that gives its place.
     """
-    if _holds_a_model(Path(origin.name)):
+    if _contains_model(Path(origin.name)):
         return
     local = os.path.exists(origin.name) or os.path.isabs(origin.name) or origin.files is not None
     try:
@@ -120,18 +120,18 @@ def check_there(role: str, origin: ModelRef, model: str) -> None:
         why = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
     raise RmkitError(
         f"The {role} of {model} is missing: {origin.name} ({why}).",
-        f"Put it back, or say where it is now: --{role} MODEL ({role}=MODEL in Python).",
+        f"Put it back, or give its new place: --{role} MODEL ({role}=MODEL in Python).",
     )
 
 
 def verify_origin(role: str, recorded: ModelRef | None, used: ModelRef, model: str) -> list[str]:
-    """Compare a base or reference with the one of training; returns a line where that cannot be done.
+    """Compare a base or reference with the one used in training; returns a note if they cannot be compared.
 
     Raises:
-        RmkitError: if it is another, naming the files that differ.
+        RmkitError: if it differs, with the names of the changed files.
     """
     if recorded is None or (recorded.files is None and not _COMMIT.fullmatch(recorded.revision or "")):
-        return []  # nothing is known: saved by an rmkit that recorded nothing
+        return []  # saved by an rmkit that recorded no checksums
     folder, files = Path(used.name), recorded.files
     if os.path.isdir(folder) != (files is not None):
         return [f"{used.name} could not be compared with the {role} of training: a folder against a hub repository."]
@@ -145,7 +145,7 @@ def verify_origin(role: str, recorded: ModelRef | None, used: ModelRef, model: s
     if changed:
         raise RmkitError(
             f"{used.name} is not the {role} that {model} was trained with. Changed: {', '.join(changed)}.",
-            f"Put that one back, say where it is (--{role} MODEL; {role}=MODEL in Python), or go on with {_NO_VERIFY}.",
+            f"Restore it, give its place (--{role} MODEL; {role}=MODEL in Python), or skip the check: {_NO_VERIFY}.",
         )
     return []
 
@@ -154,7 +154,7 @@ def verify_tokenizer(recorded: Mapping[str, str] | None, model: str) -> None:
     """Compare the tokenizer's files in a model directory with those of training.
 
     Raises:
-        RmkitError: if they are others, naming them.
+        RmkitError: if they differ, with their names.
     """
     folder = Path(model)
     if recorded is None or not os.path.isdir(folder):
@@ -163,10 +163,10 @@ def verify_tokenizer(recorded: Mapping[str, str] | None, model: str) -> None:
     if changed:
         raise RmkitError(
             f"The tokenizer in {model} is not the one that the model was trained with. Changed: {', '.join(changed)}.",
-            f"Restore these files, or go on with {_NO_VERIFY}.",
+            f"Restore these files, or skip the check: {_NO_VERIFY}.",
         )
 
 
-def _holds_a_model(folder: Path) -> bool:
-    # os.path takes any text for a path, also one that is too long to be one.
+def _contains_model(folder: Path) -> bool:
+    # os.path accepts any text, even one too long for a path.
     return any(os.path.isfile(folder / name) for name in CONFIGS)

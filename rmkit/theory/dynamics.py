@@ -1,7 +1,7 @@
 """What one gradient step on a pair (x, y+, y-) does to the reward of any response (Section 4.1; Appendix B.3-B.5).
 
-The equations come first, as pure functions; `predict` applies the one of a type to frozen sequences. All changes are
-per unit of learning rate: the equations are linear in it, up to O(learning rate^2), which Eq. 4 does not have.
+The equations come first, as pure functions; `predict` applies a type's equation to frozen sequences. All changes are
+per unit of learning rate. The equations are linear in it, up to O(learning rate^2), a term that Eq. 4 lacks.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rmkit.errors import RmkitError
 from rmkit.models.language_model import logit_cap, segment_sum
 from rmkit.reward_models import RewardModel
 from rmkit.reward_models.explicit import ExplicitRewardModel
@@ -30,7 +31,7 @@ COEFFICIENT_BOUNDS = {
 }
 """Eq. 5 and Eq. 8."""
 
-_ENTRIES_AT_ONCE = 2**24  # 128 MiB in float64, of [positions, part of the vocabulary] and of [positions, positions]
+_CHUNK = 2**24  # entries: 128 MiB in float64, of [positions, vocabulary chunk] and of [positions, positions]
 
 
 # --- the equations -------------------------------------------------------------------------------------------------
@@ -45,8 +46,8 @@ def explicit_change(target: Tensor, chosen: Tensor, rejected: Tensor, g: Tensor)
     """<h_target, h_chosen - h_rejected> g (Eq. 4): the whole change, exact at any learning rate.
 
     Args:
-        target: [targets, hidden size] representations of the responses asked about.
-        chosen, rejected: [hidden size] those of the pair that is trained on.
+        target: [targets, hidden size] representations of the target responses.
+        chosen, rejected: [hidden size] those of the training pair.
         g: scalar, `loss_slope`.
 
     Returns:
@@ -65,13 +66,13 @@ class Unembedding:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Unembedding:
-        """That of a language model."""
+        """The unembedding of a language model."""
         layer = model.get_output_embeddings()
         bias = getattr(layer, "bias", None)
         return cls(layer.weight.detach(), None if bias is None else bias.detach(), logit_cap(model))
 
     def __call__(self, hidden: Tensor, part: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
-        """Logits [positions, part] of a part of the vocabulary, and the slope of the cap at each (None: 1)."""
+        """Logits [positions, chunk] of a chunk of the vocabulary, and the slope of the cap there (None: 1)."""
         logits = hidden @ self.weight[part].T
         if self.bias is not None:
             logits += self.bias[part]
@@ -83,7 +84,7 @@ class Unembedding:
 
 @dataclass(frozen=True)
 class Positions:
-    """Where tokens are predicted: hidden states [positions, hidden size] before them, and the tokens [positions]."""
+    """Predicted tokens [positions], and the hidden states [positions, hidden size] before them."""
 
     hidden: Tensor
     tokens: Tensor
@@ -92,11 +93,11 @@ class Positions:
 def coefficients(unembedding: Unembedding, target: Positions, source: Positions) -> Tensor:
     """rho_{k,l} = <e_{target_k} - pi_k, e_{source_l} - pi_l> (Eq. 5 and B.4; gamma of Eq. 8 with tokens Yes and No).
 
-    With capped logits each e - pi is multiplied, entry by entry, by the slope of the cap, in (0, 1]: the derivation of
-    B.4 with d capped / d U. The bound [-2, 2], and rho > 0 where the tokens match (footnote 2), stay true.
+    With capped logits, e - pi is multiplied entrywise by the slope of the cap, in (0, 1]: the derivation of B.4 with
+    d capped / d U. The bound [-2, 2], and rho > 0 where the tokens match (footnote 2), still hold.
 
-    The vocabulary is gone through in parts, once for the normalisers and once for the products: memory is
-    (targets + sources) * part + targets * sources, never targets * sources * vocabulary.
+    The vocabulary is processed in chunks, once for the normalisers and once for the products: memory is
+    (targets + sources) * chunk + targets * sources, never targets * sources * vocabulary.
 
     Returns:
         [target positions, source positions] in float64.
@@ -117,12 +118,12 @@ def coefficients(unembedding: Unembedding, target: Positions, source: Positions)
 
 
 def implicit_contributions(rho: Tensor, target: Tensor, source: Tensor, signs: Tensor) -> Tensor:
-    """rho_{k,l} <h_k, h_l> of each pair of tokens, negative for tokens l of y- (the sums of Eq. 5, term by term).
+    """rho_{k,l} <h_k, h_l> for all pairs of tokens, negated for tokens l of y- (the terms of Eq. 5).
 
     Args:
         rho: [target positions, source positions].
-        target: [target positions, hidden size] hidden states before the tokens of the responses asked about.
-        source: [source positions, hidden size] those before the tokens of y+ and then of y-.
+        target: [target positions, hidden size] hidden states before the tokens of the target responses.
+        source: [source positions, hidden size] those before the tokens of y+, followed by y-.
         signs: [source positions] +1 for y+, -1 for y-.
 
     Returns:
@@ -154,10 +155,10 @@ class Prediction:
     """Changes of rewards per unit of learning rate.
 
     Attributes:
-        equation: the one that was applied.
+        equation: its name.
         change: [targets].
-        parts: name -> [targets], for IM-RMs the contributions of tokens that match, that both belong to the template's
-            suffix, and of all others, which add up to `change`; and the sums of their absolute values.
+        parts: name -> [targets], for IM-RMs the contributions of matching tokens, of tokens in the template's suffix,
+            and of all others, which add up to `change`; and the sums of their absolute values.
         coefficients: name -> (smallest, largest).
     """
 
@@ -170,7 +171,7 @@ class Prediction:
 @singledispatch
 def predict(
     reward_model: RewardModel[Any],
-    lab: FrozenHeadModel,
+    frozen_model: FrozenHeadModel,
     chosen: Frozen,
     rejected: Frozen,
     targets: Sequence[Frozen],
@@ -179,24 +180,30 @@ def predict(
     """The first-order change of the rewards of `targets` after a step on (chosen, rejected), by the type's equation.
 
     Args:
-        reward_model: `lab.reward_model`; the equation follows from its class.
-        reference: [1, 2, outputs] of the reference on the pair, where the type has one.
+        reward_model: `frozen_model.reward_model`; its class selects the equation.
+        reference: [1, 2, outputs] the reference's outputs on the pair, if the type has a reference.
+
+    Raises:
+        RmkitError: if no equation is known for the type.
     """
-    raise NotImplementedError(f"no equation is known for {type(reward_model).__name__}")
+    raise RmkitError(
+        f"The theory has no equation for reward models of the type {reward_model.settings.type}.",
+        "Give an explicit, implicit or generative one (Eq. 4, 5 and 8).",
+    )
 
 
 @predict.register
 @torch.no_grad()
 def _(
     reward_model: ExplicitRewardModel,
-    lab: FrozenHeadModel,
+    frozen_model: FrozenHeadModel,
     chosen: Frozen,
     rejected: Frozen,
     targets: Sequence[Frozen],
     reference: Tensor | None = None,
 ) -> Prediction:
     pair = reward_model.representation(*concatenate([chosen, rejected]))
-    g = loss_slope(*reward_model.rewards(outputs(lab, [chosen, rejected])))
+    g = loss_slope(*reward_model.rewards(outputs(frozen_model, [chosen, rejected])))
     return Prediction("Eq. 4", explicit_change(reward_model.representation(*concatenate(targets)), pair[0], pair[1], g))
 
 
@@ -204,22 +211,22 @@ def _(
 @torch.no_grad()
 def _(
     reward_model: ImplicitRewardModel,
-    lab: FrozenHeadModel,
+    frozen_model: FrozenHeadModel,
     chosen: Frozen,
     rejected: Frozen,
     targets: Sequence[Frozen],
     reference: Tensor | None = None,
 ) -> Prediction:
-    rewards = reward_model.rewards(outputs(lab, [chosen, rejected]).unflatten(0, (1, 2)), reference)
+    rewards = reward_model.rewards(outputs(frozen_model, [chosen, rejected]).unflatten(0, (1, 2)), reference)
     scale = loss_slope(rewards[0, 0], rewards[0, 1]) * reward_model.settings.beta**2
-    unembedding = Unembedding.of(lab.model)
+    unembedding = Unembedding.of(frozen_model.model)
     suffix = len(reward_model.encoder.suffix_ids)
     source, lengths = response_positions([chosen, rejected])
     signs = torch.tensor([1.0, -1.0], dtype=scale.dtype, device=scale.device).repeat_interleave(lengths)
     in_source_suffix = _at_ends(lengths, suffix)
     sums: list[dict[str, Tensor]] = []
     ranges: dict[str, list[float]] = {"rho": [], "rho_matching": []}
-    for some in _grouped(targets, _ENTRIES_AT_ONCE // (4 * len(source.tokens))):
+    for some in _grouped(targets, _CHUNK // (4 * len(source.tokens))):
         target, lengths = response_positions(some)
         rho = coefficients(unembedding, target, source)
         contributions = implicit_contributions(rho, target.hidden, source.hidden, signs) * scale
@@ -235,36 +242,40 @@ def _(
         )
         for name, values in (("rho", rho), ("rho_matching", rho[same])):
             ranges[name] += [float(values.min()), float(values.max())] if values.numel() else []
-    parts = {name: torch.cat([each[name] for each in sums]) for name in sums[0]}
+    parts = {name: torch.cat([group[name] for group in sums]) for name in sums[0]}
     change = parts["matching"] + parts["template"] + parts["other"]
-    return Prediction("Eq. 5", change, parts, {name: (min(each), max(each)) for name, each in ranges.items() if each})
+    return Prediction(
+        "Eq. 5", change, parts, {name: (min(values), max(values)) for name, values in ranges.items() if values}
+    )
 
 
 @predict.register
 @torch.no_grad()
 def _(
     reward_model: GenerativeRewardModel,
-    lab: FrozenHeadModel,
+    frozen_model: FrozenHeadModel,
     chosen: Frozen,
     rejected: Frozen,
     targets: Sequence[Frozen],
     reference: Tensor | None = None,
 ) -> Prediction:
     def verdicts(frozen: Sequence[Frozen], tokens: list[int]) -> Positions:
-        hidden = torch.stack([each.hidden[-1] for each in frozen])
+        hidden = torch.stack([state.hidden[-1] for state in frozen])
         return Positions(hidden, torch.tensor(tokens, device=hidden.device))
 
     target = verdicts(targets, [reward_model.yes] * len(targets))
     source = verdicts([chosen, rejected], [reward_model.yes, reward_model.no])
-    gamma = coefficients(Unembedding.of(lab.model), target, source)
-    change = generative_change(reward_model.rewards(outputs(lab, targets)), gamma, target.hidden, source.hidden)
+    gamma = coefficients(Unembedding.of(frozen_model.model), target, source)
+    change = generative_change(
+        reward_model.rewards(outputs(frozen_model, targets)), gamma, target.hidden, source.hidden
+    )
     names = ("gamma_chosen", "gamma_rejected")
-    ranges = {name: (float(each.min()), float(each.max())) for name, each in zip(names, gamma.T, strict=True)}
+    ranges = {name: (float(column.min()), float(column.max())) for name, column in zip(names, gamma.T, strict=True)}
     return Prediction("Eq. 8", change, {}, ranges)
 
 
 def response_positions(frozen: Sequence[Frozen]) -> tuple[Positions, Tensor]:
-    """Where the tokens of responses, suffix included, are predicted, one after another; and lengths [responses]."""
+    """Positions of all response tokens including the suffix, joined, and lengths [responses]."""
     hidden, batch = concatenate(frozen)
     tokens = batch["input_ids"].flatten()[batch["response"]]
     return Positions(hidden[batch["predictor"]], tokens), batch["response_lengths"]
@@ -280,15 +291,15 @@ def _residuals(unembedding: Unembedding, at: Positions, normaliser: Tensor, part
 
 
 def _parts(vocabulary: int, positions: int) -> Iterator[slice]:
-    size = max(1, _ENTRIES_AT_ONCE // positions)
+    size = max(1, _CHUNK // positions)
     return (slice(start, start + size) for start in range(0, vocabulary, size))
 
 
 def _grouped(frozen: Sequence[Frozen], tokens: int) -> Iterator[Sequence[Frozen]]:
-    """Consecutive groups of sequences with at most so many response tokens together, at least one sequence each."""
+    """Consecutive groups of at least one sequence with at most `tokens` response tokens in total."""
     start, held = 0, 0
-    for number, each in enumerate(frozen):
-        length = len(each.sequence) - each.sequence.response_start
+    for number, state in enumerate(frozen):
+        length = len(state.sequence) - state.sequence.response_start
         if number > start and held + length > tokens:
             yield frozen[start:number]
             start, held = number, 0
@@ -297,6 +308,6 @@ def _grouped(frozen: Sequence[Frozen], tokens: int) -> Iterator[Sequence[Frozen]
 
 
 def _at_ends(lengths: Tensor, suffix: int) -> Tensor:
-    """Whether each position [positions] is among the last `suffix` of its response."""
+    """Whether positions [positions] are among the last `suffix` of their responses."""
     ends = torch.repeat_interleave(lengths.cumsum(0), lengths)
     return torch.arange(len(ends), device=lengths.device) >= ends - suffix

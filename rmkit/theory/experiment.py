@@ -1,4 +1,4 @@
-"""The dynamics over a set: a step on each of some pairs, and what it does to that pair, to others and to rewordings."""
+"""The dynamics over a set: one step per pair, and its effect on that pair, on others and on rewordings."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from rmkit.theory.frozen import Frozen, FrozenHeadModel, freeze, measured_change
 
 ITSELF = "the pair itself"
 ANOTHER = "another pair"
-_ROUNDING = 1e-9  # relative errors below it are float64's, not the formula's
+_ROUNDING = 1e-9  # relative errors below it are rounding errors of float64
 
 
 @dataclass(frozen=True)
 class _Target:
-    """A pair whose rewards are asked about: where it is, and its two sequences."""
+    """A pair whose change of rewards is measured, by its position in a set."""
 
     group: str
     pairs: EncodedPairs
@@ -39,7 +39,7 @@ class _Target:
 
 
 def dynamics(
-    lab: FrozenHeadModel,
+    frozen_model: FrozenHeadModel,
     training: EncodedPairs,
     unseen: Mapping[str, EncodedPairs],
     *,
@@ -50,47 +50,48 @@ def dynamics(
     batch_size: int = 8,
     description: str | None = None,
 ) -> dict[str, Any]:
-    """Predicted and measured changes of rewards after one step on each pair of `training`, each from the same state.
+    """Predicted and measured changes of rewards after one step per pair of `training`, always from the same state.
 
-    Asked about are, for each step: the pair itself, the next `others` pairs, and of each set of `unseen` the pair with
-    the same prompt (the one at the same place, where no prompt is the same). Errors are measured at `learning_rate`, 10
-    and 100 times it; all else is reported at `learning_rate`.
+    Targets of a step are the pair itself, the next `others` pairs, and from every set of `unseen` the pair with the
+    same prompt (or, without one, the pair at the same position). Errors are measured at `learning_rate` and at 10 and
+    100 times it; everything else is reported at `learning_rate`.
 
     Args:
         backbone: also take the step with all parameters trained.
-        references: [pairs, 2, outputs] of the reference on `training`; absent, a model with a reference is its own.
+        references: [pairs, 2, outputs] the reference's outputs on `training`; without them, a model with a reference is
+            its own reference.
 
     Returns:
-        what JSON holds; changes of rewards are [of the chosen, of the rejected response].
+        the content of the JSON file; changes of rewards are [chosen, rejected].
     """
     rates = [float(f"{factor * learning_rate:.12g}") for factor in (1, 10, 100)]
-    asked = [list(_targets(training, unseen, number, others)) for number in range(len(training))]
-    states = _States(lab, [target for each in asked for target in each], batch_size, description)
+    targets = [list(_targets(training, unseen, number, others)) for number in range(len(training))]
+    states = _States(frozen_model, [target for group in targets for target in group], batch_size, description)
     rows: list[dict[str, Any]] = []
     predictions: list[Prediction] = []
     differences: list[Tensor] = []
     for number in tqdm(range(len(training)), desc=description, unit="step", disable=description is None):
         pair = states[training, number]
-        reference = _reference(lab, pair, references, number)
-        targets = [frozen for target in asked[number] for frozen in states[target.pairs, target.position]]
-        prediction = predict(lab.reward_model, lab, *pair, targets, reference)
-        measured = measured_changes(lab, *pair, targets, rates, reference)
+        reference = _reference(frozen_model, pair, references, number)
+        frozen = [state for target in targets[number] for state in states[target.pairs, target.position]]
+        prediction = predict(frozen_model.reward_model, frozen_model, *pair, frozen, reference)
+        measured = measured_changes(frozen_model, *pair, frozen, rates, reference)
         values = {"predicted": learning_rate * prediction.change, "measured": measured[0]}
         if backbone:
-            sequences = [each.sequence for each in targets]
+            sequences = [state.sequence for state in frozen]
             values["trainable"] = trainable_changes(
-                lab, pair[0].sequence, pair[1].sequence, sequences, learning_rate, reference, batch_size
+                frozen_model, pair[0].sequence, pair[1].sequence, sequences, learning_rate, reference, batch_size
             ).to(measured)
-        values |= {name: learning_rate * each for name, each in prediction.parts.items()}
-        rows += _rows(training, number, asked[number], values)
+        values |= {name: learning_rate * part for name, part in prediction.parts.items()}
+        rows += _rows(training, number, targets[number], values)
         predictions.append(prediction)
         scaled = torch.tensor(rates, dtype=measured.dtype, device=measured.device)[:, None] * prediction.change
         differences.append(torch.stack([scaled - measured, measured]).cpu())
     return {
         "equation": predictions[0].equation,
-        "notes": lab.notes,
-        "settings": lab.reward_model.settings.model_dump(mode="json"),
-        "soft_capping": None if lab.reward_model.head else logit_cap(lab.model),
+        "notes": frozen_model.notes,
+        "settings": frozen_model.reward_model.settings.model_dump(mode="json"),
+        "soft_capping": None if frozen_model.reward_model.head else logit_cap(frozen_model.model),
         "learning_rate": learning_rate,
         **_errors(torch.cat(differences, -1), rates),
         "coefficients": _ranges(predictions),
@@ -99,33 +100,35 @@ def dynamics(
     }
 
 
-def coefficient_map(lab: FrozenHeadModel, target: Frozen, source: Frozen, tokens: int = 24) -> dict[str, Any]:
+def coefficient_map(frozen_model: FrozenHeadModel, target: Frozen, source: Frozen, tokens: int = 24) -> dict[str, Any]:
     """rho between the first tokens of two responses, for a heat map.
 
     Returns:
-        rho as [target tokens][source tokens], the tokens' ids, and the tokens as texts.
+        rho as [target tokens][source tokens], the token ids, and the tokens as text.
     """
     (rows, _), (columns, _) = response_positions([target]), response_positions([source])
-    rho = coefficients(Unembedding.of(lab.model), rows, columns)[:tokens, :tokens]
+    rho = coefficients(Unembedding.of(frozen_model.model), rows, columns)[:tokens, :tokens]
 
     content: dict[str, Any] = {"rho": rho.tolist()}
     for name, side in (("target", rows), ("source", columns)):
         ids = side.tokens[:tokens].tolist()
         content |= {
             f"{name}_ids": ids,
-            f"{name}_tokens": [lab.reward_model.encoder.tokenizer.decode([each]) for each in ids],
+            f"{name}_tokens": [frozen_model.reward_model.encoder.tokenizer.decode([token]) for token in ids],
         }
     return content
 
 
 class _States:
-    """Hidden states of the pairs that are asked about, each sequence run once."""
+    """Hidden states of the target pairs; every sequence is run once."""
 
-    def __init__(self, lab: FrozenHeadModel, targets: Sequence[_Target], batch_size: int, description: str | None):
+    def __init__(
+        self, frozen_model: FrozenHeadModel, targets: Sequence[_Target], batch_size: int, description: str | None
+    ):
         places = list(dict.fromkeys((id(target.pairs), target.position) for target in targets))
         pairs = {id(target.pairs): target.pairs for target in targets}
         sequences = [side[at] for key, at in places for side in (pairs[key].chosen, pairs[key].rejected)]
-        frozen = freeze(lab, sequences, batch_size, description and f"{description}: hidden states")
+        frozen = freeze(frozen_model, sequences, batch_size, description and f"{description}: hidden states")
         self._pairs = dict(zip(places, zip(frozen[::2], frozen[1::2], strict=True), strict=True))
 
     def __getitem__(self, place: tuple[EncodedPairs, int]) -> tuple[Frozen, Frozen]:
@@ -146,37 +149,37 @@ def _targets(training: EncodedPairs, unseen: Mapping[str, EncodedPairs], number:
 
 
 def _reference(
-    lab: FrozenHeadModel, pair: tuple[Frozen, Frozen], references: Tensor | None, number: int
+    frozen_model: FrozenHeadModel, pair: tuple[Frozen, Frozen], references: Tensor | None, number: int
 ) -> Tensor | None:
     if references is not None:
-        return references[number][None].to(lab.weight.device)
-    if lab.reward_model.reference is None:
+        return references[number][None].to(frozen_model.weight.device)
+    if frozen_model.reward_model.reference is None:
         return None
     with torch.no_grad():
-        return outputs(lab, pair)[None]
+        return outputs(frozen_model, pair)[None]
 
 
 def _rows(
     training: EncodedPairs, number: int, targets: Sequence[_Target], values: Mapping[str, Tensor]
 ) -> list[dict[str, Any]]:
-    lists = {name: each.reshape(-1, 2).tolist() for name, each in values.items()}
+    lists = {name: value.reshape(-1, 2).tolist() for name, value in values.items()}
     return [
         {
             "step_on": training.pairs[number].index,
             "group": target.group,
             "target": target.pairs.pairs[target.position].index,
             "same_prompt": target.by_prompt,
-            **{name: each[place] for name, each in lists.items()},
+            **{name: rows[place] for name, rows in lists.items()},
         }
         for place, target in enumerate(targets)
     ]
 
 
 def _errors(differences: Tensor, rates: Sequence[float]) -> dict[str, Any]:
-    """Norms over all responses of (predicted - measured), and their slope over the learning rate in log-log.
+    """Norms of predicted - measured over all responses, and their slope over the learning rate in log-log.
 
     Args:
-        differences: [2, learning rates, responses] of predicted - measured, and measured.
+        differences: [2, learning rates, responses] predicted - measured, and measured.
     """
     absolute, size = differences.norm(dim=-1).tolist()
     relative = [error / whole if whole else 0.0 for error, whole in zip(absolute, size, strict=True)]
@@ -190,20 +193,23 @@ def _errors(differences: Tensor, rates: Sequence[float]) -> dict[str, Any]:
 
 
 def _ranges(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    names = dict.fromkeys(name for each in predictions for name in each.coefficients)
-    found = {name: [each.coefficients[name] for each in predictions if name in each.coefficients] for name in names}
+    names = dict.fromkeys(name for prediction in predictions for name in prediction.coefficients)
+    found = {
+        name: [prediction.coefficients[name] for prediction in predictions if name in prediction.coefficients]
+        for name in names
+    }
     return {
         name: {
-            "min": min(low for low, _ in each),
-            "max": max(high for _, high in each),
+            "min": min(low for low, _ in ranges),
+            "max": max(high for _, high in ranges),
             "bounds": list(COEFFICIENT_BOUNDS[name]),
         }
-        for name, each in found.items()
+        for name, ranges in found.items()
     }
 
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Means over a group's pairs of the change of the margin r(chosen) - r(rejected), and how often it is positive."""
+    """Per group, the mean change of the margin r(chosen) - r(rejected), and how often it is positive."""
     groups = {}
     for group in dict.fromkeys(row["group"] for row in rows):
         members = [row for row in rows if row["group"] == group]

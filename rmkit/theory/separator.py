@@ -1,4 +1,4 @@
-"""The max-margin separator of hidden states (Eq. 6), and what it makes of unseen pairs (footnote 3)."""
+"""The max-margin separator of hidden states (Eq. 6), and how it ranks unseen pairs (footnote 3)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rmkit.errors import RmkitError
 
 Floats = NDArray[np.float64]
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-_TOLERANCE = 1e-6  # of the constraints, whose right-hand side is 1
+_TOLERANCE = 1e-6  # on the constraints, whose right-hand side is 1
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Separator:
     Attributes:
         direction: [hidden size] u*; every training product <u*, h+ - h-> is at least 1.
         margin: 1 / |u*|, the distance between the separating hyperplane and the nearest difference.
-        weights: [pairs] the multipliers, positive for pairs that hold the separator in place: u* = sum of weight * d.
+        weights: [pairs] the multipliers, positive for support pairs: u* = sum of weight * (h+ - h-).
         smallest_product: the smallest training product, 1 up to rounding.
-        duality_gap: (|u*|^2 - sum of weights) / |u*|^2, 0 at the optimum: how exact the solution is.
+        duality_gap: (|u*|^2 - sum of weights) / |u*|^2, 0 at the optimum: the precision of the solution.
     """
 
     direction: Floats
@@ -39,12 +39,12 @@ class Separator:
 
 
 class NotSeparable(RmkitError):
-    """No u ranks every pair strictly right.
+    """No u ranks all pairs strictly right.
 
     Attributes:
-        weights: [pairs] the proof: not negative, of sum 1, with sum of weight * (h+ - h-) = 0, so that not all products
-            <u, h+ - h-> can be positive (Gordan); all zero if none was found in double precision.
-        residual: the norm of that sum, over the largest |h+ - h-|.
+        weights: [pairs] the proof: non-negative, summing to 1, with sum of weight * (h+ - h-) = 0, so that not all
+            products <u, h+ - h-> can be positive (Gordan); all zero if no proof was found in double precision.
+        residual: the norm of that sum relative to the largest |h+ - h-|.
     """
 
     def __init__(self, weights: Floats, residual: float, indices: Sequence[int] | None = None):
@@ -57,8 +57,18 @@ class NotSeparable(RmkitError):
                 f"each other (a weighted mean of their h+ - h- is 0, up to {residual:.1e})."
             )
         else:
-            cause = f"No linear head that ranks all {len(weights)} pairs right can be told from rounding errors."
+            cause = f"No linear head ranks all {len(weights)} pairs right beyond rounding errors."
         super().__init__(cause, "Give fewer pairs, a larger model, or pairs whose responses differ for the model.")
+
+    def summary(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The content of the JSON file; `indices` [pairs] are the pairs' rows in the source."""
+        rows = np.flatnonzero(self.weights)
+        certificate = {
+            "pairs": [indices[int(row)] for row in rows],
+            "weights": self.weights[rows].tolist(),
+            "residual": self.residual,
+        }
+        return {"separable": False, "certificate": certificate, "unseen": {}}
 
 
 def max_margin_separator(differences: ArrayLike) -> Separator:
@@ -86,11 +96,11 @@ def max_margin_separator(differences: ArrayLike) -> Separator:
     size = inner.shape[1]
     problem = qpsolvers.Problem(np.eye(size), np.zeros(size), -inner, -np.ones(len(inner)))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the solver says of infeasible problems is said below
+        warnings.simplefilter("ignore")  # infeasible problems are reported below
         solution = qpsolvers.solve_problem(problem, solver="daqp")
     smallest = float((inner @ solution.x).min()) if solution.found else -np.inf
     if smallest < 1 - _TOLERANCE:
-        raise _proof(rows)
+        raise _prove_inseparable(rows)
     direction = solution.x if basis is None else basis @ solution.x
     weights = np.maximum(solution.z, 0.0)
     square = float(direction @ direction)
@@ -103,7 +113,7 @@ def max_margin_separator(differences: ArrayLike) -> Separator:
     )
 
 
-def products(separator: Separator, differences: ArrayLike) -> Floats:
+def compute_products(separator: Separator, differences: ArrayLike) -> Floats:
     """<u*, h_{x,y+} - h_{x,y-}> [pairs] of pairs [pairs, hidden size]; training pairs have at least 1."""
     result: Floats = np.asarray(differences, dtype=np.float64) @ separator.direction
     return result
@@ -121,18 +131,18 @@ def products_summary(values: Floats) -> dict[str, Any]:
 
 
 def separator_summary(separator: Separator, indices: Sequence[int]) -> dict[str, Any]:
-    """What JSON holds of a separator; `indices` [pairs] are the pairs' rows in the source."""
-    holding = np.flatnonzero(separator.weights > separator.weights.max() * 1e-9)
+    """The content of the JSON file; `indices` [pairs] are the pairs' rows in the source."""
+    support = np.flatnonzero(separator.weights > separator.weights.max() * 1e-9)
     return {
         "separable": True,
         "margin": separator.margin,
-        "support_pairs": [indices[int(each)] for each in holding],
+        "support_pairs": [indices[int(row)] for row in support],
         "smallest_training_product": separator.smallest_product,
         "duality_gap": separator.duality_gap,
     }
 
 
-def _proof(rows: Floats) -> NotSeparable:
+def _prove_inseparable(rows: Floats) -> NotSeparable:
     """Weights on the simplex whose mean of the rows is 0, by linear programming (HiGHS)."""
     size = rows.shape[1]
     constraints = np.vstack([rows.T, np.ones(len(rows))])

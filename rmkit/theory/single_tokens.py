@@ -1,4 +1,4 @@
-"""Pairs with responses of one token, as a language model represents them, for Theorem 2."""
+"""Pairs with single-token responses, as a language model represents them, for Theorem 2."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rmkit.theory.unseen_tokens import TokenPairs
 def single_token_sequences(
     encoder: ChatEncoder, prompts: Sequence[str], responses: Sequence[str]
 ) -> list[TokenSequence]:
-    """Prompts with responses, without the EOS token and the template's suffix after them (Assumption 2).
+    """Prompts with responses, without the EOS token and the template's suffix (Assumption 2).
 
     Raises:
         RmkitError: if a response is not one token.
@@ -29,10 +29,10 @@ def single_token_sequences(
         ids = sequence.ids[: len(sequence) - suffix]
         tokens = ids[sequence.response_start :]
         if len(tokens) != 1:
-            pieces = ", ".join(repr(encoder.tokenizer.decode([each])) for each in tokens[:6])
+            pieces = ", ".join(repr(encoder.tokenizer.decode([token])) for token in tokens[:6])
             raise RmkitError(
                 f"The response {response[:40]!r} is {len(tokens)} tokens ({pieces}), not one.",
-                "Theorem 2 is about responses of a single token (Assumption 2): give such pairs.",
+                "Give pairs with single-token responses (Assumption 2 of Theorem 2).",
             )
         sequences.append(TokenSequence(ids, sequence.response_start))
     return sequences
@@ -41,7 +41,7 @@ def single_token_sequences(
 def split_by_tokens(
     encoder: ChatEncoder, pairs: Sequence[PreferencePair], training_pairs: int, unseen: Sequence[PreferencePair] | None
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """The first `training_pairs`, and of `unseen` (or else of the other pairs) those with no response seen in training.
+    """The first `training_pairs`, and the pairs of `unseen` (by default the rest) without a response seen in training.
 
     Raises:
         RmkitError: if no pair is left for one of the two.
@@ -52,29 +52,32 @@ def split_by_tokens(
     left = [pair for pair in others if not _tokens(encoder, [pair]) & seen]
     if not left:
         raise RmkitError(
-            f"Each of the {len(others)} other pairs has a response that training has seen, or there is none.",
+            f"None of the {len(others)} other pairs has only responses that training has not seen.",
             "Give --unseen DATA2 with other tokens, or fewer --training-pairs.",
         )
     return train, left
 
 
 def token_pairs(
-    lab: FrozenHeadModel, train: Sequence[PreferencePair], unseen: Sequence[PreferencePair], batch_size: int = 8
+    frozen_model: FrozenHeadModel,
+    train: Sequence[PreferencePair],
+    unseen: Sequence[PreferencePair],
+    batch_size: int = 8,
 ) -> tuple[TokenPairs, TokenPairs, NDArray[np.float64]]:
-    """Hidden states of the pairs, and the unembedding's rows [tokens, hidden size] of the tokens that occur.
+    """Hidden states of the pairs, and the rows [tokens, hidden size] of the unembedding for their tokens.
 
-    Other rows of the unembedding play no part: their gradient is zero and they cancel in every comparison.
+    Other rows of the unembedding have no effect: their gradient is zero and they cancel in every comparison.
     """
-    encoder = lab.reward_model.encoder
-    everything = [*train, *unseen]
-    prompts = [pair.prompt for pair in everything]
+    encoder = frozen_model.reward_model.encoder
+    all_pairs = [*train, *unseen]
+    prompts = [pair.prompt for pair in all_pairs]
     sequences = [
         sequence
-        for responses in ([pair.chosen for pair in everything], [pair.rejected for pair in everything])
+        for responses in ([pair.chosen for pair in all_pairs], [pair.rejected for pair in all_pairs])
         for sequence in single_token_sequences(encoder, prompts, responses)
     ]
-    frozen = freeze(lab, sequences, batch_size, "hidden states")
-    vocabulary = sorted({each.sequence.ids[-1] for each in frozen})
+    frozen = freeze(frozen_model, sequences, batch_size, "hidden states")
+    vocabulary = sorted({state.sequence.ids[-1] for state in frozen})
     row = {token: number for number, token in enumerate(vocabulary)}
 
     def pairs(chosen: Sequence[Frozen], rejected: Sequence[Frozen]) -> TokenPairs:
@@ -82,13 +85,13 @@ def token_pairs(
             _at(chosen, -2),
             _at(chosen, -1),
             _at(rejected, -1),
-            np.array([row[each.sequence.ids[-1]] for each in chosen]),
-            np.array([row[each.sequence.ids[-1]] for each in rejected]),
+            np.array([row[state.sequence.ids[-1]] for state in chosen]),
+            np.array([row[state.sequence.ids[-1]] for state in rejected]),
         )
 
-    chosen, rejected = frozen[: len(everything)], frozen[len(everything) :]
+    chosen, rejected = frozen[: len(all_pairs)], frozen[len(all_pairs) :]
     number = len(train)
-    weight = lab.model.get_output_embeddings().weight.detach().double().cpu().numpy()
+    weight = frozen_model.model.get_output_embeddings().weight.detach().double().cpu().numpy()
     return pairs(chosen[:number], rejected[:number]), pairs(chosen[number:], rejected[number:]), weight[vocabulary]
 
 
@@ -99,5 +102,5 @@ def _tokens(encoder: ChatEncoder, pairs: Sequence[PreferencePair]) -> set[int]:
 
 
 def _at(frozen: Sequence[Frozen], position: int) -> NDArray[np.float64]:
-    states: NDArray[np.float64] = torch.stack([each.hidden[position] for each in frozen]).cpu().numpy()
+    states: NDArray[np.float64] = torch.stack([state.hidden[position] for state in frozen]).cpu().numpy()
     return states

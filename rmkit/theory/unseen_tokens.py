@@ -1,9 +1,9 @@
-"""Implicit reward models cannot rank tokens that training has not shown; explicit ones rank them like u* (Theorem 2).
+"""Implicit reward models cannot rank unseen tokens; explicit ones rank them like u* (Theorem 2).
 
-Gradient descent in float64 on the losses as Appendix B.6 writes them, with hidden states fixed and responses of one
-token: by simulation (`synthetic_task`), or on hidden states of a language model (`rmkit.theory.single_tokens`). The
-implicit model's rewards are compared as differences of logits: the normaliser of the softmax is the same for both
-responses and cancels, where sums of log-probabilities would turn exact ties into rounding noise.
+Gradient descent in float64 on the losses of Appendix B.6, with fixed hidden states and single-token responses: by
+simulation (`synthetic_task`), or on hidden states of a language model (`rmkit.theory.single_tokens`). The
+implicit model's rewards are compared as differences of logits, in which the normaliser of the softmax cancels; sums of
+log-probabilities would turn exact ties into rounding noise.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _RECORDS = 200
 
 @dataclass(frozen=True)
 class TokenPairs:
-    """Pairs (x, y+, y-) whose responses are single tokens, with the hidden states that a language model has of them.
+    """Pairs (x, y+, y-) with single-token responses, and their hidden states.
 
     Attributes:
         prompt: [pairs, hidden size] h_x.
@@ -55,14 +55,14 @@ class TokenPairs:
 
 @dataclass(frozen=True)
 class Descent:
-    """What gradient descent did, at the recorded steps (the first is 0, before training).
+    """Gradient descent at the recorded steps (the first is 0, before training).
 
     Attributes:
-        steps: [records].
+        steps: [records] step numbers.
         implicit_train, implicit_unseen, explicit_train, explicit_unseen: [records] accuracies (Definition 1).
-        implicit_loss, explicit_loss: [records] on the training set (Eq. 3).
+        implicit_loss, explicit_loss: [records] losses on the training set (Eq. 3).
         agreement: share of unseen pairs that the final explicit model ranks as u* does.
-        separator_unseen: accuracy of u*, which the explicit model's reaches in the limit.
+        separator_unseen: accuracy of u* on unseen pairs, the limit of the explicit model's.
     """
 
     steps: list[int]
@@ -84,7 +84,9 @@ _RECORDED = (
 
 def learning_rate_bound(train: TokenPairs, beta: float) -> float:
     """2 B^-2 min(beta^-2, 1), below which Theorem 2 holds; B is the largest norm of a training hidden state."""
-    largest = max(float(np.linalg.norm(each, axis=1).max()) for each in (train.prompt, train.chosen, train.rejected))
+    largest = max(
+        float(np.linalg.norm(states, axis=1).max()) for states in (train.prompt, train.chosen, train.rejected)
+    )
     return 2 / largest**2 * min(beta**-2, 1.0)
 
 
@@ -103,15 +105,15 @@ def descend(
 
     Args:
         unembedding: [vocabulary, hidden size] U(0).
-        learning_rate: 0.9 of the bound unless given.
+        learning_rate: by default 0.9 of the bound.
 
     Raises:
         RmkitError: if a response of `unseen` occurs in `train`, the learning rate is not below the theorem's bound, or
             one of the models cannot fit the training set (Assumption 3).
     """
     _refuse_seen_tokens(train, unseen)
-    rate = _checked_rate(learning_rate, learning_rate_bound(train, beta))
-    separator = _fitted_by_both(train, len(unembedding))
+    rate = _validate_rate(learning_rate, learning_rate_bound(train, beta))
+    separator = _fit_separator(train, len(unembedding))
     vocabulary = len(unembedding)
     signs, unseen_signs = train.signs(vocabulary), unseen.signs(vocabulary)
     differences = train.differences
@@ -158,7 +160,7 @@ def synthetic_task(
 
     The first half of the tokens are good, the second bad; training sees half of each. Hidden states of a response are
     the prompt's, plus noise and, if `structured`, a common direction with the sign of good or bad. Without it, the
-    control arm, they say nothing about the response, and there is nothing to generalise by.
+    control arm, they carry no information about the response, so nothing can generalise.
     """
     generator = np.random.default_rng(seed)
     common = generator.normal(size=hidden_size)
@@ -181,18 +183,25 @@ def synthetic_task(
 
 
 def without_structure(pairs: TokenPairs, generator: np.random.Generator) -> TokenPairs:
-    """The control arm for hidden states of a model: random directions of the same norms in place of h_{x,y}."""
+    """The control arm for a model's hidden states: random directions of the same norms replace h_{x,y}."""
 
-    def drawn(hidden: Floats) -> Floats:
+    def draw(hidden: Floats) -> Floats:
         noise = generator.normal(size=hidden.shape)
         result: Floats = noise * (np.linalg.norm(hidden, axis=1) / np.linalg.norm(noise, axis=1))[:, None]
         return result
 
-    return replace(pairs, chosen=drawn(pairs.chosen), rejected=drawn(pairs.rejected))
+    return replace(pairs, chosen=draw(pairs.chosen), rejected=draw(pairs.rejected))
+
+
+def control_task(task: tuple[TokenPairs, TokenPairs, Floats], seed: int) -> tuple[TokenPairs, TokenPairs, Floats]:
+    """A model's training pairs, unseen pairs and unembedding, both sets `without_structure`."""
+    training, unseen, unembedding = task
+    generator = np.random.default_rng(seed)
+    return without_structure(training, generator), without_structure(unseen, generator), unembedding
 
 
 def unseen_tokens_summary(descent: Descent, control: Descent) -> dict[str, Any]:
-    """What JSON holds: Theorem 2's three claims and the control arm; accuracies at the recorded steps."""
+    """The content of the JSON file: Theorem 2's three claims and the control arm; accuracies at the recorded steps."""
     return {
         "implicit": {"train_accuracy": descent.implicit_train[-1], "unseen_accuracy": descent.implicit_unseen},
         "explicit": {
@@ -235,18 +244,18 @@ def _refuse_seen_tokens(train: TokenPairs, unseen: TokenPairs) -> None:
         )
 
 
-def _checked_rate(learning_rate: float | None, bound: float) -> float:
+def _validate_rate(learning_rate: float | None, bound: float) -> float:
     if learning_rate is None:
         return 0.9 * bound
     if not 0 < learning_rate < bound:
         raise RmkitError(
             f"The learning rate {learning_rate:g} is not below Theorem 2's bound 2 B^-2 min(beta^-2, 1) = {bound:.4g}.",
-            "Give a smaller --learning-rate, or none (then it is 0.9 of the bound).",
+            "Give a smaller --learning-rate, or omit it for 0.9 of the bound.",
         )
     return learning_rate
 
 
-def _fitted_by_both(train: TokenPairs, vocabulary: int) -> Floats:
+def _fit_separator(train: TokenPairs, vocabulary: int) -> Floats:
     """u* [hidden size], after checking that both models can fit the training set (Assumption 3)."""
     signs = train.signs(vocabulary)
     used = signs[:, np.abs(signs).sum(0) > 0]

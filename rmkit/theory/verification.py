@@ -1,7 +1,7 @@
 """Learning to verify does not require learning to generate (Theorem 1, Corollary 1; Appendices B.1 and B.2).
 
-The task is the paper's Hamiltonian cycles, on graphs so small that every answer, a permutation of the vertices, can be
-listed: the construction of the proof is computed exactly, as a distribution over all of them.
+The task is the paper's Hamiltonian cycles, on graphs so small that all answers (permutations of the vertices) can be
+listed. The construction of the proof is computed exactly, as a distribution over all answers.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def permutations(vertices: int) -> NDArray[np.int64]:
 
 
 def random_graph(vertices: int, edge_probability: float, generator: np.random.Generator) -> Bools:
-    """Adjacency [vertices, vertices] with at least one Hamiltonian cycle: that of a random permutation, and each other
-    edge with `edge_probability` (Appendix D.1)."""
+    """Adjacency [vertices, vertices]: the Hamiltonian cycle of a random permutation, plus every other edge with
+    `edge_probability` (Appendix D.1)."""
     edges: Bools = np.array(np.triu(generator.random((vertices, vertices)) < edge_probability, 1))
     cycle = generator.permutation(vertices)
     edges[cycle, np.roll(cycle, -1)] = True
@@ -43,13 +43,13 @@ def is_hamiltonian_cycle(adjacency: Bools, answers: NDArray[np.int64]) -> Bools:
     return result
 
 
-def reference_distribution(correct: Bools, kind: Reference, generator: np.random.Generator) -> Floats:
+def reference_distribution(correct: Bools, reference: Reference, generator: np.random.Generator) -> Floats:
     """pi_ref [answers]: `uniform`; `random`, drawn log-normal; or `efficient`, the control arm, which puts 1/4 on the
     correct answers whatever their number, so that it is an efficient generator (Definition 3)."""
-    if kind == "efficient":
+    if reference == "efficient":
         weights: Floats = np.where(correct, 0.25 / correct.sum(), 0.75 / (~correct).sum())
     else:
-        weights = np.ones(len(correct)) if kind == "uniform" else generator.lognormal(0.0, 2.0, len(correct))
+        weights = np.ones(len(correct)) if reference == "uniform" else generator.lognormal(0.0, 2.0, len(correct))
     return weights / float(weights.sum())
 
 
@@ -62,7 +62,7 @@ def verifier(reference: Floats, correct: Bools, margin_over_beta: float) -> tupl
         margin_over_beta: delta / beta.
 
     Returns:
-        pi [answers] and Z, by which it is normalised.
+        pi [answers] and its normaliser Z.
     """
     weights = reference * np.where(correct, math.exp(margin_over_beta), 1.0)
     normaliser = float(weights.sum())
@@ -89,10 +89,10 @@ class Case:
         reference_mass: pi_ref(C|x).
         mass: pi(C|x) of the constructed pi.
         bound: pi_ref(C|x) exp(delta / beta).
-        slack: bound / mass, which is Z: how far the inequality is from an equality.
-        margin: of the implicit reward model that pi induces; the construction has exactly delta.
-        sharpened_margin, sharpened_mass: the control arm, a pi that puts nearly all its mass on the correct answers: a
-            verifier too, for which the inequality fails, so it does not hold for any verifier.
+        slack: bound / mass, equal to Z: how far the inequality is from equality.
+        margin: verification margin of the implicit reward model of pi; exactly delta by construction.
+        sharpened_margin, sharpened_mass: the control arm, a pi with nearly all its mass on the correct answers. It is a
+            verifier too, but violates the inequality, which therefore does not hold for every verifier.
     """
 
     vertices: int
@@ -114,7 +114,7 @@ def case(
     """Theorem 1 on one graph, everything summed over all answers [answers, vertices]."""
     policy, normaliser = verifier(reference, correct, delta / beta)
     mass = float(reference[correct].sum())
-    # Twice as many nats as it takes to beat the bound, or to make correct answers near certain.
+    # Twice the nats needed to exceed the bound, or to make correct answers near certain.
     odds = 2 * (delta / beta + abs(math.log(mass)))
     sharpened, _ = verifier(reference, correct, odds)
     return Case(
@@ -142,15 +142,15 @@ def cases(
     reference: Reference = "uniform",
     seed: int = 0,
 ) -> list[Case]:
-    """Theorem 1 on `graphs` random graphs of each size, the same graphs for every delta, beta and reference.
+    """Theorem 1 on `graphs` random graphs per size, the same graphs for every delta, beta and reference.
 
     Raises:
-        RmkitError: if delta or beta is not positive, exp(delta / beta) is no float, or every graph would be complete.
+        RmkitError: if delta or beta is not positive, exp(delta / beta) overflows, or every graph would be complete.
     """
     if not (delta > 0 and beta > 0 and delta / beta <= _LARGEST_EXPONENT):
         raise RmkitError(
             f"delta is {delta:g} and beta {beta:g}: both must be positive, delta / beta at most {_LARGEST_EXPONENT}.",
-            "For example --delta 1 --beta 0.1.",
+            "Example: --delta 1 --beta 0.1.",
         )
     if edge_probability >= 1:
         raise RmkitError("In complete graphs every answer is correct: there is nothing to verify.", "Give less than 1.")
@@ -169,22 +169,22 @@ def cases(
     return found
 
 
-def sweep(of: Case, points: int = 41) -> dict[str, Any]:
-    """pi(C|x) and its bound on one graph, up to a delta / beta at which pi answers right 19 times in 20.
+def sweep(graph: Case, points: int = 41) -> dict[str, Any]:
+    """pi(C|x) and its bound on one graph, up to the delta / beta at which pi is right 19 times in 20.
 
-    They depend on pi_ref(C|x) alone.
+    Both depend on pi_ref(C|x) alone.
 
     Returns:
         vertices, and margin_over_beta, mass, bound as [points].
     """
-    reference = np.array([of.reference_mass, 1 - of.reference_mass])
-    odds = np.linspace(0.0, math.log(19 / of.reference_mass), points)
-    masses = [float(verifier(reference, np.array([True, False]), each)[0][0]) for each in odds]
+    reference = np.array([graph.reference_mass, 1 - graph.reference_mass])
+    odds = np.linspace(0.0, math.log(19 / graph.reference_mass), points)
+    masses = [float(verifier(reference, np.array([True, False]), ratio)[0][0]) for ratio in odds]
     return {
-        "vertices": of.vertices,
+        "vertices": graph.vertices,
         "margin_over_beta": odds.tolist(),
         "mass": masses,
-        "bound": (of.reference_mass * np.exp(odds)).tolist(),
+        "bound": (graph.reference_mass * np.exp(odds)).tolist(),
     }
 
 
@@ -192,16 +192,16 @@ def growth(found: Sequence[Case], name: Literal["mass", "reference_mass"]) -> li
     """How fast the probability of a correct answer falls with the prompt's length (Definition 3, Corollary 1).
 
     An efficient generator has pi(C|x) >= |x|^-k / alpha: from one size to the next, the exponent
-    -d ln pi(C|x) / d ln |x| stays bounded (k). Here it is taken between geometric means over the graphs of a size.
+    -d ln pi(C|x) / d ln |x| stays bounded (k). It is computed between geometric means over the graphs of a size.
 
     Returns:
-        a row a size: vertices, prompt_length, probability, exponent since the size before (None at the first).
+        one row per size: vertices, prompt_length, probability, exponent since the previous size (None for the first).
     """
     rows: list[dict[str, Any]] = []
-    for size in sorted({each.vertices for each in found}):
-        members = [each for each in found if each.vertices == size]
-        length = float(np.exp(np.mean([math.log(each.prompt_length) for each in members])))
-        probability = float(np.exp(np.mean([math.log(getattr(each, name)) for each in members])))
+    for size in sorted({graph.vertices for graph in found}):
+        members = [graph for graph in found if graph.vertices == size]
+        length = float(np.exp(np.mean([math.log(graph.prompt_length) for graph in members])))
+        probability = float(np.exp(np.mean([math.log(getattr(graph, name)) for graph in members])))
         exponent = None
         if rows:
             before = rows[-1]

@@ -1,15 +1,19 @@
-"""Training: one thin trainer a type on TRL, and what they share."""
+"""Training: thin trainers on TRL and transformers, and what they share."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from rmkit.config.recipe import Generative, Implicit, RewardModelSettings
+from rmkit.config.recipe import Explicit, Generative, Implicit, RewardModelSettings
 
 
 def trainer_class(settings: RewardModelSettings) -> Any:
-    """The trainer of a type: TRL's RewardTrainer unless the type asks for another. Imported only to train."""
+    """The trainer of a type: transformers' Trainer unless the type needs another. Imported only to train."""
     match settings:
+        case Explicit():
+            from rmkit.training.explicit import ExplicitTrainer
+
+            return ExplicitTrainer
         case Implicit():
             from rmkit.training.implicit import ImplicitTrainer
 
@@ -19,6 +23,6 @@ def trainer_class(settings: RewardModelSettings) -> Any:
 
             return GenerativeTrainer
         case _:
-            from rmkit.training.explicit import ExplicitTrainer
+            from rmkit.training.plain import PlainTrainer  # TRL's RewardTrainer takes classifiers only
 
-            return ExplicitTrainer
+            return PlainTrainer

@@ -17,7 +17,7 @@ from torch import nn
 from rmkit.config.recipe import Recipe
 from rmkit.errors import RmkitError
 from rmkit.files import rmkit_cache
-from rmkit.reward_models.saving import ModelMetadata
+from rmkit.reward_models.metadata import ModelMetadata
 
 _MOMENTS = {"adamw_torch": 2, "adamw_torch_fused": 2, "adagrad": 1, "rmsprop": 1, "sgd": 0}
 """Tensors of a parameter's size that an optimizer keeps for it; of others no lower bound is known."""

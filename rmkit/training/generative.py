@@ -5,26 +5,16 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from peft import PeftConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedModel
 
 from rmkit.encoding.batches import Batch
 from rmkit.models.language_model import apply_head, response_log_probs
-from rmkit.training.pair_trainer import PairTrainerMixin
+from rmkit.training.plain import PlainTrainer
 
 
-class GenerativeTrainer(PairTrainerMixin, Trainer):
+class GenerativeTrainer(PlainTrainer):
     """Trainer with Eq. 7 and, where `generation_weight` is above 0, that times -ln pi(y+|x) (footnote 7)."""
-
-    config_class = TrainingArguments
-    config_defaults: dict[str, Any] = {}
-
-    def __init__(
-        self, model: nn.Module, args: TrainingArguments, peft_config: PeftConfig | None = None, **options: Any
-    ):
-        set_seed(args.seed)  # before adapters are drawn, as TRL's trainers do
-        super().__init__(get_peft_model(model, peft_config) if peft_config else model, args, **options)
 
     def outputs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | float]:
         """Those of Eq. 7, and the term of footnote 7."""

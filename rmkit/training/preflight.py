@@ -32,14 +32,10 @@ from rmkit.library_errors import first_line
 from rmkit.model_files.weights import no_progress_bar
 from rmkit.processes import running_sharding, zero3_disabled
 from rmkit.reward_models import RewardModel
-from rmkit.reward_models.saving import (
-    ModelMetadata,
-    ModelRef,
-    check_reference,
-    keep_generation_config,
-    read_record,
-    save,
-)
+from rmkit.reward_models.loading import check_reference
+from rmkit.reward_models.metadata import ModelMetadata, read_metadata
+from rmkit.reward_models.origins import ModelRef
+from rmkit.reward_models.saving import keep_generation_config, save
 from rmkit.runs.directory import RunDirectory
 from rmkit.training import launch
 from rmkit.training.checking import empty_model
@@ -294,7 +290,7 @@ def rehearse_save(
         else:
             type(model.config).from_pretrained(directory)
         encoder = ChatEncoder(load_tokenizer(str(directory))[0], record.date_string)
-        read_record(str(directory))
+        read_metadata(str(directory))
     except RmkitError:
         raise
     except Exception as error:  # transformers and PEFT raise all kinds

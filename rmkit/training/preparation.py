@@ -23,9 +23,9 @@ from rmkit.library_errors import first_line, template_limit
 from rmkit.model_files.weights import folder_notes
 from rmkit.models.positions import last_position, made_for, refuse_longer
 from rmkit.processes import zero3_disabled
-from rmkit.reward_models import RewardModel
-from rmkit.reward_models import saving as checkpoint
-from rmkit.reward_models.saving import ModelMetadata, ModelRef
+from rmkit.reward_models import RewardModel, loading
+from rmkit.reward_models.metadata import ModelMetadata
+from rmkit.reward_models.origins import ModelRef
 from rmkit.training import trainer_class
 from rmkit.training.launch import accumulation_steps
 
@@ -66,7 +66,7 @@ def load_encoder(recipe: Recipe, base: ModelRef) -> tuple[ChatEncoder, list[str]
 
 def load_config(recipe: Recipe, base: ModelRef) -> PretrainedConfig:
     """The configuration of a base."""
-    return checkpoint.load_config(base.name, base.revision, recipe.base.trust_remote_code)
+    return loading.load_config(base.name, base.revision, recipe.base.trust_remote_code)
 
 
 def encode(

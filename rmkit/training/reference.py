@@ -17,8 +17,10 @@ from rmkit.evaluation.scoring import WINDOW, pair_outputs
 from rmkit.models.positions import last_position, refuse_longer
 from rmkit.processes import zero3_disabled
 from rmkit.reward_models import RewardModel
+from rmkit.reward_models.loading import load_reference
+from rmkit.reward_models.metadata import ModelMetadata
+from rmkit.reward_models.origins import ModelRef
 from rmkit.reward_models.probe import check_forward
-from rmkit.reward_models.saving import ModelMetadata, ModelRef, load_reference
 from rmkit.training.reference_store import ReferenceStore, weights_identity
 
 

@@ -12,7 +12,7 @@ from rmkit.data.preferences import PreferenceData
 from rmkit.encoding.pairs import EncodedPairs
 from rmkit.evaluation.statistics import by_category, length_baselines
 from rmkit.processes import running_sharding
-from rmkit.reward_models.saving import ModelMetadata
+from rmkit.reward_models.metadata import ModelMetadata
 from rmkit.runs import environment
 from rmkit.runs.directory import FORMAT
 from rmkit.training import launch

@@ -270,7 +270,7 @@ def test_the_released_sets_are_brought_the_same_way(offline, tmp_path, released)
 
 def test_a_base_that_cannot_be_had_is_two_lines(offline, copies):
     """What comes after the data on a machine without a network."""
-    from rmkit.reward_models.saving import ModelRef
+    from rmkit.reward_models.origins import ModelRef
     from rmkit.training.preparation import load_encoder
 
     recipe = load_recipe(REPOSITORY / "recipes" / "llama8b_exrm.yaml")

@@ -138,7 +138,7 @@ def test_what_trl_trains_is_scored_with_its_head(base, trained_by_trl):
     with torch.no_grad():
         expected = [plain(torch.tensor([sequence.ids])).logits.item() for sequence in sequences(scorer)]
     assert scorer.score(*zip(*PAIRS, strict=True)) == pytest.approx(expected, rel=1e-5)
-    with pytest.raises(RmkitError, match="is a classifier's") as error:
+    with pytest.raises(RmkitError, match="belongs to a classifier") as error:
         rewards(trained_by_trl, "generative")
     assert "--type explicit" in error.value.remedy
     rewards(trained_by_trl, "explicit")
@@ -146,7 +146,7 @@ def test_what_trl_trains_is_scored_with_its_head(base, trained_by_trl):
 
 
 def test_a_language_models_adapter_is_implicit_or_generative(base, adapter):
-    with pytest.raises(RmkitError, match="how it rewards is not known"):
+    with pytest.raises(RmkitError, match="its reward model type is unknown"):
         rewards(adapter)
     scorer = load_reward_model(str(adapter), "implicit", beta=0.5)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter)).eval()

@@ -107,7 +107,7 @@ def test_a_missing_model_is_named_and_found_where_the_option_says(place, trained
     now = (place / "models" / folder).rename(tmp_path / "now here")
     with pytest.raises(RmkitError, match=f"^The {role} of .*{name}/model is missing: .*models/{folder} ") as error:
         reward(place / "runs" / name)
-    assert f"say where it is now: --{role} MODEL ({role}=MODEL in Python)" in error.value.remedy
+    assert f"give its new place: --{role} MODEL ({role}=MODEL in Python)" in error.value.remedy
     assert reward(place / "runs" / name, **{role: str(now)}) == expected
     output = tmp_path / "rewards.parquet"
     command = ["score", str(place / "runs" / name / "model"), str(place / "test.jsonl"), "--output", str(output)]
@@ -125,7 +125,9 @@ def test_a_changed_model_is_refused_unless_told_to_go_on(place, trained, name, r
     change(place / "models" / folder)
     with pytest.raises(RmkitError, match=rf"is not the {role} that .* Changed: model.safetensors\.") as error:
         reward(run)
-    assert f"(--{role} MODEL; {role}=MODEL in Python), or go on with --no-verify (verify=False" in error.value.remedy
+    assert (
+        f"(--{role} MODEL; {role}=MODEL in Python), or skip the check: --no-verify (verify=False" in error.value.remedy
+    )
     assert reward(run, **{role: str(trained / "models" / folder)}) == expected
     with pytest.raises(RmkitError, match=f"is not the {role} that"):  # nor may another be named by mistake
         reward(trained / "runs" / name, **{role: str(place / "models" / folder)})
@@ -164,7 +166,7 @@ def test_a_changed_tokenizer_is_refused_unless_told_to_go_on(place, file, change
         edit(model / file, **changes)
     with pytest.raises(RmkitError, match=rf"The tokenizer in .* Changed: {file}\.") as error:
         reward(model.parent)
-    assert error.value.remedy == "Restore these files, or go on with --no-verify (verify=False in Python)."
+    assert error.value.remedy == "Restore these files, or skip the check: --no-verify (verify=False in Python)."
     if file == "tokenizer_config.json":
         command = ["score", str(model), str(place / "test.jsonl"), "--output", str(place / "rewards.parquet")]
         assert CliRunner().invoke(app, command).exit_code == 2
@@ -215,9 +217,9 @@ def test_a_hub_id_is_a_place_too(place, trained, monkeypatch):
 
 
 def test_an_option_without_use_is_refused(place):
-    with pytest.raises(RmkitError, match="A base is of no use") as error:
+    with pytest.raises(RmkitError, match="A base has no use") as error:
         reward(place / "runs" / "whole", base=str(place / "models" / "base"))
-    assert error.value.remedy == "Leave --base (base=) out."
+    assert error.value.remedy == "Remove --base (base=)."
 
 
 def test_weights_are_read_once_and_again_when_they_change(place, monkeypatch):

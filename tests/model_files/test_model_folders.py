@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rmkit import RmkitError, load_reward_model
 from rmkit.models.language_model import load
+from rmkit.reward_models.loading import has_saved_head
+from rmkit.reward_models.origins import ModelRef
 
 PAIRS = [("How do I bake bread?", "Mix flour and water."), ("why?", "No.")]
 
@@ -135,7 +137,8 @@ def test_old_buffers_and_an_unembedding_need_no_place(copy):
     )
     assert (generative(folder) == before).all()
     assert "lm_head.weight" in load_file(folder / "model.safetensors")
-    assert load(AutoModelForSequenceClassification, folder, num_labels=1).missing_head
+    load(AutoModelForSequenceClassification, folder, num_labels=1)
+    assert not has_saved_head(ModelRef(name=str(folder)))
 
 
 def test_masks_of_old_gpt2_files_need_no_place(tmp_path):
@@ -143,7 +146,8 @@ def test_masks_of_old_gpt2_files_need_no_place(tmp_path):
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
     masks = {"attn.bias": torch.ones(1, 1, 32, 32), "attn.masked_bias": torch.tensor(-1e4)}
     change_weights(tmp_path, lambda weights: weights.update({f"transformer.h.0.{key}": masks[key] for key in masks}))
-    assert not load(AutoModelForSequenceClassification, tmp_path, num_labels=1).missing_head
+    load(AutoModelForSequenceClassification, tmp_path, num_labels=1)
+    assert has_saved_head(ModelRef(name=str(tmp_path)))
     change_weights(tmp_path, lambda weights: weights.update({"transformer.h.0.attn.c_attn.scale": torch.ones(1)}))
     with pytest.raises(RmkitError, match="have no place"):
         load(AutoModelForSequenceClassification, tmp_path, num_labels=1)

@@ -20,7 +20,8 @@ from rmkit.models.language_model import apply_head as one_pass
 from rmkit.models.language_model import load, only_read, response_log_probs, token_log_probs, use_unembedding
 from rmkit.models.shared_attention import ARCHITECTURES, take_shared_rows
 from rmkit.reward_models import make_reward_model
-from rmkit.reward_models.saving import ModelRef, load_model
+from rmkit.reward_models.loading import load_model
+from rmkit.reward_models.origins import ModelRef
 from rmkit.training.pair_trainer import PairTrainerMixin
 
 ADAPTERS = {

@@ -1,4 +1,4 @@
-"""Rewards on the released sets equal a float64 computation that uses nothing of rmkit."""
+"""Rewards on the released sets equal a float64 computation without rmkit."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_tiny_model_on_released_texts(released, models, tmp_path, name):
 
 
 def perturb(base, folder):
-    """A reference that differs a little, as a policy differs from where training started."""
+    """A reference slightly different from the policy."""
     model = AutoModelForCausalLM.from_pretrained(base)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():

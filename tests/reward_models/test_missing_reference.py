@@ -1,4 +1,4 @@
-"""An implicit reward model never rewards as if it had no reference, and one without never takes any outputs for one."""
+"""Reference outputs are required by implicit models with a reference, and refused by those without."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rmkit.config.recipe import Explicit, Implicit
 from rmkit.evaluation.scorer import Scorer
 from rmkit.reward_models.explicit import ExplicitRewardModel
 from rmkit.reward_models.implicit import ImplicitRewardModel
-from rmkit.reward_models.saving import load
+from rmkit.reward_models.loading import load
 from rmkit.theory.frozen import reward_change
 from rmkit.training.reference import References
 from rmkit.training.scoring_callback import ScoringCallback
@@ -21,31 +21,31 @@ REFERENCE = torch.tensor([[[-4.0], [-4.0]]])
 
 
 @pytest.mark.parametrize("function", ["rewards", "loss"])
-def test_outputs_of_the_reference_are_there_or_it_raises(function):
-    with pytest.raises(ValueError, match="the reference is base, but of its outputs there are none"):
+def test_missing_or_superfluous_reference_outputs_raise(function):
+    with pytest.raises(ValueError, match="the reference is base, but its outputs are missing"):
         getattr(WITH, function)(OUTPUTS)
-    with pytest.raises(ValueError, match="the reference is none, but of its outputs there are some"):
+    with pytest.raises(ValueError, match="the reference is none, but its outputs are given"):
         getattr(WITHOUT, function)(OUTPUTS, REFERENCE)
     assert WITH.rewards(OUTPUTS, REFERENCE).tolist() == [[0.5, -0.5]]
     assert WITHOUT.rewards(OUTPUTS).tolist() == [[-1.5, -2.5]]
 
 
 @pytest.mark.parametrize("reference", [REFERENCE[0], REFERENCE[..., 0], REFERENCE[:, :1], REFERENCE.repeat(2, 1, 1)])
-def test_outputs_of_other_sequences_are_no_reference(reference):
-    with pytest.raises(ValueError, match=r"outputs are \[1, 2, 1\], but those of the reference"):
+def test_reference_outputs_of_other_shapes_raise(reference):
+    with pytest.raises(ValueError, match=r"outputs have the shape \[1, 2, 1\], those of the reference"):
         WITH.rewards(OUTPUTS, reference)
 
 
 def test_changes_need_no_reference():
-    for kind, reference in ((WITH, REFERENCE), (WITHOUT, None)):
-        expected = kind.rewards(OUTPUTS + 1, reference) - kind.rewards(OUTPUTS, reference)
-        assert torch.equal(reward_change(kind, OUTPUTS, OUTPUTS + 1), expected)
+    for reward_model, reference in ((WITH, REFERENCE), (WITHOUT, None)):
+        expected = reward_model.rewards(OUTPUTS + 1, reference) - reward_model.rewards(OUTPUTS, reference)
+        assert torch.equal(reward_change(reward_model, OUTPUTS, OUTPUTS + 1), expected)
     assert torch.equal(
         reward_change(ExplicitRewardModel(Explicit(), None), OUTPUTS, OUTPUTS + 1), torch.ones_like(OUTPUTS[..., 0])
     )
 
 
-def test_outputs_that_were_not_taken_are_not_handed_out():
+def test_outputs_that_were_not_computed_raise():
     with pytest.raises(KeyError):
         References(WITH, None, 8, None).get("test")
     assert References(WITHOUT, None, 8, None).get("test") is None
@@ -62,12 +62,12 @@ def test_a_scorer_needs_the_reference(models, tmp_path):
 
 @pytest.mark.smoke
 def test_training_without_the_references_outputs_stops(run, monkeypatch):
-    """Where they are not taken, the first scoring stops; where they do not reach the trainer, the first step does."""
+    """If they are not computed, the first scoring fails; if they do not reach the trainer, the first step does."""
     with monkeypatch.context() as patch:
-        patch.setattr(References, "take_from_policy", lambda *_: None)
+        patch.setattr(References, "compute_from_policy", lambda *_: None)
         with pytest.raises(KeyError):
             run("implicit", "untaken")
     with monkeypatch.context() as patch:
         patch.setattr(ScoringCallback, "on_train_begin", lambda *_, **__: None)
-        with pytest.raises(ValueError, match="of its outputs there are none"):
+        with pytest.raises(ValueError, match="its outputs are missing"):
             run("implicit", "unset")

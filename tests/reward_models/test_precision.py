@@ -1,4 +1,4 @@
-"""Every precision that a recipe can ask for trains, scores, saves and reloads, for every type."""
+"""All precisions of recipes train, score, save and reload, for every type."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from rmkit.data.preferences import load_preferences
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.tokenizer import load_tokenizer
 from rmkit.reward_models import make_reward_model
-from rmkit.reward_models.saving import ModelMetadata, ModelRef, load, load_model, save
+from rmkit.reward_models.loading import load, load_model
+from rmkit.reward_models.metadata import ModelMetadata
+from rmkit.reward_models.origins import ModelRef
+from rmkit.reward_models.saving import save
 from rmkit.training.reload_check import check_outputs, check_weights
 
 pytestmark = pytest.mark.smoke
@@ -53,17 +56,17 @@ def rewards(directory, state="final"):
 
 
 @pytest.mark.parametrize(
-    ("precision", "kind", "adapter", "layout", "architecture"),
+    ("precision", "type_name", "adapter", "layout", "architecture"),
     [pytest.param(*each, marks=() if each in FAST else pytest.mark.slow) for each in ALL],
 )
-def test_a_run_reloads_to_its_final_rewards(run, pairs, precision, kind, adapter, layout, architecture):
+def test_a_run_reloads_to_its_final_rewards(run, pairs, precision, type_name, adapter, layout, architecture):
     """Bit for bit on one CPU process; an untrained implicit model with a reference rewards everything 0."""
     options = precise(precision, learning_rate=1e-2) | ADAPTERS[adapter]
-    directory = run(kind, architecture=architecture, layout=layout, **options)
+    directory = run(type_name, architecture=architecture, layout=layout, **options)
     again = load_reward_model(str(directory.model)).score_pairs(load_preferences("test.jsonl", root=pairs), 16)
     assert (again == rewards(directory)).all()
     assert not (again == rewards(directory, "initial")).all()
-    if kind == "implicit":
+    if type_name == "implicit":
         assert not rewards(directory, "initial").any()
 
 
@@ -75,18 +78,18 @@ def changed(weights, name=None):
 
 
 @pytest.mark.parametrize(
-    ("precision", "kind", "adapter"),
+    ("precision", "type_name", "adapter"),
     [
         pytest.param(*each, marks=() if FEWER.issuperset(each) else pytest.mark.slow)
         for each in itertools.product(PRECISIONS, TYPES, ADAPTERS)
     ],
 )
-def test_a_saved_weight_that_is_off_by_one_percent_is_seen(models, tmp_path, precision, kind, adapter):
+def test_a_saved_weight_that_is_off_by_one_percent_is_seen(models, tmp_path, precision, type_name, adapter):
     """Weights are compared number by number, so on several processes and on a GPU as well."""
     tokenizer, _ = load_tokenizer(models["qwen2"])
     dtype, autocast = PRECISIONS[precision]
     record = ModelMetadata(
-        reward_model=TYPES[kind],
+        reward_model=TYPES[type_name],
         base=ModelRef(name=str(models["qwen2"])),
         adapter=adapter == "lora",
         dtype=dtype,
@@ -113,22 +116,22 @@ def test_a_saved_weight_that_is_off_by_one_percent_is_seen(models, tmp_path, pre
 
 
 @pytest.mark.parametrize(
-    ("precision", "kind"),
+    ("precision", "type_name"),
     [("autocast", "implicit"), ("bfloat16", "explicit"), ("bfloat16_autocast", "generative"), ("float32", "implicit")],
 )
-def test_weights_that_are_gathered_wrongly_are_seen_in_outputs(run, tmp_path, monkeypatch, precision, kind):
-    """The file holds what was gathered; on one CPU process the outputs have to be the same bits."""
+def test_weights_that_are_gathered_wrongly_are_seen_in_outputs(run, tmp_path, monkeypatch, precision, type_name):
+    """The file contains the gathered weights; on one CPU process, outputs must be bit-identical."""
     original = Accelerator.get_state_dict
     monkeypatch.setattr(Accelerator, "get_state_dict", lambda *args, **options: changed(original(*args, **options)))
     with pytest.raises(RmkitError, match=r"Reloading .* changes its outputs") as error:
-        run(kind, **precise(precision))
+        run(type_name, **precise(precision))
     assert not (tmp_path / "run" / "run.json").exists()
     assert "recipe.yaml" in error.value.remedy
     assert (tmp_path / "run" / "recipe.yaml").exists()
 
 
 def test_outputs_are_compared_token_by_token():
-    """What one token gains and another loses does not cancel; noise within the tolerance is no difference."""
+    """Opposite changes of two tokens do not cancel; noise within the tolerance is accepted."""
     live = torch.full((300, 1), -2.0, dtype=torch.float64)
     other = live.clone()
     other[::2] += 0.3

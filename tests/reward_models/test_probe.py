@@ -1,4 +1,4 @@
-"""What rmkit would compute differently from a model's own forward pass is refused, at load and before training."""
+"""Models whose own forward pass differs from rmkit's are refused, at load and before training."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def trained_from(folder, run, **changes):
 )
 def test_logits_that_are_more_than_the_unembedding_are_refused(tmp_path, model_type, options):
     folder = save(tmp_path / "model", model_type, **options)
-    for kind in ({"type": "implicit", "reference": "none", "beta": 1.0}, {"type": "generative"}):
-        with pytest.raises(RmkitError, match=rf"\({model_type}\) computes more than rmkit knows of.*log-prob") as error:
-            load_reward_model(str(folder), **kind)
+    for options in ({"type": "implicit", "reference": "none", "beta": 1.0}, {"type": "generative"}):
+        with pytest.raises(RmkitError, match=rf"\({model_type}\) computes more than rmkit supports.*log-prob") as error:
+            load_reward_model(str(folder), **options)
         assert error.value.remedy == "Use a model of another architecture, such as Llama, Qwen or Gemma."
 
 
@@ -110,14 +110,14 @@ def test_a_difference_of_a_hundredth_is_seen_in_both_precisions(models):
 
 
 def test_a_layout_that_gives_other_values_is_refused_and_padded_is_the_remedy(models, monkeypatch):
-    laid_out = probe.laid_out
+    collate = probe.collate
 
     def late(sequences, layout, pad_token_id):
-        batch = laid_out(sequences, layout, pad_token_id)
+        batch = collate(sequences, layout, pad_token_id)
         return batch if layout == "padded" else batch | {"position_ids": batch["position_ids"].flip(1)}
 
     monkeypatch.setattr(probe, "collate", late)
-    with pytest.raises(RmkitError, match="other values in the layout shared") as error:
+    with pytest.raises(RmkitError, match="different values in the shared layout") as error:
         language_model(models["qwen2"])
     assert error.value.remedy == "Set the layout to padded (--layout padded; layout: padded in a recipe)."
     language_model(models["qwen2"], layout="padded")
@@ -129,7 +129,7 @@ def test_values_that_are_not_finite_are_the_models(models):
         scorer.checkpoint.model.model.norm.weight.fill_(torch.nan)
     with pytest.raises(RmkitError, match="not finite") as error:
         check_forward(scorer.checkpoint.model, scorer.reward_model)
-    assert "Fetch or save it again" in error.value.remedy
+    assert "Download or save it again" in error.value.remedy
     check_forward(language_model(models["qwen2"]).checkpoint.model, scorer.reward_model)
 
 
@@ -147,14 +147,14 @@ def test_the_probe_leaves_a_model_as_it_was(models):
 @pytest.mark.parametrize("model_type", ["roberta", "deberta-v2", "modernbert"])
 @pytest.mark.parametrize("auto_class", [AutoModelForSequenceClassification, None], ids=["classifier", "language model"])
 def test_a_head_that_is_no_single_vector_is_refused_by_name(tmp_path, model_type, auto_class):
-    """Also where an explicit model is to be trained from a language model of that architecture."""
+    """Also for training an explicit model from a language model of that architecture."""
     if auto_class is None:
         auto_class = AutoModelForCausalLM
         model_type = {"deberta-v2": "electra", "modernbert": "modernbert-decoder"}.get(model_type, model_type)
     options = {"num_labels": 1, "cls_token_id": 0, "sep_token_id": 0}
     folder = save(tmp_path / "model", model_type, auto_class, **options)
     with pytest.raises(
-        RmkitError, match=rf"ForSequenceClassification \({model_type}\) has another head than one"
+        RmkitError, match=rf"the head of \w+ForSequenceClassification \({model_type}\) is not one linear layer"
     ) as error:
         load_reward_model(str(folder), "explicit")
     assert error.value.remedy.startswith("Use a model of another architecture")

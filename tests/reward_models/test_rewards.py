@@ -1,4 +1,4 @@
-"""Rewards equal an independent implementation's, whatever the batch size, the side of the padding and the order."""
+"""Rewards equal an independent implementation's for any batch size, padding side and order."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""`rmkit theory` as a user calls it: tables, JSON, figures, and one line for each mistake."""
+"""`rmkit theory` as a user calls it: tables, JSON, figures, and two-line errors."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,10 @@ from typer.testing import CliRunner, Result
 from rmkit.commands.theory import theory_app
 from rmkit.config.recipe import Recipe
 from rmkit.data.preferences import load_preferences
+from rmkit.report import build
 from rmkit.report import theory_figures as figures
 from rmkit.report import theory_summary as summary
-from rmkit.theory.loading import same_prompts
+from rmkit.theory.model_dynamics import same_prompts
 
 WORDINGS = {
     "original": [("Mix flour, water and salt.", "No. The quick brown fox."), ("Wait. Bake it.", "12 + 30 = 42; why?")],
@@ -43,14 +45,14 @@ def place(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) -> 
     return folder
 
 
-def called(*arguments: Any, code: int = 0) -> Result:
+def invoke(*arguments: Any, code: int = 0) -> Result:
     result = CliRunner().invoke(theory_app, list(map(str, arguments)))
     assert result.exit_code == code, result.output
     return result
 
 
-def checked(file: Path, theory: str, figure_files: list[str]) -> dict[str, Any]:
-    """The content of a JSON file, after what is true of all of them."""
+def read_checked(file: Path, theory: str, figure_files: list[str]) -> dict[str, Any]:
+    """The content of a JSON file, after checks that apply to all of them."""
     content: dict[str, Any] = json.loads(file.read_text())
     assert content["theory"] == theory
     assert content["figures"] == figure_files
@@ -65,15 +67,15 @@ def checked(file: Path, theory: str, figure_files: list[str]) -> dict[str, Any]:
 def test_dynamics(place: Path, tmp_path: Path) -> None:
     file = tmp_path / "dynamics.json"
     data = [place / "original.jsonl", "--unseen", place / "reworded.jsonl"]
-    said = called("dynamics", place / "gpt_neox", *data, "--json", file).output
-    content = checked(file, "dynamics", ["dynamics-rho.png", "dynamics-margins.png"])
+    output = invoke("dynamics", place / "gpt_neox", *data, "--json", file).output
+    content = read_checked(file, "dynamics", ["dynamics-rho.png", "dynamics-margins.png"])
     assert list(content["types"]) == ["explicit", "implicit", "generative"]
     assert list(content["types"]["implicit"]["groups"]) == ["the pair itself", "another pair", "reworded"]
     for result in content["types"].values():
         assert result["errors"][0]["relative"] < 1e-3
         assert all("trainable" in row for row in result["changes"])
-    assert "Eq. 5" in said
-    assert "Pad token" in said
+    assert "Eq. 5" in output
+    assert "Pad token" in output
     shown = content["heat_map"]
     assert len(shown["rho"]) == len(shown["target_tokens"])
     assert len(shown["rho"][0]) == len(shown["source_tokens"])
@@ -82,8 +84,8 @@ def test_dynamics(place: Path, tmp_path: Path) -> None:
 def test_dynamics_of_one_type_without_the_backbone(place: Path, tmp_path: Path) -> None:
     data = [place / "original.jsonl", "--pairs", 1, "--date-string", "26 Jul 2024", "--no-backbone"]
     file, figure = tmp_path / "one.json", tmp_path / "one.svg"
-    called("dynamics", place / "llama", *data, "--type", "explicit", "--json", file, "--figure", figure)
-    content = checked(file, "dynamics", ["one-margins.svg"])
+    invoke("dynamics", place / "llama", *data, "--type", "explicit", "--json", file, "--figure", figure)
+    content = read_checked(file, "dynamics", ["one-margins.svg"])
     (result,) = content["types"].values()
     assert list(result["groups"]) == ["the pair itself"]
     assert "trainable" not in result["changes"][0]
@@ -92,8 +94,8 @@ def test_dynamics_of_one_type_without_the_backbone(place: Path, tmp_path: Path) 
 def test_separator(place: Path, tmp_path: Path) -> None:
     file = tmp_path / "separator.json"
     data = [place / "original.jsonl", "--unseen", place / "reworded.jsonl"]
-    called("separator", place / "gpt_neox", *data, "--json", file)
-    content = checked(file, "separator", ["separator.png"])
+    invoke("separator", place / "gpt_neox", *data, "--json", file)
+    content = read_checked(file, "separator", ["separator.png"])
     assert content["separable"]
     assert content["unseen"]["reworded"]["pairs"] == 2
     assert content["smallest_training_product"] == pytest.approx(1, abs=1e-6)
@@ -105,18 +107,18 @@ def test_separator_of_pairs_that_contradict_each_other(place: Path, tmp_path: Pa
     data = tmp_path / "both.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)))
     file = tmp_path / "separator.json"
-    said = called("separator", place / "gpt_neox", data, "--json", file, code=2).output
+    output = invoke("separator", place / "gpt_neox", data, "--json", file, code=2).output
     assert "No linear head ranks all 2 pairs right: rows 0, 1 (2 in all) contradict each other" in " ".join(
-        said.split()
+        output.split()
     )
-    content = checked(file, "separator", [])
+    content = read_checked(file, "separator", [])
     assert content["certificate"]["weights"] == pytest.approx([0.5, 0.5])
 
 
 def test_unseen_tokens(tmp_path: Path) -> None:
     file = tmp_path / "unseen.json"
-    called("unseen-tokens", "--steps", 300, "--json", file)
-    content = checked(file, "unseen-tokens", ["unseen.png"])
+    invoke("unseen-tokens", "--steps", 300, "--json", file)
+    content = read_checked(file, "unseen-tokens", ["unseen.png"])
     assert content["implicit"].keys() == {"train_accuracy", "unseen_accuracy"}
     assert set(content["implicit"]["unseen_accuracy"]) == {0.5}
     assert content["explicit"].keys() == {"train_accuracy", "unseen_accuracy", "separator_unseen_accuracy"}
@@ -127,8 +129,8 @@ def test_unseen_tokens(tmp_path: Path) -> None:
 def test_unseen_tokens_of_a_model(place: Path, tmp_path: Path) -> None:
     file = tmp_path / "unseen.json"
     data = ["--data", place / "single.jsonl", "--training-pairs", 1]
-    called("unseen-tokens", "--model", place / "gpt_neox", *data, "--steps", 200, "--json", file)
-    content = checked(file, "unseen-tokens", ["unseen.png"])
+    invoke("unseen-tokens", "--model", place / "gpt_neox", *data, "--steps", 200, "--json", file)
+    content = read_checked(file, "unseen-tokens", ["unseen.png"])
     assert (content["training_pairs"], content["unseen_pairs"]) == (1, 1)
     assert set(content["implicit"]["unseen_accuracy"]) == {0.5}
     assert content["implicit"]["train_accuracy"] == 1
@@ -136,8 +138,8 @@ def test_unseen_tokens_of_a_model(place: Path, tmp_path: Path) -> None:
 
 def test_verification(tmp_path: Path) -> None:
     file = tmp_path / "verification.json"
-    called("verification", "--largest", 6, "--graphs", 2, "--delta", 0.5, "--json", file)
-    content = checked(file, "verification", ["verification.png"])
+    invoke("verification", "--largest", 6, "--graphs", 2, "--delta", 0.5, "--json", file)
+    content = read_checked(file, "verification", ["verification.png"])
     assert len(content["cases"]) == 6
     assert all(each["margin"] == pytest.approx(0.5) for each in content["cases"])
 
@@ -146,27 +148,27 @@ def test_verification(tmp_path: Path) -> None:
     ("arguments", "cause"),
     [
         (["dynamics", "{}/gpt_neox", "{}/original.jsonl", "--unseen", "{}/single.jsonl", "--dtype", "half"], "--dtype"),
-        (["dynamics", "{}/gpt_neox", "{}/original.jsonl", "--type", "other"], "--type other is not known"),
+        (["dynamics", "{}/gpt_neox", "{}/original.jsonl", "--type", "other"], "--type other is unknown"),
         (["dynamics", "{}/gpt_neox", "{}/original.jsonl", "--learning-rate", "0"], "must be positive"),
-        (["dynamics", "{}/nothing", "{}/original.jsonl"], "no model that can be loaded"),
-        (["dynamics", "{}/gpt_neox", "{}/original.jsonl", "--figure", "a.txt"], "no figure file"),
+        (["dynamics", "{}/nothing", "{}/original.jsonl"], "not a loadable model"),
+        (["dynamics", "{}/gpt_neox", "{}/original.jsonl", "--figure", "a.txt"], "not a figure file"),
         (["unseen-tokens", "--learning-rate", "9"], "not below Theorem 2's bound"),
-        (["unseen-tokens", "--model", "{}/gpt_neox"], "--model and --data go together"),
+        (["unseen-tokens", "--model", "{}/gpt_neox"], "--model and --data must be given together"),
         (["unseen-tokens", "--model", "{}/gpt_neox", "--data", "{}/original.jsonl"], "not one"),
         (
             ["unseen-tokens", "--model", "{}/gpt_neox", "--data", "{}/single.jsonl"],
-            "training has seen, or there is none",
+            "has only responses that training has not seen",
         ),
-        (["verification", "--reference", "other"], "--reference other is not known"),
+        (["verification", "--reference", "other"], "--reference other is unknown"),
         (["verification", "--beta", "0.001"], "delta / beta at most"),
         (["verification", "--smallest", "7", "--largest", "5"], "--smallest is larger"),
     ],
 )
 def test_mistakes(place: Path, tmp_path: Path, arguments: list[str], cause: str) -> None:
     file = tmp_path / "out.json"
-    said = called(*[each.format(place) for each in arguments], "--json", file, code=2).output
-    assert cause in " ".join(said.split())
-    assert "Traceback" not in said
+    output = invoke(*[each.format(place) for each in arguments], "--json", file, code=2).output
+    assert cause in " ".join(output.split())
+    assert "Traceback" not in output
     assert not list(tmp_path.iterdir())
 
 
@@ -181,22 +183,44 @@ def test_texts_beyond_the_last_position(tmp_path: Path, theory: str) -> None:
     rows = [dict(zip(("prompt", "chosen", "rejected"), each, strict=True)) for each in pairs]
     (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
     arguments = [theory, tmp_path / "gpt2", tmp_path / "long.jsonl", "--json", tmp_path / "out.json"]
-    said = " ".join(called(*arguments, code=2).output.split())
-    assert "the model has position embeddings for 60." in said
-    assert "(--max-length 60)" in said
-    called(*arguments, "--max-length", 60)
+    output = " ".join(invoke(*arguments, code=2).output.split())
+    assert "the model has position embeddings for 60." in output
+    assert "(--max-length 60)" in output
+    invoke(*arguments, "--max-length", 60)
 
 
-def test_a_set_of_other_prompts_is_no_rewording(place: Path) -> None:
+def test_a_set_of_other_prompts_is_refused(place: Path) -> None:
     data = load_preferences(str(place / "original.jsonl"))
     assert len(same_prompts(data, PROMPTS[:1])) == 1
     with pytest.raises(Exception, match="No prompt of original"):
         same_prompts(data, ["another"])
 
 
-def test_tokens_are_shown_as_they_are() -> None:
-    assert figures._shown(" a\n") == "␣a\\n"
-    assert figures._shown("$x_1$ and more than that") == "$x_1$␣and␣mor…"
+def test_white_space_in_tokens_is_visible() -> None:
+    assert figures._visible(" a\n") == "␣a\\n"
+    assert figures._visible("$x_1$ and more than that") == "$x_1$␣and␣mor…"
+
+
+def train_run(place: Path, output_dir: Path, settings: dict[str, Any], rate: float, **sections: Any) -> Path:
+    from rmkit.train import train
+
+    recipe = {
+        "base": {"name": str(place / "gpt_neox")},
+        "reward_model": settings,
+        "data": {
+            "root": str(place),
+            "train": {"name": "train", "path": "original.jsonl"},
+            "evaluation": [{"name": "reworded", "path": "reworded.jsonl"}],
+        },
+        "training": {"learning_rate": rate, "num_train_epochs": 1, "batch_size": 4, "seed": 3},
+        "output_dir": str(output_dir),
+    }
+    train(Recipe.model_validate(recipe | sections))
+    return output_dir
+
+
+def measured(result: dict[str, Any]) -> list[float]:
+    return [value for row in result["changes"] for value in row["measured"]]
 
 
 @pytest.mark.smoke
@@ -207,40 +231,53 @@ def test_tokens_are_shown_as_they_are() -> None:
 def test_the_dynamics_of_a_run(
     place: Path, tmp_path: Path, settings: dict[str, str], lora: dict[str, int] | None
 ) -> None:
-    """With a learning rate of 0 the run ends where it began, and so do its dynamics; with one, an IM-RM's moves."""
-    from rmkit.train import train
-
+    """With a learning rate of 0 the run ends where it began, and so do its dynamics; with 0.01 they move."""
     results = {}
     for rate in (0.0, 1e-2):
-        recipe = Recipe.model_validate(
-            {
-                "base": {"name": str(place / "gpt_neox")},
-                "reward_model": settings,
-                "lora": lora,
-                "data": {
-                    "root": str(place),
-                    "train": {"name": "train", "path": "original.jsonl"},
-                    "evaluation": [{"name": "reworded", "path": "reworded.jsonl"}],
-                },
-                "training": {"learning_rate": rate, "num_train_epochs": 1, "batch_size": 4},
-                "theory": {"dynamics": True, "pairs": 2},
-                "output_dir": str(tmp_path / f"run{rate}"),
-            }
-        )
-        results[rate] = train(recipe).read()["theory"]["dynamics"]
+        run = train_run(place, tmp_path / f"run{rate}", settings, rate, lora=lora)
+        before = (run / "run.json").read_bytes()
+        invoke("dynamics", run, "--pairs", 2, "--no-backbone")
+        assert (run / "run.json").read_bytes() == before
+        results[rate] = read_checked(run / "theory" / "dynamics.json", "dynamics", ["dynamics-margins.png"])["states"]
     still, moved = results.values()
     for state in ("before", "after"):
         assert list(still[state]["groups"]) == ["the pair itself", "another pair", "reworded"]
         assert moved[state]["errors"][0]["relative"] < 1e-3
         assert "trainable" not in still[state]["changes"][0]
-
-    def measured(result: dict[str, Any]) -> list[float]:
-        return [value for row in result["changes"] for value in row["measured"]]
-
     assert measured(still["after"]) == pytest.approx(measured(still["before"]), rel=1e-4, abs=1e-12)
     assert measured(moved["before"]) == pytest.approx(measured(still["before"]), rel=1e-4, abs=1e-12)
     assert measured(moved["after"]) != pytest.approx(measured(moved["before"]), rel=1e-4, abs=1e-12)
     assert summary.dynamics_tables(moved)[0]["rows"][0][0] == "before"
+
+
+@pytest.mark.smoke
+def test_mistakes_about_a_run(place: Path, tmp_path: Path) -> None:
+    """The remedies work: remove the option, give the base's new place."""
+    base = tmp_path / "base"
+    shutil.copytree((place / "gpt_neox").resolve(), base)
+    run = train_run(place, tmp_path / "run", {"type": "explicit"}, 1e-2, base={"name": str(base)})
+
+    def refused(*arguments: Any) -> str:
+        output = invoke("dynamics", *arguments, code=2).output
+        assert "Traceback" not in output
+        assert not (run / "theory").exists()
+        return " ".join(output.split())
+
+    data = place / "original.jsonl"
+    assert "DATA has no use" in refused(run, data)
+    assert "--seed has no use" in refused(run, "--seed", 1)
+    assert "DATA is missing" in refused(run / "model")
+    invoke("dynamics", run / "model", data, "--pairs", 1, "--no-backbone")
+    base.rename(tmp_path / "moved")
+    assert "The base of" in refused(run)
+    assert "is not the base that" in refused(run, "--base", place / "llama")
+    invoke("dynamics", run, "--base", tmp_path / "moved", "--pairs", 1, "--no-backbone")
+    assert (run / "theory" / "dynamics.json").is_file()
+    report = tmp_path / "report"
+    assert build.report([run], report) == []
+    page = (report / "index.html").read_text()
+    assert "run: Predicted against measured change of rewards" in page
+    assert "data:image/png" in page
 
 
 def test_reports_need_no_torch() -> None:

@@ -1,4 +1,4 @@
-"""Equations 4, 5 and 8 against gradient steps that are really taken, and what breaks when a term is missing."""
+"""Equations 4, 5 and 8 against actual gradient steps, and the error when a term is missing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from rmkit.models.language_model import apply_head, logit_cap
 from rmkit.reward_models import make_reward_model
 from rmkit.reward_models.generative import GenerativeRewardModel
 from rmkit.reward_models.implicit import ImplicitRewardModel
-from rmkit.reward_models.saving import ModelRef, load_model
+from rmkit.reward_models.loading import load_model
+from rmkit.reward_models.origins import ModelRef
 from rmkit.theory import dynamics as equations
 from rmkit.theory import experiment
 from rmkit.theory.dynamics import Positions, Unembedding, coefficients, predict, response_positions
@@ -62,53 +63,55 @@ def encoder(folder: Path) -> ChatEncoder:
     return ChatEncoder(load_tokenizer(folder)[0], "26 Jul 2024")
 
 
-def lab_for(folder: Path, settings: Any) -> FrozenHeadModel:
+def frozen_model_for(folder: Path, settings: Any) -> FrozenHeadModel:
     torch.manual_seed(0)
-    kind = make_reward_model(settings, encoder(folder))
-    return freeze_backbone(kind, load_model(kind, ModelRef(name=str(folder))).double())
+    reward_model = make_reward_model(settings, encoder(folder))
+    return freeze_backbone(reward_model, load_model(reward_model, ModelRef(name=str(folder))).double())
 
 
-def peaked(lab: FrozenHeadModel, sequences: list[Any]) -> list[Frozen]:
+def peaked(frozen_model: FrozenHeadModel, sequences: list[Any]) -> list[Frozen]:
     """Frozen states with predictions far from uniform, so that no term of a coefficient is negligible.
 
     Hidden states are smaller and the unembedding is larger than the model's, which the equations hold for just as well.
     """
-    frozen = [Frozen(each.sequence, 0.4 * each.hidden) for each in freeze(lab, sequences)]
-    if logit_cap(lab.model) is not None:
-        lab.model.config.final_logit_softcapping = 30.0  # as Gemma-2's: these logits are neither untouched nor flat
+    frozen = [Frozen(each.sequence, 0.4 * each.hidden) for each in freeze(frozen_model, sequences)]
+    if logit_cap(frozen_model.model) is not None:
+        frozen_model.model.config.final_logit_softcapping = (
+            30.0  # as Gemma-2's: these logits are neither untouched nor flat
+        )
     with torch.no_grad():
-        lab.weight.mul_(50 if lab.reward_model.head else 20)
-        if isinstance(lab.reward_model, ImplicitRewardModel):  # tokens that are there become likely
+        frozen_model.weight.mul_(50 if frozen_model.reward_model.head else 20)
+        if isinstance(frozen_model.reward_model, ImplicitRewardModel):  # tokens that are there become likely
             at, _ = response_positions(frozen)
-            lab.weight.index_add_(0, at.tokens, 4 * at.hidden / at.hidden.square().sum(-1, keepdim=True))
-        if isinstance(lab.reward_model, GenerativeRewardModel):  # verdicts that the model thinks likely
-            logits, _ = Unembedding.of(lab.model)(torch.stack([each.hidden[-1] for each in frozen]))
-            lab.reward_model.yes, lab.reward_model.no = logits.mean(0).topk(2).indices.tolist()
+            frozen_model.weight.index_add_(0, at.tokens, 4 * at.hidden / at.hidden.square().sum(-1, keepdim=True))
+        if isinstance(frozen_model.reward_model, GenerativeRewardModel):  # verdicts that the model thinks likely
+            logits, _ = Unembedding.of(frozen_model.model)(torch.stack([each.hidden[-1] for each in frozen]))
+            frozen_model.reward_model.yes, frozen_model.reward_model.no = logits.mean(0).topk(2).indices.tolist()
     return frozen
 
 
-def encoded(lab: FrozenHeadModel) -> list[Any]:
+def encoded(frozen_model: FrozenHeadModel) -> list[Any]:
     prompts = [PROMPTS[0]] * 2 + [PROMPTS[1]] * 3
-    return lab.reward_model.encode(prompts, [CHOSEN, REJECTED, *TARGETS])
+    return frozen_model.reward_model.encode(prompts, [CHOSEN, REJECTED, *TARGETS])
 
 
-def own_reference(lab: FrozenHeadModel, pair: list[Frozen]) -> Tensor | None:
-    if lab.reward_model.reference is None:
+def own_reference(frozen_model: FrozenHeadModel, pair: list[Frozen]) -> Tensor | None:
+    if frozen_model.reward_model.reference is None:
         return None
     with torch.no_grad():
-        return outputs(lab, pair)[None] + torch.tensor([[[0.7], [-0.4]]])  # so that g is not 1/2
+        return outputs(frozen_model, pair)[None] + torch.tensor([[[0.7], [-0.4]]])  # so that g is not 1/2
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_predicted_changes_are_the_measured_ones(folder: Path, name: str) -> None:
-    lab = lab_for(folder, SETTINGS[name])
-    frozen = peaked(lab, encoded(lab))
-    reference = own_reference(lab, frozen[:2])
+def test_predicted_changes_match_measured_changes(folder: Path, name: str) -> None:
+    frozen_model = frozen_model_for(folder, SETTINGS[name])
+    frozen = peaked(frozen_model, encoded(frozen_model))
+    reference = own_reference(frozen_model, frozen[:2])
     rates = [1e-2, 1e-3, 1e-4]
-    measured = measured_changes(lab, frozen[0], frozen[1], frozen, rates, reference)
-    change = predict(lab.reward_model, lab, frozen[0], frozen[1], frozen, reference).change
+    measured = measured_changes(frozen_model, frozen[0], frozen[1], frozen, rates, reference)
+    change = predict(frozen_model.reward_model, frozen_model, frozen[0], frozen[1], frozen, reference).change
     errors = [float((rate * change - each).norm() / each.norm()) for rate, each in zip(rates, measured, strict=True)]
-    if lab.reward_model.head:
+    if frozen_model.reward_model.head:
         assert errors[0] < 1e-10  # Eq. 4 is exact at any learning rate
     else:
         assert errors[2] < 1e-3
@@ -116,28 +119,32 @@ def test_predicted_changes_are_the_measured_ones(folder: Path, name: str) -> Non
             assert smaller == pytest.approx(larger / 10, rel=0.2)
 
 
-def four_terms(lab: FrozenHeadModel, target: Positions, source: Positions) -> list[Tensor]:
-    """The terms of rho as Eq. 5 writes them, dense over the vocabulary; with capped logits, of capped distributions."""
-    unembedding = Unembedding.of(lab.model)
+def four_terms(frozen_model: FrozenHeadModel, target: Positions, source: Positions) -> list[Tensor]:
+    """The terms of rho in Eq. 5, dense over the vocabulary; for capped logits, of the capped distributions."""
+    unembedding = Unembedding.of(frozen_model.model)
     left, right = (unembedding(side.hidden)[0].softmax(-1) for side in (target, source))
     same = (target.tokens[:, None] == source.tokens).double()
     return [same, -right[:, target.tokens].T, -left[:, source.tokens], left @ right.T]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
-def test_a_missing_term_would_show(architecture: str, models: dict[str, Path]) -> None:
-    lab = lab_for(models[architecture], Implicit(beta=0.5))
-    frozen = peaked(lab, encoded(lab))
+def test_a_missing_term_is_detected(architecture: str, models: dict[str, Path]) -> None:
+    frozen_model = frozen_model_for(models[architecture], Implicit(beta=0.5))
+    frozen = peaked(frozen_model, encoded(frozen_model))
     target, _ = response_positions(frozen)
     source, lengths = response_positions(frozen[:2])
-    terms = four_terms(lab, target, source)
-    rho = coefficients(Unembedding.of(lab.model), target, source)
+    terms = four_terms(frozen_model, target, source)
+    rho = coefficients(Unembedding.of(frozen_model.model), target, source)
     if architecture == "llama":
         torch.testing.assert_close(rho, torch.stack(terms).sum(0), rtol=0, atol=1e-12)
     signs = torch.tensor([1.0, -1.0]).double().repeat_interleave(lengths)
-    measured = measured_changes(lab, frozen[0], frozen[1], frozen, [1e-4], own_reference(lab, frozen[:2]))[0]
+    measured = measured_changes(
+        frozen_model, frozen[0], frozen[1], frozen, [1e-4], own_reference(frozen_model, frozen[:2])
+    )[0]
     with torch.no_grad():
-        rewards = lab.reward_model.rewards(outputs(lab, frozen[:2])[None], own_reference(lab, frozen[:2]))[0]
+        rewards = frozen_model.reward_model.rewards(
+            outputs(frozen_model, frozen[:2])[None], own_reference(frozen_model, frozen[:2])
+        )[0]
     scale = 1e-4 * 0.5**2 * equations.loss_slope(rewards[0], rewards[1])
 
     def error(rho: Tensor) -> float:
@@ -154,10 +161,10 @@ def test_a_missing_term_would_show(architecture: str, models: dict[str, Path]) -
 
 
 def test_coefficients_keep_their_bounds_and_signs(folder: Path) -> None:
-    lab = lab_for(folder, Implicit())
-    frozen = peaked(lab, encoded(lab))
+    frozen_model = frozen_model_for(folder, Implicit())
+    frozen = peaked(frozen_model, encoded(frozen_model))
     positions, _ = response_positions(frozen)
-    rho = coefficients(Unembedding.of(lab.model), positions, positions)
+    rho = coefficients(Unembedding.of(frozen_model.model), positions, positions)
     same = positions.tokens[:, None] == positions.tokens
     assert float(rho.abs().max()) <= 2
     assert bool((rho[same] > 0).all())  # footnote 2
@@ -165,26 +172,30 @@ def test_coefficients_keep_their_bounds_and_signs(folder: Path) -> None:
 
 
 def test_gammas_keep_their_bounds(folder: Path) -> None:
-    lab = lab_for(folder, Generative())
-    frozen = peaked(lab, encoded(lab))
-    found = predict(lab.reward_model, lab, frozen[0], frozen[1], frozen).coefficients
+    frozen_model = frozen_model_for(folder, Generative())
+    frozen = peaked(frozen_model, encoded(frozen_model))
+    found = predict(frozen_model.reward_model, frozen_model, frozen[0], frozen[1], frozen).coefficients
     for name, (low, high) in found.items():
         lowest, highest = equations.COEFFICIENT_BOUNDS[name]
         assert lowest <= low <= high <= highest
     assert found["gamma_rejected"][0] < -0.01
 
 
-def test_the_vocabulary_in_parts_gives_the_same(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lab = lab_for(llama, Implicit())
-    frozen = peaked(lab, encoded(lab))
-    whole = predict(lab.reward_model, lab, frozen[0], frozen[1], frozen, own_reference(lab, frozen[:2]))
-    monkeypatch.setattr(equations, "_ENTRIES_AT_ONCE", 1500)
-    in_parts = predict(lab.reward_model, lab, frozen[0], frozen[1], frozen, own_reference(lab, frozen[:2]))
+def test_vocabulary_chunks_do_not_change_the_result(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen_model = frozen_model_for(llama, Implicit())
+    frozen = peaked(frozen_model, encoded(frozen_model))
+    whole = predict(
+        frozen_model.reward_model, frozen_model, frozen[0], frozen[1], frozen, own_reference(frozen_model, frozen[:2])
+    )
+    monkeypatch.setattr(equations, "_CHUNK", 1500)
+    in_parts = predict(
+        frozen_model.reward_model, frozen_model, frozen[0], frozen[1], frozen, own_reference(frozen_model, frozen[:2])
+    )
     torch.testing.assert_close(in_parts.change, whole.change, rtol=1e-10, atol=0)
 
 
 def test_tokens_matter_to_implicit_models_only() -> None:
-    """The same hidden states, and a response that shares its token with y+ or does not (the point of Section 4.1)."""
+    """Equal hidden states, for a response that does or does not share its token with y+ (Section 4.1)."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.ones(1, 4).double()
     unembedding = Unembedding(0.1 * torch.randn(6, 4, generator=generator).double())
@@ -201,69 +212,73 @@ def test_tokens_matter_to_implicit_models_only() -> None:
 
 
 def test_all_parameters_against_the_inner_product_of_gradients(llama: Path) -> None:
-    lab = lab_for(llama, Implicit(beta=0.5))
-    sequences = encoded(lab)
+    frozen_model = frozen_model_for(llama, Implicit(beta=0.5))
+    sequences = encoded(frozen_model)
     pair, target = sequences[:2], sequences[2:3]
     rate = 1e-5
 
     def gradients(loss: Any) -> list[Tensor]:
-        parameters = [each for each in lab.model.parameters() if each.requires_grad]
+        parameters = [each for each in frozen_model.model.parameters() if each.requires_grad]
         return [
             torch.zeros_like(each) if grad is None else grad
             for each, grad in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True)
         ]
 
-    def said(some: list[Any]) -> Tensor:
+    def compute_outputs(some: list[Any]) -> Tensor:
         return apply_head(
-            lab.model, lab.reward_model.outputs, pad(some, lab.reward_model.encoder.tokenizer.pad_token_id)
+            frozen_model.model,
+            frozen_model.reward_model.outputs,
+            pad(some, frozen_model.reward_model.encoder.tokenizer.pad_token_id),
         )
 
-    reward = gradients(lab.reward_model.rewards(said(target), said(target).detach()).sum())
-    reference = said(pair).detach()[None]
-    loss = gradients(lab.reward_model.loss(said(pair)[None], reference))
+    reward = gradients(
+        frozen_model.reward_model.rewards(compute_outputs(target), compute_outputs(target).detach()).sum()
+    )
+    reference = compute_outputs(pair).detach()[None]
+    loss = gradients(frozen_model.reward_model.loss(compute_outputs(pair)[None], reference))
     expected = -rate * sum(float((one * other).sum()) for one, other in zip(reward, loss, strict=True))
-    before = {name: each.clone() for name, each in lab.model.state_dict().items()}
-    change = trainable_changes(lab, pair[0], pair[1], target, rate, reference)
+    before = {name: each.clone() for name, each in frozen_model.model.state_dict().items()}
+    change = trainable_changes(frozen_model, pair[0], pair[1], target, rate, reference)
     assert float(change) == pytest.approx(expected, rel=1e-2)
-    for name, each in lab.model.state_dict().items():
+    for name, each in frozen_model.model.state_dict().items():
         torch.testing.assert_close(each, before[name], rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", ["explicit", "implicit", "generative"])
-def test_with_the_backbone_held_fixed_both_steps_are_one(folder: Path, name: str) -> None:
-    lab = lab_for(folder, SETTINGS[name])
-    sequences = encoded(lab)
-    frozen = freeze(lab, sequences)
-    reference = own_reference(lab, frozen[:2])
-    lab.model.requires_grad_(False)
-    lab.weight.requires_grad_(True)
-    step = trainable_changes(lab, sequences[0], sequences[1], sequences, 1e-2, reference)
-    measured = measured_changes(lab, frozen[0], frozen[1], frozen, [1e-2], reference)[0]
+def test_both_steps_agree_with_a_frozen_backbone(folder: Path, name: str) -> None:
+    frozen_model = frozen_model_for(folder, SETTINGS[name])
+    sequences = encoded(frozen_model)
+    frozen = freeze(frozen_model, sequences)
+    reference = own_reference(frozen_model, frozen[:2])
+    frozen_model.model.requires_grad_(False)
+    frozen_model.weight.requires_grad_(True)
+    step = trainable_changes(frozen_model, sequences[0], sequences[1], sequences, 1e-2, reference)
+    measured = measured_changes(frozen_model, frozen[0], frozen[1], frozen, [1e-2], reference)[0]
     torch.testing.assert_close(step, measured, rtol=1e-3, atol=1e-7)
 
 
-def test_a_tied_unembedding_is_untied_for_the_lab(models: dict[str, Path]) -> None:
-    lab = lab_for(models["qwen2"], Implicit())
-    assert any("tied" in note for note in lab.notes)
-    frozen = freeze(lab, encoded(lab))
-    embedding = lab.model.get_input_embeddings().weight.clone()
-    measured_changes(lab, frozen[0], frozen[1], frozen, [1.0], own_reference(lab, frozen[:2]))
-    assert lab.weight is not lab.model.get_input_embeddings().weight
-    assert torch.equal(embedding, lab.model.get_input_embeddings().weight)
+def test_a_tied_unembedding_is_untied_in_a_copy(models: dict[str, Path]) -> None:
+    frozen_model = frozen_model_for(models["qwen2"], Implicit())
+    assert any("tied" in note for note in frozen_model.notes)
+    frozen = freeze(frozen_model, encoded(frozen_model))
+    embedding = frozen_model.model.get_input_embeddings().weight.clone()
+    measured_changes(frozen_model, frozen[0], frozen[1], frozen, [1.0], own_reference(frozen_model, frozen[:2]))
+    assert frozen_model.weight is not frozen_model.model.get_input_embeddings().weight
+    assert torch.equal(embedding, frozen_model.model.get_input_embeddings().weight)
 
 
-def pairs_of(lab: FrozenHeadModel, wordings: list[tuple[str, str]], prompts: list[str]) -> Any:
+def pairs_of(frozen_model: FrozenHeadModel, wordings: list[tuple[str, str]], prompts: list[str]) -> Any:
     pairs = [
         PreferencePair(prompt, *both, index) for index, (prompt, both) in enumerate(zip(prompts, wordings, strict=True))
     ]
-    return encode_pairs(drop_identical(pairs, "set"), lab.reward_model)
+    return encode_pairs(drop_identical(pairs, "set"), frozen_model.reward_model)
 
 
 def test_dynamics_over_a_set(llama: Path) -> None:
-    lab = lab_for(llama, Implicit(beta=0.5))
-    training = pairs_of(lab, [(CHOSEN, REJECTED), (TARGETS[0], TARGETS[1])], PROMPTS)
-    reworded = pairs_of(lab, [("Bake it.", "Wait."), ("No bread.", "Yes, salt.")], PROMPTS[::-1])
-    found = experiment.dynamics(lab, training, {"reworded": reworded}, learning_rate=1e-4, backbone=False)
+    frozen_model = frozen_model_for(llama, Implicit(beta=0.5))
+    training = pairs_of(frozen_model, [(CHOSEN, REJECTED), (TARGETS[0], TARGETS[1])], PROMPTS)
+    reworded = pairs_of(frozen_model, [("Bake it.", "Wait."), ("No bread.", "Yes, salt.")], PROMPTS[::-1])
+    found = experiment.dynamics(frozen_model, training, {"reworded": reworded}, learning_rate=1e-4, backbone=False)
     json.dumps(found)
     assert found["equation"] == "Eq. 5"
     assert found["error_slope"] == pytest.approx(2, abs=0.05)

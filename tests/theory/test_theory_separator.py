@@ -1,4 +1,4 @@
-"""The max-margin separator (Eq. 6) against hand arithmetic, an independent solver, and data that has none."""
+"""The max-margin separator (Eq. 6) against hand arithmetic, an independent solver, and inseparable data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from rmkit.theory.separator import NotSeparable, max_margin_separator, products, products_summary
+from rmkit.theory.separator import NotSeparable, compute_products, max_margin_separator, products_summary
 
 
 def test_by_hand() -> None:
@@ -15,7 +15,7 @@ def test_by_hand() -> None:
     assert found.direction == pytest.approx([1.0, 0.5])
     assert found.weights == pytest.approx([1.0, 0.25, 0.0], abs=1e-12)
     assert found.margin == pytest.approx(1 / np.sqrt(1.25))
-    assert products(found, [[2.0, -2.0], [0.0, -1.0]]) == pytest.approx([1.0, -0.5])
+    assert compute_products(found, [[2.0, -2.0], [0.0, -1.0]]) == pytest.approx([1.0, -0.5])
 
 
 @pytest.mark.parametrize(("pairs", "size"), [(30, 6), (8, 40), (10, 10)])
@@ -65,6 +65,6 @@ def test_unseen_pairs_are_ranked_through_structure_alone(structured: bool, expec
     generator = np.random.default_rng(1)
     shift = 4.0 * structured * np.eye(50)[0]
     train, unseen = (generator.normal(size=(number, 50)) + shift for number in (30, 400))
-    summary = products_summary(products(max_margin_separator(train), unseen))
+    summary = products_summary(compute_products(max_margin_separator(train), unseen))
     assert summary["fraction_positive"] == pytest.approx(expected, abs=0.07)
     assert summary["quantiles"]["0.5"] == pytest.approx(np.median(summary["products"]))

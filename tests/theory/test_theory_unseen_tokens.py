@@ -1,4 +1,4 @@
-"""Theorem 2: what its three claims say, and the arms in which they do not hold."""
+"""The three claims of Theorem 2, and control arms in which they fail."""
 
 from __future__ import annotations
 
@@ -117,12 +117,12 @@ def test_single_tokens_end_the_sequence(architecture: str, tmp_path: Path) -> No
         single_token_sequences(encoder, ["x"], ["Yes No"])
 
 
-def test_pairs_with_seen_tokens_are_no_unseen_pairs(tmp_path: Path) -> None:
+def test_pairs_with_seen_tokens_are_left_out(tmp_path: Path) -> None:
     tiny.tokenizer("llama").save_pretrained(tmp_path)
     encoder = ChatEncoder(load_tokenizer(tmp_path)[0], "26 Jul 2024")
     pairs = [PreferencePair("x", *both) for both in (("Yes", "No"), ("a", "b"), ("Yes", "c"), ("d", "e"))]
     train, unseen = split_by_tokens(encoder, pairs, 1, None)
     assert [pair.chosen for pair in train] == ["Yes"]
     assert [pair.chosen for pair in unseen] == ["a", "d"]
-    with pytest.raises(RmkitError, match="has a response that training has seen"):
+    with pytest.raises(RmkitError, match="has only responses that training has not seen"):
         split_by_tokens(encoder, pairs, 1, pairs[2:3])

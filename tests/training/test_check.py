@@ -17,7 +17,7 @@ from rmkit.commands.check import check
 from rmkit.config.recipe import Recipe, load_recipe
 from rmkit.data.preferences import PreferencePair
 from rmkit.reward_models import make_reward_model
-from rmkit.reward_models.saving import ModelRef
+from rmkit.reward_models.origins import ModelRef
 from rmkit.training import launch
 from rmkit.training.checking import Overlap, examples, memory, prompt_overlap, token_counts, work
 from rmkit.training.preparation import encode, load_config, load_data, load_encoder, lora_config

@@ -20,7 +20,8 @@ from rmkit.commands.check import check
 from rmkit.config.recipe import load_recipe
 from rmkit.data.preferences import load_preferences
 from rmkit.reward_models import make_reward_model
-from rmkit.reward_models.saving import ModelMetadata, ModelRef
+from rmkit.reward_models.metadata import ModelMetadata
+from rmkit.reward_models.origins import ModelRef
 from rmkit.train import train
 from rmkit.training import disk_space, launch
 from rmkit.training.preflight import preflight
@@ -184,7 +185,7 @@ def test_a_reference_that_is_not_there_or_counts_tokens_otherwise_is_refused(rec
             train(load_recipe(given(missing)))
     assert not (tmp_path / "runs").exists()
     other = refusal(given(models["gpt_neox"]))
-    assert "another tokenizer" in other.cause
+    assert "a different tokenizer" in other.cause
     assert "Give the model that training started from" in other.remedy
     assert tried(given(models["qwen2"])) == []
 
@@ -247,12 +248,12 @@ def test_a_generation_config_that_transformers_refuses_to_write_loses_no_run(run
 
 
 def test_a_generation_config_that_cannot_even_be_read_is_refused(recipe, base):
-    written = recipe(base=base("generation_config.json", max_new_tokens=-1), make_reward_model={"type": "generative"})
+    written = recipe(base=base("generation_config.json", max_new_tokens=-1), reward_model={"type": "generative"})
     error = refusal(written)
     assert "could not be saved: `max_new_tokens`" in error.cause
     assert "generation_config.json" in error.remedy
     mended = base("generation_config.json", max_new_tokens=8)
-    assert tried(recipe(base=mended, make_reward_model={"type": "generative"})) == []
+    assert tried(recipe(base=mended, reward_model={"type": "generative"})) == []
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 4}])

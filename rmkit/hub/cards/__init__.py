@@ -35,7 +35,7 @@ def card(made: Publication, content: Mapping[str, Any], repo_id: str) -> str:
     )
     environment.filters |= {"text": text, "code": code, "fenced": fenced, "python": python, "number": number}
     settings, date = made.recipe.reward_model.model_dump(), made.record["date_string"]
-    page = environment.get_template(f"{settings['type']}.md").render(
+    page = environment.select_template([f"{settings['type']}.md", "card.md"]).render(
         repo_id=repo_id,
         name=repo_id.split("/")[-1],
         version=rmkit.__version__,
