@@ -35,10 +35,11 @@ from rmkit.config.recipe import Recipe
 from rmkit.config.training_arguments import OWNED_FIELDS, REFUSED_FIELDS
 from rmkit.encoding.tokenizer import load_tokenizer
 from rmkit.models.language_model import load
+from rmkit.processes import main_process_only
 from rmkit.training.explicit import ExplicitTrainer
 from rmkit.training.generative import GenerativeTrainer
 from rmkit.training.implicit import ImplicitTrainer
-from rmkit.training.launch import alone, training_options
+from rmkit.training.launch import training_options
 from rmkit.training.pair_trainer import PairTrainerMixin
 
 TRAINERS = [ExplicitTrainer, ImplicitTrainer, GenerativeTrainer]
@@ -94,6 +95,7 @@ def trainers(models, tmp_path_factory):
             data_collator=lambda rows: {"rows": rows, "index": torch.tensor([row["row"] for row in rows])},
             processing_class=tokenizer,
             peft_config=None,
+            reward_model=None,  # asked by compute_loss alone
         )
     return made
 
@@ -212,7 +214,7 @@ def test_a_process_can_be_told_to_work_alone():
     state = PartialState()
     state.num_processes, state.process_index = 4, 2
     try:
-        with alone():
+        with main_process_only():
             assert (PartialState().num_processes, PartialState().process_index) == (1, 0)
         assert (PartialState().num_processes, PartialState().process_index) == (4, 2)
     finally:

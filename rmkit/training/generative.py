@@ -27,7 +27,7 @@ class GenerativeTrainer(PairTrainerMixin, Trainer):
         super().__init__(get_peft_model(model, peft_config) if peft_config else model, args, **options)
 
     def outputs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | float]:
-        """Those of Eq. 7, and the term of footnote 7."""
+        """The outputs for Eq. 7, and the term of footnote 7."""
         weight = self.reward_model.settings.generation_weight
         if not weight:
             return super().outputs(model, inputs)

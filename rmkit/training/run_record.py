@@ -6,31 +6,25 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from rmkit.config.recipe import Recipe
 from rmkit.data.overlap import training_overlap
-from rmkit.data.preferences import PreferenceData
 from rmkit.encoding.pairs import EncodedPairs
 from rmkit.evaluation.statistics import by_category, length_baselines
 from rmkit.processes import running_sharding
-from rmkit.reward_models.saving import ModelMetadata
 from rmkit.runs import environment
 from rmkit.runs.directory import FORMAT
-from rmkit.training import launch
 from rmkit.training.scoring_callback import ScoringCallback
+from rmkit.training.training_run import TrainingRun
 
 
 def run_record(
-    recipe: Recipe,
-    data: Mapping[str, PreferenceData],
-    encoded: Mapping[str, EncodedPairs],
-    scoring: ScoringCallback,
-    record: ModelMetadata,
-    trainer: Any,
-    train_metrics: Mapping[str, float],
-    plan: launch.LaunchPlan | None,
-    started: float,
+    run: TrainingRun, trainer: Any, scoring: ScoringCallback, train_metrics: Mapping[str, float]
 ) -> dict[str, Any]:
-    """What run.json holds. Times are in seconds, memory in MiB, lengths in tokens."""
+    """The content of run.json. Times are in seconds, memory in MiB, lengths in tokens.
+
+    Args:
+        train_metrics: transformers' metrics of training; empty while it goes on.
+    """
+    recipe, encoded = run.recipe, run.encoded
     training_set = recipe.data.train.name
     final = scoring.history[-1]["sets"]
     categories = {each.name: each.category for each in recipe.data.evaluation}
@@ -42,15 +36,15 @@ def run_record(
         "format": FORMAT,
         **environment.describe(),
         "recipe": recipe.model_dump(mode="json"),
-        "reward_model": record.model_dump(mode="json"),
+        "reward_model": run.metadata.model_dump(mode="json"),
         "num_processes": trainer.args.world_size,
         "sharding": running_sharding(trainer.args),
-        "distributed": plan.name if plan else None,
+        "distributed": run.plan.name if run.plan else None,
         "gradient_accumulation_steps": trainer.args.gradient_accumulation_steps,
         "data": {
             name: {
-                "fingerprint": data[name].fingerprint,
-                "split": data[name].split,
+                "fingerprint": run.data[name].fingerprint,
+                "split": run.data[name].split,
                 "pairs": len(pairs),
                 "dropped": pairs.dropped,
                 "control_texts": pairs.control_texts,
@@ -72,7 +66,7 @@ def run_record(
             "log": [entry for entry in trainer.state.log_history if "accuracy" in entry],
         },
         "timings": {
-            "total_seconds": time.time() - started,
+            "total_seconds": time.time() - run.started,
             "scoring_seconds": scoring.seconds,
             "reference_seconds": scoring.references.seconds,
         },

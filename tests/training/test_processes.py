@@ -31,10 +31,10 @@ FAULTS = {
 }
 PROCESS = """
 import os, threading
-from rmkit.errors import RmkitError, reported
+from rmkit.errors import RmkitError, exit_on_error
 def hang():
     threading.Event().wait()
-with reported():
+with exit_on_error():
     if os.environ["RANK"] in os.environ["FAULTY"]:
         {fault}
     {other}
@@ -227,28 +227,26 @@ def test_signals_reach_the_processes_once(recipe, tmp_path, number, code, proces
 
 @DIST
 @pytest.mark.parametrize(
-    ("command", "distributed"),
+    ("command", "distributed", "processes"),
     [
-        ([*ACCELERATE, "--config_file", CPU, "--num_processes", "2"], None),
-        ([*ACCELERATE, "--num-processes=2", *PLAIN], None),
-        ([sys.executable], "cpu_zero3"),
-        ([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"], "cpu"),
+        ([*ACCELERATE, "--config_file", CPU, "--num_processes", "2"], None, 2),
+        ([*ACCELERATE, "--num-processes=2", *PLAIN], None, 2),
+        ([sys.executable], "cpu_zero3", 2),
+        ([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"], "cpu", 1),
     ],
     ids=["a config of one process", "no config", "plain python", "too many"],
 )
-def test_the_remedy_for_another_number_of_processes_works(recipe, tmp_path, command, distributed):
+def test_the_remedy_for_another_number_of_processes_works(recipe, tmp_path, command, distributed, processes):
     overrides = [str(recipe), f"output_dir={tmp_path / 'run'}"]
     overrides += [] if distributed is None else [f"distributed={distributed}"]
     ran = launch(environment(tmp_path), *command, SCRIPT, *overrides)
-    error, remedy = said(ran)[:2]
-    asked = re.search(r"asks for (\d) process", error)
-    given = re.fullmatch(r"  fix: Use `rmkit (train RECIPE.*)`\.", remedy)
-    assert asked is not None
-    assert given is not None, ran.stderr
-    arguments = [part for each in shlex.split(given[1]) for part in (overrides if each == "RECIPE" else [each])]
+    remedy = re.match(r"  fix: Use `rmkit (train RECIPE.*?)`", said(ran)[1])
+    assert remedy is not None, ran.stderr
+    words = {"RECIPE": overrides, "N": [str(processes)]}
+    arguments = [part for word in shlex.split(remedy[1]) for part in words.get(word, [word])]
     ran = launch(environment(tmp_path), *RMKIT, *arguments)
     assert ran.returncode == 0, ran.stderr
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["num_processes"] == int(asked[1])
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["num_processes"] == processes
 
 
 @DIST
