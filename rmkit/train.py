@@ -128,7 +128,7 @@ def _make_trainer(run: TrainingRun, references: References) -> tuple[Any, list[C
     )
     dropout = [] if recipe.base.dropout else turn_off_dropout(model)
     tokenizer = reward_model.encoder.tokenizer
-    with refusals("the trainer"):
+    with refusals("training arguments"):
         trainer = trainer_class(recipe.reward_model)(
             model=model,
             args=run.arguments,

@@ -1,4 +1,4 @@
-"""Training: one thin trainer a type on TRL, and what they share."""
+"""Training: one thin trainer per type on TRL, and what they share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rmkit.config.recipe import Generative, Implicit, RewardModelSettings
 
 
 def trainer_class(settings: RewardModelSettings) -> Any:
-    """The trainer of a type: TRL's RewardTrainer unless the type asks for another. Imported only to train."""
+    """The trainer class of a type; TRL's RewardTrainer by default. Imported here, since only training needs it."""
     match settings:
         case Implicit():
             from rmkit.training.implicit import ImplicitTrainer

@@ -6,8 +6,8 @@ Other launchers are recognised by the environment that they set:
 - `accelerate launch` with DeepSpeed (from a `--config_file` or options) exports the ZeRO stage: it overrides the recipe
 - Without DeepSpeed nothing in the environment tells whether accelerate has read a configuration: the recipe decides the
   sharding, through TrainingArguments.deepspeed. The same holds for torchrun.
-- A launcher of several processes exports WORLD_SIZE, which overrides the number in the recipe's configuration, unless
-  that is 1.
+- The number of processes that runs overrides the one in the recipe's configuration, unless that is 1, or one process
+  runs where nobody chose the number (without GPUs, or without a launcher).
 """
 
 from __future__ import annotations
@@ -183,19 +183,20 @@ def plan(recipe: Recipe) -> LaunchPlan | None:
     Raises:
         RmkitError: see `read_config`.
     """
-    option, told = os.environ.get(_CONFIG_FILE), os.environ.get(_PROCESSES)
+    option, number = os.environ.get(_CONFIG_FILE), os.environ.get(_PROCESSES)
     name = option or recipe.distributed
     config = {} if name is None else read_config(name)
-    processes = int(told) if told else None
+    processes = int(number) if number else None
     launched = _launched_deepspeed() if option is None else None
     if launched is not None and (name is None or _sharding_of(launched) != _sharding_of(config)):
         return LaunchPlan(_LAUNCHER, processes, _sharding_of(launched), launched)
     if name is None:
-        return None if told is None else LaunchPlan("--num-processes", processes, None, {})
+        return None if processes is None else LaunchPlan("--num-processes", processes, None, {})
     if processes is None:
-        # A launcher of several processes was given their number; only a configuration of one objects.
+        # Several processes were somebody's choice, and so is one where accelerate's default would be one per GPU.
         running = running_processes()
-        processes = running if running > 1 and config.get("num_processes") != 1 else process_count(name)
+        chosen = running > 1 or (_by_accelerate() and visible_gpus() > 1)
+        processes = running if chosen and config.get("num_processes") != 1 else process_count(name)
     return LaunchPlan(name, processes, _sharding_of(config), launched or config)
 
 

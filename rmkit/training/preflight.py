@@ -75,7 +75,7 @@ def preflight(
     pairs: int,
     plan: launch.LaunchPlan | None,
 ) -> list[str]:
-    """Try what a run will need; returns warnings, a line each. Called by one process, before weights are loaded.
+    """Try everything that a run will need, on one process and before weights are loaded; returns lines to print.
 
     Args:
         config: of the base.
@@ -114,23 +114,23 @@ def preflight(
 
 
 def training_steps(recipe: Recipe, pairs: int) -> tuple[int, int]:
-    """Optimizer steps an epoch, and of the whole run.
+    """Optimizer steps per epoch, and of the whole run.
 
     Raises:
-        RmkitError: if there is none.
+        RmkitError: if there are none.
     """
     options = training_arguments(recipe)
-    each = pairs / options["batch_size"]
-    per_epoch = math.floor(each) if options.get("dataloader_drop_last") else math.ceil(each)
+    batches = pairs / options["batch_size"]
+    per_epoch = math.floor(batches) if options.get("dataloader_drop_last") else math.ceil(batches)
     if per_epoch == 0:
         raise RmkitError(
             f"The training set has {pairs} pairs, too few for one step with training.dataloader_drop_last.",
             "Set training.dataloader_drop_last: false, or a smaller training.batch_size.",
         )
-    most = options.get("max_steps", -1)
-    if most == 0:
+    max_steps = options.get("max_steps", -1)
+    if max_steps == 0:
         raise RmkitError("training.max_steps is 0.", "Give a number of steps, or leave training.max_steps out.")
-    return per_epoch, most if most > 0 else math.ceil(options["num_train_epochs"] * per_epoch)
+    return per_epoch, max_steps if max_steps > 0 else math.ceil(options["num_train_epochs"] * per_epoch)
 
 
 def _check_sharding(plan: launch.LaunchPlan | None, sharding: str) -> None:
@@ -145,7 +145,7 @@ def _check_sharding(plan: launch.LaunchPlan | None, sharding: str) -> None:
 
 
 def check_training(arguments: Any, model: nn.Module, steps: int) -> list[str]:
-    """Take one step on a toy with the optimizer, schedule, loader and compiler of a run; returns warnings.
+    """Take one step on a toy model with the optimizer, schedule, loader and compiler of a run; returns warnings.
 
     Args:
         model: the model without weights, whose modules `optim_target_modules` names.
@@ -196,9 +196,9 @@ def _check_compile(arguments: Any, toy: nn.Module) -> None:
 
 
 def _check_optimizer(arguments: Any, model: nn.Module, toy: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of `arguments`, which has taken a step on `toy`."""
+    """Make the optimizer of `arguments` and take a step on `toy` with it."""
     name = arguments.optim.value
-    module, package = next((each for part, each in _OPTIMIZER_PACKAGES.items() if part in name), ("torch", "torch"))
+    module, package = next((needed for part, needed in _OPTIMIZER_PACKAGES.items() if part in name), ("torch", "torch"))
     if find_spec(module) is None:
         raise RmkitError(
             f"training.optim {name} needs the package {package.rpartition('/')[2]}.",
@@ -208,7 +208,7 @@ def _check_optimizer(arguments: Any, model: nn.Module, toy: nn.Module) -> torch.
     with _refused(f"optim {name}", remedy):
         optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
         own = [key for key in ("params", "model", "optimizer_dict") if key in options]
-        # Optimizers of chosen modules take the model's parameters, which are not there yet: no step then.
+        # Optimizers of chosen modules bring the model's parameters, which have no data yet: no step then.
         parameters = [options.pop(key) for key in own][-1] if own else toy.parameters()
         optimizer: torch.optim.Optimizer = optimizer_class(parameters, **options)
         if not own:
@@ -223,9 +223,9 @@ def _check_optimizer(arguments: Any, model: nn.Module, toy: nn.Module) -> torch.
 
 
 def _is_used(field: str, arguments: Any, model: nn.Module) -> bool:
-    """Whether the optimizer would be another one with a field's default; true if it has that already."""
-    given, default = getattr(arguments, field), type(arguments).__dataclass_fields__[field].default
-    if given == default:
+    """Whether the field changes the optimizer; true if the field has its default."""
+    value, default = getattr(arguments, field), type(arguments).__dataclass_fields__[field].default
+    if value == default:
         return True
     with_it = Trainer.get_optimizer_cls_and_kwargs(arguments, model)[1]
     setattr(arguments, field, default)
@@ -234,7 +234,7 @@ def _is_used(field: str, arguments: Any, model: nn.Module) -> bool:
     except ValueError:  # some need their target modules
         return True
     finally:
-        setattr(arguments, field, given)
+        setattr(arguments, field, value)
 
 
 def _check_schedule(arguments: Any, optimizer: torch.optim.Optimizer, steps: int) -> list[str]:
@@ -254,7 +254,7 @@ def _check_schedule(arguments: Any, optimizer: torch.optim.Optimizer, steps: int
         "Correct training.lr_scheduler_kwargs and learning_rate, or use lr_scheduler_type: constant.",
     ):
         schedule = get_scheduler(name, optimizer, warmup, steps, arguments.lr_scheduler_kwargs)
-        with warnings.catch_warnings():  # the optimizer has taken its step before the schedule was made
+        with warnings.catch_warnings():  # that the optimizer has stepped before the schedule existed
             warnings.simplefilter("ignore")
             schedule.step()
     if warmup > steps:
@@ -264,10 +264,10 @@ def _check_schedule(arguments: Any, optimizer: torch.optim.Optimizer, steps: int
 
 @contextlib.contextmanager
 def _refused(field: str, remedy: str) -> Iterator[None]:
-    """Say of any error inside that a field under `training:` cannot be used."""
+    """Raise `RmkitError` for any error inside: the field under `training:` cannot be used."""
     try:
         yield
-    except Exception as error:  # whatever libraries raise on options that they do not take
+    except Exception as error:  # whatever libraries raise on invalid options
         raise RmkitError(f"training.{field} cannot be used: {first_line(error).rstrip('.')}.", remedy) from None
 
 
@@ -277,14 +277,14 @@ def _refused(field: str, remedy: str) -> Iterator[None]:
 def rehearse_save(
     folder: Path, model: PreTrainedModel | PeftModel, reward_model: RewardModel[Any], record: ModelMetadata
 ) -> None:
-    """Write the model directory into `folder` with all that it will hold but the weights, and read it back.
+    """Write the model directory without weights into `folder`, and read it back.
 
     Raises:
-        RmkitError: if something cannot be written, or is another when it is read.
+        RmkitError: if something cannot be written, or differs when it is read.
     """
     directory = folder / "model"
-    # One number stands for each weight of the adapters, without which PEFT saves nothing.
-    adapters = {name: torch.zeros(1) for name, each in model.named_parameters() if each.requires_grad}
+    # One number replaces every adapter weight: without any weight PEFT saves nothing.
+    adapters = {name: torch.zeros(1) for name, weight in model.named_parameters() if weight.requires_grad}
     try:
         _load_generation_config(model, record)
         with no_progress_bar():
@@ -305,17 +305,17 @@ def rehearse_save(
         ) from None
     texts = ["How do I bake bread?"], ["Mix flour, water, salt and yeast."]
     same = encoder.template_hash == reward_model.encoder.template_hash
-    if not same or [each.ids for each in encoder.response_sequences(*texts)] != [
-        each.ids for each in reward_model.encoder.response_sequences(*texts)
+    if not same or [sequence.ids for sequence in encoder.response_sequences(*texts)] != [
+        sequence.ids for sequence in reward_model.encoder.response_sequences(*texts)
     ]:
         raise RmkitError(
-            "The tokenizer or chat template is another one when it has been saved and loaded again.",
+            "The tokenizer or chat template changes when it is saved and loaded again.",
             "Give the template as base.chat_template, or save the base's tokenizer again with this transformers.",
         )
 
 
 def _load_generation_config(model: PreTrainedModel | PeftModel, record: ModelMetadata) -> None:
-    """A model without weights has none of its base's own; a base without the file has none either."""
+    """Load the generation config of the base, if it has one: a model without weights has only defaults."""
     if isinstance(model, PeftModel) or record.base is None or not model.can_generate():
         return
     with contextlib.suppress(OSError):

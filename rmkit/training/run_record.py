@@ -1,4 +1,4 @@
-"""The content of run.json: all that is needed to trace a run's numbers, and the numbers."""
+"""The content of run.json: a run's numbers, and everything needed to trace them."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ def run_record(
     """The content of run.json. Times are in seconds, memory in MiB, lengths in tokens.
 
     Args:
-        train_metrics: transformers' metrics of training; empty while it goes on.
+        train_metrics: transformers' metrics of training; empty while it runs.
     """
-    recipe, encoded = run.recipe, run.encoded
-    training_set = recipe.data.train.name
+    recipe, training_set = run.recipe, run.training_set
     final = scoring.history[-1]["sets"]
-    categories = {each.name: each.category for each in recipe.data.evaluation}
-    evaluated = {name: metrics for name, metrics in final.items() if name != training_set}
+    categories = {dataset.name: dataset.category for dataset in recipe.data.evaluation}
+    evaluated = {name: metrics for name, metrics in final.items() if name != training_set.name}
     seconds = train_metrics.get("train_runtime", 0.0) - scoring.seconds_in_training
-    tokens = sum(map(len, [*encoded[training_set].chosen, *encoded[training_set].rejected]))
+    tokens = sum(map(len, [*training_set.chosen, *training_set.rejected]))
     accuracies = {name: metrics["accuracy"] for name, metrics in evaluated.items()}
     return {
         "format": FORMAT,
@@ -41,21 +40,8 @@ def run_record(
         "sharding": running_sharding(trainer.args),
         "distributed": run.plan.name if run.plan else None,
         "gradient_accumulation_steps": trainer.args.gradient_accumulation_steps,
-        "data": {
-            name: {
-                "fingerprint": run.data[name].fingerprint,
-                "split": run.data[name].split,
-                "pairs": len(pairs),
-                "dropped": pairs.dropped,
-                "control_texts": pairs.control_texts,
-                "category": categories.get(name),
-                "training": name == training_set,
-                **(_shared(encoded[training_set], pairs) if name != training_set else {}),
-                **length_baselines(pairs.response_lengths),
-            }
-            for name, pairs in encoded.items()
-        },
-        "train_fit": final.get(training_set),
+        "data": _describe_sets(run),
+        "train_fit": final.get(training_set.name),
         "metrics": evaluated,
         "accuracy_by_category": by_category(accuracies, categories),
         "history": scoring.history,
@@ -74,7 +60,27 @@ def run_record(
     }
 
 
-def _shared(training: EncodedPairs, evaluation: EncodedPairs) -> dict[str, int]:
-    """How many pairs of a set have their prompt in the training set, and how many are training pairs."""
+def _describe_sets(run: TrainingRun) -> dict[str, dict[str, Any]]:
+    """Size, origin and baselines of every set; of evaluation sets also what they share with the training set."""
+    training_set = run.training_set
+    categories = {dataset.name: dataset.category for dataset in run.recipe.data.evaluation}
+    return {
+        name: {
+            "fingerprint": run.data[name].fingerprint,
+            "split": run.data[name].split,
+            "pairs": len(pairs),
+            "dropped": pairs.dropped,
+            "control_texts": pairs.control_texts,
+            "category": categories.get(name),
+            "training": name == training_set.name,
+            **(_count_shared(training_set, pairs) if name != training_set.name else {}),
+            **length_baselines(pairs.response_lengths),
+        }
+        for name, pairs in run.encoded.items()
+    }
+
+
+def _count_shared(training: EncodedPairs, evaluation: EncodedPairs) -> dict[str, int]:
+    """The number of pairs of a set whose prompt is in the training set, and of those that are training pairs."""
     found = training_overlap(training.pairs, evaluation.pairs)
     return {"shared_prompts": found.prompts, "shared_pairs": found.pairs}

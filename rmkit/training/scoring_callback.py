@@ -1,4 +1,4 @@
-"""Scores the sets with the model as it is being trained: before the first step, after epochs, at the end."""
+"""Scores the sets during a run: before the first step, after epochs, and at the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rmkit.training.training_run import TrainingRun
 class ScoringCallback(TrainerCallback):
     """Writes rewards/ and examples/, and keeps the metrics of every state in `history`.
 
-    The history goes into every checkpoint, so that a resumed run has the whole of it.
+    The history is saved with every checkpoint, so that a resumed run has all of it.
     """
 
     FILE = "history.json"
@@ -34,10 +34,10 @@ class ScoringCallback(TrainerCallback):
         self.scored: dict[str, PairRewards] = {}
         self.scored_step = -1
         self.seconds = 0.0
-        self.seconds_in_training = 0.0  # the part that transformers counts as training
+        self.seconds_in_training = 0.0  # included in transformers' training time
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The probe of the model, the reference's outputs on every set, then the initial rewards."""
+        """Probe the model, compute the reference's outputs on every set, then the initial rewards."""
         started = time.time()
         check_forward(self.trainer.model_wrapped, self.run.reward_model, half=self.run.metadata.half)
         resumed = state.global_step > 0
@@ -53,15 +53,15 @@ class ScoringCallback(TrainerCallback):
             self.on_epoch_end(args, state, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The rewards after this epoch, where the recipe asks."""
+        """Score after this epoch if the recipe sets evaluation.every_epoch."""
         name = f"epoch_{round(state.epoch)}"
         cut_short = control.should_training_stop and state.global_step < state.max_steps
-        scored = any(each["state"] == name for each in self.history)
+        scored = any(entry["state"] == name for entry in self.history)
         if self.run.recipe.evaluation.every_epoch and not cut_short and not scored:
             self.score(name, state.epoch)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The history so far, beside the checkpoint."""
+        """Save the history so far with the checkpoint."""
         if state.is_world_process_zero:
             write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.FILE, {"history": self.history})
 
@@ -86,10 +86,10 @@ class ScoringCallback(TrainerCallback):
             self.seconds_in_training = self.seconds
 
     def _on_unseen_prompts(self, name: str) -> dict[str, float]:
-        """What is told beside the whole of an evaluation set that shares prompts with the training set."""
+        """Additional metrics of an evaluation set that shares prompts with the training set."""
         if name == self.training_set:
             return {}
-        train, own = ([pair.prompt for pair in self.run.encoded[each].pairs] for each in (self.training_set, name))
+        train, own = ([pair.prompt for pair in self.run.encoded[one].pairs] for one in (self.training_set, name))
         scored = self.scored[name]
         return unseen_prompt_accuracy(unseen_prompt_mask(train, own), scored.rewards, scored.log_rewards)
 

@@ -62,7 +62,7 @@ def no_launcher(monkeypatch):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_each_configuration_has_its_launch_line_and_accelerate_reads_it(path):
+def test_every_configuration_has_a_launch_line_and_accelerate_reads_it(path):
     from accelerate.commands.config.config_args import load_config_from_file
 
     text = path.read_text()
@@ -74,7 +74,7 @@ def test_each_configuration_has_its_launch_line_and_accelerate_reads_it(path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_each_configuration_launches_what_it_says(path, monkeypatch):
+def test_accelerate_launches_every_configuration_as_written(path, monkeypatch):
     """accelerate's own launch, up to the point where it would start processes."""
 
     started = {}
@@ -99,7 +99,7 @@ def test_each_configuration_launches_what_it_says(path, monkeypatch):
         assert started["launcher"] == ("multi_gpu_launcher" if config["num_processes"] > 1 else "simple_launcher")
 
 
-def test_a_recipe_alone_wants_all_visible_gpus(monkeypatch):
+def test_a_recipe_plans_for_all_visible_gpus(monkeypatch):
     monkeypatch.setattr(launch, "visible_gpus", lambda: 8)
     plan = launch.plan(recipe(distributed="zero3"))
     assert (plan.processes, plan.sharding) == (8, "zero3")
@@ -140,6 +140,12 @@ def launched(monkeypatch):
     return start
 
 
+def config_path(part):
+    """An option of `accelerate launch`; the name of a configuration becomes its path."""
+    path = launch.CONFIGS / f"{part}.yaml"
+    return str(path) if path.exists() else part
+
+
 @pytest.mark.parametrize(
     ("options", "distributed", "gpus", "expected"),
     [
@@ -158,29 +164,27 @@ def launched(monkeypatch):
             2,
             ("accelerate launch", None, "zero1"),
         ),
-        # a configuration without DeepSpeed cannot be told from none: the recipe's sharding holds
+        # a configuration without DeepSpeed leaves no trace in the environment: the recipe decides the sharding
         (["--config_file", "ddp"], "zero3", 4, ("zero3", 4, "zero3")),
         (["--config_file", "ddp"], None, 4, None),
-        # one process, on purpose
+        # one process instead of one per GPU
+        (["--config_file", "single_gpu"], "ddp", 8, ("ddp", 1, "none")),
+        (["--num_processes", "1"], "zero3", 8, ("zero3", 1, "zero3")),
+        # one process, as the configuration says
         (["--config_file", "cpu"], None, 0, None),
         (["--config_file", "cpu"], "cpu", 0, ("cpu", 1, "none")),
     ],
 )
 def test_the_plan_of_a_run_that_accelerate_has_launched(launched, options, distributed, gpus, expected):
-    options = [
-        str(launch.CONFIGS / f"{part}.yaml") if part in ("zero2", "zero3", "ddp", "cpu") else part for part in options
-    ]
-    launched(*options, gpus=gpus)
+    launched(*map(config_path, options), gpus=gpus)
     planned = launch.plan(recipe(distributed=distributed))
     assert (planned and (planned.name, planned.processes, planned.sharding)) == expected
     launch.check_processes(planned, int(os.environ.get("WORLD_SIZE", "1")))
     note = launch.override_note(recipe(distributed=distributed), planned)
-    overridden = distributed is not None and expected[0] == "accelerate launch"
-    assert note == (
-        f"accelerate launch has set up {expected[2]}, which overrides distributed: {distributed}."
-        if overridden
-        else None
-    )
+    if distributed is not None and expected[0] == "accelerate launch":
+        assert note == f"accelerate launch has set up {expected[2]}, which overrides distributed: {distributed}."
+    else:
+        assert note is None
 
 
 @pytest.mark.parametrize(
@@ -193,8 +197,7 @@ def test_the_plan_of_a_run_that_accelerate_has_launched(launched, options, distr
     ],
 )
 def test_another_number_of_processes_than_planned_is_refused(launched, options, distributed, gpus, message):
-    options = [str(launch.CONFIGS / "cpu.yaml") if part == "cpu" else part for part in options]
-    launched(*options, gpus=gpus)
+    launched(*map(config_path, options), gpus=gpus)
     with pytest.raises(RmkitError, match=message):
         launch.check_processes(launch.plan(recipe(distributed=distributed)), int(os.environ.get("WORLD_SIZE", "1")))
 
@@ -213,7 +216,9 @@ def test_offloading_that_accelerate_has_set_up_is_in_the_plan(launched):
 
 
 @pytest.mark.parametrize(("distributed", "processes"), [("zero3", 4), ("ddp", 2), (None, 2), ("cpu", None)])
-def test_torchrun_decides_the_number_of_processes_but_of_a_configuration_of_one(monkeypatch, distributed, processes):
+def test_torchrun_decides_the_number_of_processes_except_for_a_configuration_of_one(
+    monkeypatch, distributed, processes
+):
     monkeypatch.setenv("WORLD_SIZE", str(processes or 2))
     planned = launch.plan(recipe(distributed=distributed))
     if processes is None:
@@ -247,7 +252,7 @@ def test_rmkit_train_and_its_processes_plan_the_same_number(monkeypatch, name, g
     ],
     ids=lambda content: content["distributed_type"],
 )
-def test_rmkit_train_alone_ignores_what_accelerate_config_left(monkeypatch, tmp_path, content):
+def test_rmkit_train_ignores_the_default_configuration_of_accelerate(monkeypatch, tmp_path, content):
 
     started = {}
     for name in ("simple_launcher", "multi_gpu_launcher", "deepspeed_launcher"):
@@ -277,7 +282,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         launch.check_processes(None, 4)
 
 
-def test_several_machines_are_launched_by_hand(monkeypatch):
+def test_rmkit_train_refuses_configurations_for_several_machines(monkeypatch):
     with pytest.raises(RmkitError, match=r"on several machines.*zero3_multinode.yaml"):
         launch.launch_options("zero3_multinode", 16)
     with pytest.raises(RmkitError, match=r"but 1 runs. Run `accelerate launch` on each machine"):
@@ -340,7 +345,7 @@ def test_only_the_recipe_decides_to_compile(launched, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "content", ["distributed_type: NO", "distributed_type: 'NO'\nfsdp_config: {}\ndeepspeed_config: {}"]
 )
-def test_what_accelerate_config_writes_for_one_process_is_taken(tmp_path, content):
+def test_configurations_that_accelerate_config_writes_for_one_process_are_accepted(tmp_path, content):
     (tmp_path / "own.yaml").write_text(content)
     plan = launch.plan(recipe(distributed=str(tmp_path / "own.yaml")))
     assert (plan.processes, plan.sharding) == (1, "none")
@@ -369,7 +374,7 @@ def test_tests_see_no_gpu_and_conftest_loads_no_torch_before_it_hides_them():
 
 
 def test_one_process_never_spreads_over_several_gpus(monkeypatch, run, capsys):
-    """transformers would wrap the model in DataParallel, and multiply the batch by the GPUs. Said once."""
+    """transformers would use DataParallel and multiply the batch size by the number of GPUs. A note is printed once."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     seen = []
@@ -379,7 +384,7 @@ def test_one_process_never_spreads_over_several_gpus(monkeypatch, run, capsys):
             seen.append((args.n_gpu, args.train_batch_size, type(model).__name__, state.max_steps))
 
     add = Trainer.add_callback
-    monkeypatch.setattr(Trainer, "add_callback", lambda self, each: [add(self, each), add(self, Seen())])
+    monkeypatch.setattr(Trainer, "add_callback", lambda self, callback: [add(self, callback), add(self, Seen())])
     run("generative", training={"per_device_train_batch_size": 2})  # 24 pairs in steps of 8
     assert set(seen) == {(1, 2, "Qwen2ForCausalLM", 3)}
     assert capsys.readouterr().out.count("trains on one of 4 GPUs") == 1
@@ -480,10 +485,10 @@ def test_a_batch_that_does_not_divide_is_an_error():
 
 def test_deepspeed_gathers_weights_on_saving():
     config = yaml.safe_load((launch.CONFIGS / "zero3.yaml").read_text())
-    made = launch.deepspeed_config(config)
-    assert made["zero_optimization"]["stage"] == 3
-    assert made["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
-    assert "offload_param" not in made["zero_optimization"]
+    zero = launch.deepspeed_config(config)["zero_optimization"]
+    assert zero["stage"] == 3
+    assert zero["stage3_gather_16bit_weights_on_model_save"] is True
+    assert "offload_param" not in zero
     config["deepspeed_config"]["offload_param_device"] = "cpu"
     assert launch.deepspeed_config(config)["zero_optimization"]["offload_param"] == {"device": "cpu"}
 
@@ -605,10 +610,10 @@ def run_sharded(tmp_path):
     ],
     ids=["implicit", "implicit_adapter_on_unembedding", "generative_lambda"],
 )
-def test_processes_whose_tokens_take_different_numbers_of_chunks_go_through(
+def test_processes_with_different_numbers_of_logit_chunks_do_not_hang(
     tiny_recipe, tmp_path, run_sharded, reward_model, changes
 ):
-    """A call of the unembedding a chunk would hang here: under ZeRO-3 all processes must make the same calls."""
+    """One call of the unembedding per chunk would hang: under ZeRO-3 all processes must make the same calls."""
     path = tiny_recipe(reward_model)
     one = train(load_recipe(path, [f"output_dir={tmp_path / 'one'}", *changes]))
     ran = run_sharded(FEW_LOGITS_AT_ONCE, str(path), f"output_dir={tmp_path / 'two'}", *changes)
@@ -675,7 +680,7 @@ def test_bfloat16_under_zero3_reloads_to_its_rewards(tiny_recipe, tmp_path, run_
 
 
 @DIST
-def test_a_weight_that_is_saved_wrong_fails_a_sharded_run(tiny_recipe, tmp_path, run_sharded):
+def test_a_wrongly_saved_weight_fails_a_sharded_run(tiny_recipe, tmp_path, run_sharded):
     path = tiny_recipe({"type": "implicit", "beta": 0.1})
     ran = run_sharded(ONE_WEIGHT_IS_SAVED_WRONG, str(path), f"output_dir={tmp_path / 'run'}")
     assert ran.returncode != 0
