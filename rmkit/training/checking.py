@@ -20,6 +20,7 @@ from rmkit.encoding.batches import Layout
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.pairs import EncodedPairs
 from rmkit.errors import RmkitError
+from rmkit.library_errors import first_line
 from rmkit.reward_models import RewardModel, make_reward_model
 from rmkit.training import launch
 from rmkit.training.preparation import lora_config, refusals
@@ -241,7 +242,7 @@ def empty_model(recipe: Recipe, reward_model: RewardModel[Any], config: Pretrain
     """The model without weights, adapters included.
 
     Raises:
-        RmkitError: if it cannot have the attention function that the recipe asks for.
+        RmkitError: if the model does not support the recipe's attention function.
     """
     for name, value in reward_model.config.items():
         setattr(config, name, value)
@@ -259,9 +260,8 @@ def empty_model(recipe: Recipe, reward_model: RewardModel[Any], config: Pretrain
     except (ImportError, ValueError) as error:
         if recipe.base.attention is None:
             raise
-        lines = str(error).strip().splitlines()
         raise RmkitError(
-            f"base.attention {recipe.base.attention} cannot be used: {lines[0].rstrip('.')}.",
+            f"base.attention {recipe.base.attention} cannot be used: {first_line(error).rstrip('.')}.",
             "Leave base.attention out; or install what it needs: `pip install flash-attn` for flash_attention_2, "
             "`pip install kernels` for kernels of the Hub.",
         ) from None

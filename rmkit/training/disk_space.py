@@ -87,7 +87,7 @@ class Room:
         return f"at least {gib(self.least)} (model {gib(self.model)}{kept})"
 
 
-def room(
+def estimate_room(
     recipe: Recipe,
     model: nn.Module,
     record: ModelMetadata,

@@ -68,13 +68,13 @@ class MicroBatches(Sampler[list[int]]):
 
     def _groups(self, pairs: list[int], number: int) -> list[list[int]]:
         if self.tokens is not None:
-            return balanced(pairs, self.tokens, number)
+            return balance(pairs, self.tokens, number)
         size, more = divmod(len(pairs), number)
         ends = [group * size + min(group, more) for group in range(number + 1)]
         return [pairs[start:end] for start, end in itertools.pairwise(ends)]
 
 
-def balanced(members: Sequence[int], work: Sequence[int], number: int) -> list[list[int]]:
+def balance(members: Sequence[int], work: Sequence[int], number: int) -> list[list[int]]:
     """Split members into groups of about equal work, none empty: greedily, the largest member to the smallest group.
 
     Groups are sorted by work in descending order, so that processes taking every n-th get similar ones at every turn.

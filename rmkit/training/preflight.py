@@ -43,7 +43,7 @@ from rmkit.reward_models.saving import (
 from rmkit.runs.directory import RunDirectory
 from rmkit.training import launch
 from rmkit.training.checking import empty_model
-from rmkit.training.disk_space import check_places, check_room, room, scratch
+from rmkit.training.disk_space import check_places, check_room, estimate_room, scratch
 
 _OPTIMIZER_PACKAGES = {
     # part of a name in transformers' OptimizerNames, first match: the module that it needs, and what pip installs
@@ -89,7 +89,7 @@ def preflight(
     check_places(recipe, cache=reward_model.reference is not None)
     sharding = (plan.sharding if plan else None) or running_sharding(arguments)
     _check_sharding(plan, sharding)
-    steps_per_epoch, steps = training_steps(recipe, pairs)
+    steps_per_epoch, steps = count_steps(recipe, pairs)
     if reward_model.reference not in (None, "base"):
         revision = reward_model.settings.reference_revision
         check_reference(reward_model, record.reference or ModelRef(name=str(reward_model.reference), revision=revision))
@@ -97,7 +97,7 @@ def preflight(
         model = empty_model(recipe, reward_model, config)
     notes = check_training(arguments, model, steps)
     with scratch(recipe.output_dir, "output_dir", "Give another output_dir.") as folder:
-        needed = room(recipe, model, record, arguments, sharding, steps, steps_per_epoch)
+        needed = estimate_room(recipe, model, record, arguments, sharding, steps, steps_per_epoch)
         notes += check_room(recipe.output_dir, folder, needed, recipe.resume == "auto")
         rehearse_save(folder, model, reward_model, record)
     if recipe.hub is not None:
@@ -113,7 +113,7 @@ def preflight(
 # --- training ------------------------------------------------------------------------------------------------------
 
 
-def training_steps(recipe: Recipe, pairs: int) -> tuple[int, int]:
+def count_steps(recipe: Recipe, pairs: int) -> tuple[int, int]:
     """Optimizer steps per epoch, and of the whole run.
 
     Raises:
@@ -141,7 +141,9 @@ def _check_sharding(plan: launch.LaunchPlan | None, sharding: str) -> None:
         )
     keys = plan.config.get("deepspeed_config", {}) if plan else {}
     if "nvme" in (keys.get("offload_optimizer_device"), keys.get("offload_param_device")):
-        raise RmkitError(f"{plan.name if plan else ''} offloads to NVMe, which rmkit does not do.", "Offload to cpu.")
+        raise RmkitError(
+            f"{plan.name if plan else ''} offloads to NVMe, which rmkit does not support.", "Offload to cpu."
+        )
 
 
 def check_training(arguments: Any, model: nn.Module, steps: int) -> list[str]:
@@ -182,7 +184,7 @@ def _check_kernels(arguments: Any) -> None:
         )
     if arguments.device.type == "cpu":
         raise RmkitError(
-            "training.use_liger_kernel needs a GPU, and there is none.", "Leave training.use_liger_kernel out."
+            "training.use_liger_kernel needs a GPU; none is visible.", "Leave training.use_liger_kernel out."
         )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rmkit.training.micro_batches import MicroBatches, balanced
+from rmkit.training.micro_batches import MicroBatches, balance
 
 TOKENS = np.random.default_rng(0).integers(10, 500, size=103).tolist()
 
@@ -86,6 +86,6 @@ def test_every_process_gets_a_pair():
 
 def test_balancing_matches_hand_arithmetic():
     """Works 7, 5, 4, 3, 1 into two: 7+3 and 5+4+1."""
-    assert sorted(map(sorted, balanced([0, 1, 2, 3, 4], [4, 7, 1, 5, 3], 2))) == [[0, 2, 3], [1, 4]]
-    assert balanced([3, 4], [0, 0, 0, 9, 1], 2) == [[3], [4]]
-    assert all(balanced(range(4), [0, 0, 0, 0], 4))  # none is empty, even without work
+    assert sorted(map(sorted, balance([0, 1, 2, 3, 4], [4, 7, 1, 5, 3], 2))) == [[0, 2, 3], [1, 4]]
+    assert balance([3, 4], [0, 0, 0, 9, 1], 2) == [[3], [4]]
+    assert all(balance(range(4), [0, 0, 0, 0], 4))  # none is empty, even without work
