@@ -1,7 +1,7 @@
-"""What rmkit says when its input is wrong: one line of cause, one of remedy, exit code 2.
+"""Errors that users can fix: one line of cause, one of remedy, exit code 2.
 
-Of several processes only one speaks. They agree through the key-value store that the launcher holds (torchrun's agent,
-which `accelerate launch` uses too), so this needs no process group and works while others hang in a collective.
+Of several processes only one reports. They agree through the launcher's key-value store (of torchrun's agent, which
+`accelerate launch` uses too), so this needs no process group and works while others hang in a collective.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ INTERRUPTED_EXIT_CODE = 130
 
 _REPORTERS, _EXIT = "rmkit/reporters", "rmkit/exit_code"  # keys of the store
 _POLL_SECONDS = 1.0
-_PATIENCE = timedelta(seconds=10)  # for the reporter to finish
-_LONG_PATIENCE = timedelta(seconds=30)  # for the launcher to end this process after another one has died
+_REPORT_TIMEOUT = timedelta(seconds=10)  # for the reporting process to finish
+_LAUNCHER_TIMEOUT = timedelta(seconds=30)  # for the launcher to end this process after another one has died
 
 
 class RmkitError(Exception):
-    """A mistake that the user can mend.
+    """A mistake that the user can fix.
 
     Args:
         cause: what is wrong, in one line, naming the file, key, row or model.
@@ -48,19 +48,19 @@ class RmkitError(Exception):
 
 
 class Unreachable(RmkitError):
-    """What is somewhere on the network cannot be had from here."""
+    """Something on the network cannot be reached from here."""
 
 
 @contextlib.contextmanager
 def exit_on_error() -> Iterator[None]:
     """Turn an `RmkitError` (or Ctrl-C) into its message on stderr and an exit code; leave other errors alone.
 
-    Under a launcher of several processes the first one that fails prints its message (of a bug: the traceback); all
-    others, wherever they are, end without a word and with the same exit code.
+    Under a launcher of several processes the first one that fails prints its message (for a bug, the traceback); all
+    others end silently, whatever they are doing, with the same exit code.
     """
     store = _launcher_store()
     try:
-        with _ending_with_the_others(store):
+        with _ending_with_others(store):
             yield
     except RmkitError as error:
         _exit(store, error.message, EXIT_CODE, error)
@@ -74,7 +74,7 @@ def exit_on_error() -> Iterator[None]:
 
 
 def _launcher_store() -> Any:
-    """The store that the processes of this launch share; None for a process alone and for launchers without one."""
+    """The store that the processes of this launch share; None for a single process and for launchers without one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     return _connect(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
@@ -83,12 +83,12 @@ def _launcher_store() -> Any:
 def _connect(host: str, port: int) -> Any:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    return TCPStore(host, port, is_master=False, timeout=_LONG_PATIENCE, wait_for_workers=False)
+    return TCPStore(host, port, is_master=False, timeout=_LAUNCHER_TIMEOUT, wait_for_workers=False)
 
 
 @contextlib.contextmanager
-def _ending_with_the_others(store: Any) -> Iterator[None]:
-    """End this process once another one has reported an error, even while it hangs in a collective."""
+def _ending_with_others(store: Any) -> Iterator[None]:
+    """End this process once another one has reported an error, even if this one hangs in a collective."""
     if store is None:
         yield
         return
@@ -110,7 +110,7 @@ def _watch(store: Any, done: threading.Event) -> None:
         except RuntimeError:  # the connection broke
             try:
                 store = _connect(store.host, store.port)
-            except RuntimeError:  # the launcher that held the store, perhaps on another machine, has ended
+            except RuntimeError:  # the launcher with the store, perhaps on another machine, has ended
                 os._exit(1)
 
 
@@ -118,36 +118,38 @@ def _exit(store: Any, message: str, code: int, error: BaseException) -> NoReturn
     if store is None:
         _print(message)
         raise SystemExit(code) from None
-    reported = _code_of_the_reporter(store, error)
+    reported = _reported_code(store, error)
     if reported is None:
-        _print(("\r\033[K" if sys.stderr.isatty() else "\r") + message)  # another process may have left a bar here
+        # Another process may have left a progress bar in this line.
+        _print(("\r\033[K" if sys.stderr.isatty() else "\r") + message)
         with contextlib.suppress(RuntimeError):
             store.set(_EXIT, str(code))
     sys.stdout.flush()
-    os._exit(code if reported is None else reported)  # a normal exit waits for process groups that are gone, or aborts
+    # A normal exit would wait for process groups that are gone, or abort.
+    os._exit(code if reported is None else reported)
 
 
 def _print(message: str) -> None:
     from tqdm import tqdm
 
-    tqdm.write(message, file=sys.stderr)  # bars of this process make room
+    tqdm.write(message, file=sys.stderr)  # keeps the progress bars of this process intact
     sys.stderr.flush()
 
 
-def _code_of_the_reporter(store: Any, error: BaseException) -> int | None:
-    """The exit code of the process that has reported an error; None if this process is the one to report."""
+def _reported_code(store: Any, error: BaseException) -> int | None:
+    """The exit code of the process that has reported an error; None if this process must report."""
     from torch.distributed import DistStoreError
 
-    # A collective that ends because another process did: that one has the cause to tell, or its launcher.
+    # A collective broke because another process ended: that process, or its launcher, reports the cause.
     lost = any(words in str(error) for words in ("closed by peer", "reset by peer", "remote process exited"))
     try:
         if lost:
-            with contextlib.suppress(DistStoreError):  # nobody has reported in time
-                store.wait([_EXIT], _LONG_PATIENCE)
+            with contextlib.suppress(DistStoreError):  # no report in time
+                store.wait([_EXIT], _LAUNCHER_TIMEOUT)
                 return int(store.get(_EXIT))
         if store.add(_REPORTERS, 1) == 1:
             return None
-        store.wait([_EXIT], _PATIENCE)
+        store.wait([_EXIT], _REPORT_TIMEOUT)
         return int(store.get(_EXIT))
-    except RuntimeError:  # the reporter or the store is gone
+    except RuntimeError:  # the reporting process or the store is gone
         return 1 if lost else None

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: text, JSON, tables and folders; and where rmkit's cache is. No torch."""
+"""Write text, JSON, tables and folders atomically; find rmkit's cache folder. No torch."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from rmkit.errors import RmkitError
 
 
 def rmkit_cache() -> Path:
-    """Where rmkit keeps what can be made again: `$RMKIT_CACHE`, else ~/.cache/rmkit."""
+    """The folder for what can be recomputed: `$RMKIT_CACHE`, else ~/.cache/rmkit."""
     return Path(os.environ.get("RMKIT_CACHE") or Path.home() / ".cache" / "rmkit").expanduser()
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and is removed otherwise.
+    """A temporary path next to `path` that replaces it if the block succeeds, and is removed otherwise.
 
-    A folder takes the place of a folder and a file that of a file.
+    A folder replaces a folder, a file replaces a file.
 
     Raises:
-        RmkitError: if nothing can be written there.
+        RmkitError: if `path` cannot be written, or is a folder where a file is written (or the reverse).
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         workspace = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     except OSError as error:
-        raise RmkitError(f"{path} cannot be written: {error}.", "Give another place.") from None
+        raise RmkitError(f"{path} cannot be written: {error}.", "Choose another place.") from None
     temporary, old = workspace / path.name, workspace / "old"
     try:
         yield temporary
         if path.exists() and path.is_dir() != temporary.is_dir():
-            kind = "folder" if path.is_dir() else "file"
-            raise RmkitError(f"{path} is a {kind} that is there already.", "Give another name, or remove it.")
-        if path.is_dir():  # a folder that holds something cannot be replaced in one step
+            existing = "folder" if path.is_dir() else "file"
+            raise RmkitError(f"{path} already exists as a {existing}.", "Choose another name, or remove it.")
+        if path.is_dir():  # a folder with content cannot be replaced in one step
             os.replace(path, old)
         os.replace(temporary, path)
     finally:
@@ -53,40 +53,40 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def check_place(path: Path) -> None:
-    """Look whether a file can be written at `path`, before hours of work for it.
+    """Check that a file can be written at `path`, before hours of work for it.
 
     Raises:
-        RmkitError: if a folder is there, or a file where its folder would be.
+        RmkitError: if `path` is a folder, or its parent is a file or not writable.
     """
     if path.is_dir():
-        raise RmkitError(f"{path} is a folder that is there already.", "Give another name, or remove it.")
+        raise RmkitError(f"{path} already exists as a folder.", "Choose another name, or remove it.")
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise RmkitError(f"{path} cannot be written below {above}.", "Give another place.")
+        raise RmkitError(f"{path} cannot be written below {above}.", "Choose another place.")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Indented JSON, atomically. Numbers that JSON has no name for (NaN, infinity) become null."""
+    """Write indented JSON atomically. NaN and infinity become null, since JSON lacks them."""
     write_text(path, json.dumps(_plain(content), indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file, atomically."""
+    """Write a text file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_table(path: Path, columns: dict[str, Any]) -> None:
-    """A parquet file of the columns, atomically."""
+    """Write the columns as a parquet file atomically."""
     with replacing(path) as temporary:
         pq.write_table(pa.table(columns), temporary)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -1,4 +1,4 @@
-"""The processes of a run: how many, how the model is sharded over them, and work on the main one alone."""
+"""The processes of a run: their number, how the model is sharded over them, and work on the main process only."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from transformers.integrations import deepspeed
 
 
 def running_processes() -> int:
-    """How many processes the launcher has started."""
+    """The number of processes that the launcher has started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def visible_gpus() -> int:
-    """How many GPUs this process sees."""
+    """The number of GPUs that this process sees."""
     import torch
 
     return torch.cuda.device_count()
@@ -33,8 +33,8 @@ def running_sharding(arguments: Any) -> str:
 
 @contextlib.contextmanager
 def zero3_disabled() -> Iterator[None]:
-    """Load models whole inside: under ZeRO-3 transformers would partition every model that it loads."""
-    # Whoever set the configuration up (launcher or TrainingArguments) holds it; transformers holds a weak reference.
+    """Load whole models inside: under ZeRO-3 transformers would partition every model that it loads."""
+    # Launcher or TrainingArguments own the configuration; transformers keeps a weak reference to it.
     config = deepspeed._hf_deepspeed_config_weak_ref
     deepspeed.unset_hf_deepspeed_config()
     try:
@@ -45,7 +45,7 @@ def zero3_disabled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def main_process_only() -> Iterator[None]:
-    """Let the main process load and score by itself while the others wait: nothing is shared out or gathered inside."""
+    """Load and score on the main process only, while the others wait: nothing is distributed or gathered inside."""
     state = PartialState()
     shared = state.num_processes, state.process_index
     state.num_processes, state.process_index = 1, 0
@@ -58,10 +58,10 @@ def main_process_only() -> Iterator[None]:
 
 @contextlib.contextmanager
 def skipping_teardown() -> Iterator[None]:
-    """Once the block has ended well, end a process of a distributed run before its libraries are torn down.
+    """End a process of a distributed run before its libraries are torn down, if the block succeeds.
 
-    There DeepSpeed sometimes aborts, after all work is done, and the run would count as failed. What is registered with
-    `atexit` inside the block, by experiment trackers for example, still runs.
+    DeepSpeed sometimes aborts during teardown, after all work is done, and the run would count as failed. Functions
+    registered with `atexit` inside the block, by experiment trackers for example, still run.
     """
     finished = False
 

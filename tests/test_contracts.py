@@ -1,15 +1,17 @@
-"""What rmkit relies on in its libraries beyond their documentation, one test each: what an upgrade breaks is named."""
+"""Undocumented behaviour of libraries that rmkit relies on, one test per item, so that a failing upgrade names it."""
 
 from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
+from accelerate.data_loader import skip_first_batches
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
@@ -35,11 +37,13 @@ from rmkit.config.recipe import Recipe
 from rmkit.config.training_arguments import OWNED_FIELDS, REFUSED_FIELDS
 from rmkit.encoding.tokenizer import load_tokenizer
 from rmkit.models.language_model import load
+from rmkit.processes import main_process_only
 from rmkit.training.explicit import ExplicitTrainer
 from rmkit.training.generative import GenerativeTrainer
 from rmkit.training.implicit import ImplicitTrainer
-from rmkit.training.launch import alone, training_options
-from rmkit.training.pair_trainer import PairTrainerMixin
+from rmkit.training.launch import training_options
+from rmkit.training.micro_batches import MicroBatches
+from rmkit.training.pair_trainer import PairLoader, PairTrainerMixin
 
 TRAINERS = [ExplicitTrainer, ImplicitTrainer, GenerativeTrainer]
 COLUMNS = {
@@ -68,8 +72,8 @@ def test_a_tokenizer_is_written_as_json_and_read_again():
 
 @pytest.fixture(scope="module")
 def trainers(models, tmp_path_factory):
-    """Each trainer of rmkit as train.py makes it, on columns that are encoded already."""
-    made = {}
+    """rmkit's trainers as train.py makes them, on encoded columns."""
+    by_class = {}
     folder = models["qwen2"]
     for trainer in TRAINERS:
         auto = AutoModelForSequenceClassification if trainer is ExplicitTrainer else AutoModelForCausalLM
@@ -87,31 +91,32 @@ def trainers(models, tmp_path_factory):
             gradient_accumulation_steps=2,
             **trainer.config_defaults,
         )
-        made[trainer] = trainer(
+        by_class[trainer] = trainer(
             model=model,
             args=arguments,
             train_dataset=Dataset.from_dict(COLUMNS),
             data_collator=lambda rows: {"rows": rows, "index": torch.tensor([row["row"] for row in rows])},
             processing_class=tokenizer,
             peft_config=None,
+            reward_model=None,  # only compute_loss uses it
         )
-    return made
+    return by_class
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_trl_leaves_encoded_rows_as_they_are(trainers, trainer):
-    """In their order, none filtered, cut or given other columns."""
+    """In order, with no row filtered or truncated and no column added."""
     assert trainers[trainer].train_dataset.to_dict() == COLUMNS
 
 
 @pytest.mark.parametrize("name", ["_prepare_dataset", "_precompute_ref_logps"])
-def test_dpo_trainer_asks_the_methods_that_rmkit_replaces(name):
+def test_dpo_trainer_calls_the_methods_that_rmkit_replaces(name):
     assert name in vars(ImplicitTrainer)
     assert f"self.{name}(" in inspect.getsource(DPOTrainer.__init__)
     assert next(iter(list(inspect.signature(getattr(DPOTrainer, name)).parameters)[1:])) == "dataset"
 
 
-def test_dpo_trainer_holds_no_second_model_when_told_that_references_are_computed(trainers):
+def test_dpo_trainer_keeps_no_second_model_with_precomputed_references(trainers):
     assert trainers[ImplicitTrainer].ref_model is None
     assert trainers[ImplicitTrainer].args.precompute_ref_log_probs
 
@@ -148,11 +153,25 @@ def test_rmkits_methods_come_first(trainer):
         assert inspect.getattr_static(trainer, name) is vars(PairTrainerMixin)[name]
 
 
-def test_batches_of_a_step_come_with_the_number_of_their_pairs(trainers):
+def test_get_batch_samples_returns_the_number_of_pairs(trainers):
     trainer = trainers[ExplicitTrainer]
     batches, pairs = trainer.get_batch_samples(iter([{"index": torch.arange(3)}, {"index": torch.arange(2)}]), 5, "cpu")
     assert len(batches) == 2  # an epoch may end within a step
     assert int(pairs) == 5
+
+
+def test_epochs_reach_the_batch_sampler_of_a_loader_also_when_batches_are_skipped():
+    """transformers calls `set_epoch` on the loader and, when it resumes, on the batch sampler inside the new one's."""
+    batches = MicroBatches(8, None, batch_size=4, accumulation=2)
+    loader = PairLoader(list(range(8)), batch_sampler=batches)
+    loader.set_epoch(3)
+    assert batches.epoch == 3
+    skipped = skip_first_batches(loader, 1)
+    assert skipped.batch_sampler.batch_sampler is batches
+    assert list(skipped.batch_sampler) == list(batches)[1:]
+    loop = inspect.getsource(Trainer)
+    assert "train_dataloader.set_epoch(epoch)" in loop
+    assert "underlying_sampler.set_epoch(epoch)" in loop
 
 
 @pytest.mark.parametrize(("scaled", "expected"), [(True, 6.0), (False, 3.0)])
@@ -167,8 +186,8 @@ def test_a_loss_that_is_scaled_already_is_not_divided_again(trainers, monkeypatc
     trainer.model.zero_grad()
 
 
-def test_what_train_py_decides_cannot_be_set_in_a_recipe(monkeypatch, tmp_path):
-    """Else a recipe's value would be replaced without a word."""
+def test_fields_that_train_py_decides_cannot_be_set_in_a_recipe(monkeypatch, tmp_path):
+    """Otherwise a recipe's value would be replaced silently."""
     from rmkit.training import preparation as module
 
     seen = {}
@@ -208,11 +227,11 @@ def test_accelerates_states_live_in_one_shared_dictionary(state):
     assert dict(state._shared_state) == before
 
 
-def test_a_process_can_be_told_to_work_alone():
+def test_the_main_process_can_work_on_its_own():
     state = PartialState()
     state.num_processes, state.process_index = 4, 2
     try:
-        with alone():
+        with main_process_only():
             assert (PartialState().num_processes, PartialState().process_index) == (1, 0)
         assert (PartialState().num_processes, PartialState().process_index) == (4, 2)
     finally:
@@ -231,32 +250,68 @@ def test_the_launcher_can_be_called():
     assert "failures" in inspect.signature(ChildFailedError).parameters
 
 
-def test_the_launcher_leaves_the_signals_that_rmkit_handles(monkeypatch):
-    """An attribute that accelerate has no option for goes through to torchrun, whose agent would take SIGTERM too."""
+def test_the_launcher_leaves_signals_to_rmkit(monkeypatch):
+    """An attribute without an option of accelerate reaches torchrun, whose agent would handle SIGTERM too."""
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing import api
 
-    given = {}
-    monkeypatch.setattr(run, "run", lambda arguments: given.update(vars(arguments)))
+    passed = {}
+    monkeypatch.setattr(run, "run", lambda arguments: passed.update(vars(arguments)))
     options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
     parsed = launch_command_parser().parse_args([*options, "--main_process_port", "0", "train.py"])
     parsed.signals_to_handle = "SIGQUIT"
     launch_command(parsed)
-    assert given["signals_to_handle"] == "SIGQUIT"
+    assert passed["signals_to_handle"] == "SIGQUIT"
     config, *_ = run.config_from_args(run.get_args_parser().parse_args(["--signals-to-handle", "SIGQUIT", "train.py"]))
     assert config.signals_to_handle == "SIGQUIT"
     assert api.logger.name == "torch.distributed.elastic.multiprocessing.api"
 
 
-def test_processes_know_that_the_launcher_holds_their_store():
+def test_the_launcher_exports_that_it_has_a_store():
     from torch.distributed.elastic.agent.server import local_elastic_agent
 
     assert '"TORCHELASTIC_USE_AGENT_STORE": str(use_agent_store)' in inspect.getsource(local_elastic_agent)
 
 
+def test_accelerate_exports_these_variables(monkeypatch):
+    """`rmkit.training.launch` recognises the launcher by them."""
+    from accelerate.commands import launch
+    from accelerate.utils.launch import (
+        prepare_deepspeed_cmd_env,
+        prepare_multi_gpu_env,
+        prepare_simple_launcher_cmd_env,
+    )
+
+    def exported(prepare, *options):
+        plain = ["--num_machines", "1", "--mixed_precision", "no", "--main_process_port", "0"]
+        parsed = launch.launch_command_parser().parse_args([*plain, *options, "train.py"])
+        parsed, _, _ = launch._validate_launch_command(parsed)
+        parsed.deepspeed_fields_from_accelerate_config = ""
+        made = prepare(parsed)
+        environment = made[1] if isinstance(made, tuple) else made
+        return {name: value for name, value in environment.items() if name not in before}
+
+    for name in ("OMP_NUM_THREADS", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(launch, "default_config_file", "none")
+    before = {name for name in os.environ if not name.startswith("ACCELERATE_")}
+    one = exported(prepare_simple_launcher_cmd_env, "--num_processes", "1", "--dynamo_backend", "eager")
+    assert (one["ACCELERATE_MIXED_PRECISION"], one["ACCELERATE_DYNAMO_BACKEND"]) == ("no", "EAGER")
+    assert one["OMP_NUM_THREADS"] == "1"
+    assert "MASTER_ADDR" not in one
+    assert "MASTER_ADDR" in exported(prepare_simple_launcher_cmd_env, "--num_processes", "2")
+    several = exported(prepare_multi_gpu_env, "--multi_gpu", "--num_processes", "2")
+    assert (several["ACCELERATE_MIXED_PRECISION"], several["OMP_NUM_THREADS"]) == ("no", "1")
+    assert "ACCELERATE_USE_DEEPSPEED" not in several
+    options = ["--use_deepspeed", "--zero_stage", "3", "--offload_param_device", "cpu", "--num_processes", "2"]
+    sharded = exported(prepare_deepspeed_cmd_env, *options)
+    assert (sharded["ACCELERATE_USE_DEEPSPEED"], sharded["ACCELERATE_DEEPSPEED_ZERO_STAGE"]) == ("true", "3")
+    assert sharded["ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE"] == "cpu"
+
+
 def test_transformers_counts_gpus_under_this_name(monkeypatch, tmp_path):
-    """What one process sees; more than one means DataParallel and a batch that is larger by as many times."""
+    """The GPUs that one process sees; with several, transformers uses DataParallel and multiplies the batch size."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     arguments = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=2, bf16=False)
     assert (arguments.n_gpu, arguments.train_batch_size) == (4, 8)

@@ -83,5 +83,3 @@ def test_the_readmes_own_data_trains_and_scores(tmp_path, monkeypatch, models):
     names: dict = {}
     exec(code, names)
     assert isinstance(names["rm"], type(load_reward_model("runs/mine/model")))
-
-

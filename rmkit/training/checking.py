@@ -1,4 +1,4 @@
-"""What can be known of a run before it starts: what models read, what is lost, what is shared, what it takes."""
+"""Validate a run before it starts: example texts, overlap with the training set, steps, tokens and memory."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ from rmkit.encoding.batches import Layout
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.pairs import EncodedPairs
 from rmkit.errors import RmkitError
+from rmkit.library_errors import first_line
 from rmkit.reward_models import RewardModel, make_reward_model
 from rmkit.training import launch
 from rmkit.training.preparation import lora_config, refusals
 
 NGRAM = 13
-"""Words in a row that count as an overlap, as in the studies of contamination since GPT-3."""
+"""Consecutive words that count as an overlap, as in contamination studies since GPT-3."""
 
 
-# --- what is read --------------------------------------------------------------------------------------------------
+# --- example texts -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Example:
-    """One text as a type of reward model reads it.
+    """One text in the format of a type of reward model.
 
     Attributes:
         prompt, response: the decoded tokens up to where the response starts, and from there on.
         last: the decoded last token, at which rewards are read.
         tokens, response_tokens: their numbers.
-        bos, eos: how often these tokens stand there; None if the tokenizer has none.
-        problem: why this base cannot serve this type, in place of all else.
+        bos, eos: how often these tokens occur; None if the tokenizer has no such token.
+        problem: why this base does not support this type; the other fields are empty then.
     """
 
     type: str
@@ -55,9 +56,9 @@ class Example:
 
 
 def examples(recipe: Recipe, encoder: ChatEncoder, pair: PreferencePair) -> list[Example]:
-    """The chosen response of a pair as each type reads it: the recipe's with its settings, the others with defaults."""
-    settings = {each.type: each for each in (Explicit(), Implicit(), Generative(), recipe.reward_model)}
-    return [_example(name, each, encoder, pair) for name, each in settings.items()]
+    """The chosen response of a pair in every type's format; types other than the recipe's have default settings."""
+    by_type = {settings.type: settings for settings in (Explicit(), Implicit(), Generative(), recipe.reward_model)}
+    return [_example(type_name, settings, encoder, pair) for type_name, settings in by_type.items()]
 
 
 def _example(name: str, settings: Any, encoder: ChatEncoder, pair: PreferencePair) -> Example:
@@ -79,11 +80,11 @@ def _example(name: str, settings: Any, encoder: ChatEncoder, pair: PreferencePai
 
 
 def token_counts(encoder: ChatEncoder, pairs: EncodedPairs) -> tuple[str, str]:
-    """How often BOS and EOS stand in the sequences of a set: "1", "1 to 3", or "none" without such a token."""
+    """The number of BOS and EOS tokens in a sequence of a set: "1", "1 to 3", or "none" without such a token."""
     sequences = [*pairs.chosen, *pairs.rejected]
     return (
-        _range(_count(each.ids, encoder.tokenizer.bos_token_id) for each in sequences),
-        _range(_count(each.ids, encoder.tokenizer.eos_token_id) for each in sequences),
+        _range(_count(sequence.ids, encoder.tokenizer.bos_token_id) for sequence in sequences),
+        _range(_count(sequence.ids, encoder.tokenizer.eos_token_id) for sequence in sequences),
     )
 
 
@@ -98,22 +99,22 @@ def _range(counts: Iterable[int | None]) -> str:
     return str(min(known)) if min(known) == max(known) else f"{min(known)} to {max(known)}"
 
 
-# --- what is shared ------------------------------------------------------------------------------------------------
+# --- overlap -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How many pairs of a set have a prompt that the training set has too: the same text, or much of the same words."""
+    """Pairs of a set whose prompt is also in the training set: the exact text, or a shared n-gram."""
 
     exact: int
     ngram: int
 
 
 def prompt_overlap(training: Iterable[PreferencePair], evaluation: Iterable[PreferencePair]) -> Overlap:
-    """Prompts of an evaluation set that stand in the training set.
+    """Count the prompts of an evaluation set that overlap with the training set.
 
-    exact: the same text but for spaces at its ends. ngram: 13 words in a row shared with some training prompt, letter
-    case and punctuation aside; of a shorter prompt, all of its words are all of a training prompt's words.
+    exact: the same text, up to leading and trailing spaces. ngram: 13 consecutive words shared with some training
+    prompt, ignoring case and punctuation; a shorter prompt must equal a training prompt word by word.
     """
     texts = {pair.prompt.strip() for pair in training}
     grams = {gram for text in texts for gram in _ngrams(text)}
@@ -131,14 +132,14 @@ def _ngrams(text: str) -> list[tuple[str, ...]]:
     return [tuple(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1)]
 
 
-# --- what it takes -------------------------------------------------------------------------------------------------
+# --- steps, tokens and memory --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class StepCounts:
-    """Steps and tokens of a training run; `tokens` are those that are read in an epoch, padding aside.
+    """Steps and tokens of a training run; `tokens` are those of an epoch without padding.
 
-    `shared` of them are what the second sequence of a pair starts with as the first does.
+    `shared` of them are in prefixes that both sequences of a pair have in common, which are computed once.
     """
 
     pairs: int
@@ -151,7 +152,7 @@ class StepCounts:
 
 
 def work(recipe: Recipe, training: EncodedPairs, plan: launch.LaunchPlan | None, layout: Layout) -> StepCounts:
-    """What training does, as transformers' Trainer counts it.
+    """Count steps and tokens as transformers' Trainer does.
 
     Raises:
         RmkitError: if processes and micro-batches do not divide the batch size.
@@ -162,16 +163,16 @@ def work(recipe: Recipe, training: EncodedPairs, plan: launch.LaunchPlan | None,
     accumulation = launch.accumulation_steps(options["batch_size"], micro_batch, processes)
     micro_batches = math.ceil(len(training) / (micro_batch * processes))
     steps_per_epoch = math.ceil(micro_batches / accumulation)
-    most = options.get("max_steps", -1)
-    steps = most if most > 0 else math.ceil(options["num_train_epochs"] * steps_per_epoch)
-    tokens = sum(len(each) for each in (*training.chosen, *training.rejected))
+    max_steps = options.get("max_steps", -1)
+    steps = max_steps if max_steps > 0 else math.ceil(options["num_train_epochs"] * steps_per_epoch)
+    tokens = sum(len(sequence) for sequence in (*training.chosen, *training.rejected))
     shared = tokens - sum(training.tokens) if layout == "shared" else 0
     return StepCounts(len(training), tokens, shared, processes, accumulation, steps_per_epoch, steps)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes a GPU for weights, gradients and optimizer states, and whose estimate that is."""
+    """Bytes per GPU for weights, gradients and optimizer states, and the estimator that gave them."""
 
     parameters: int
     trainable: int
@@ -182,9 +183,9 @@ class Memory:
 def memory(
     recipe: Recipe, reward_model: RewardModel[Any], config: PretrainedConfig, plan: launch.LaunchPlan | None
 ) -> Memory:
-    """What a model of this type takes on each GPU, by accelerate's or DeepSpeed's own estimators.
+    """Estimate the memory of a model of this type per GPU, with accelerate's or DeepSpeed's estimators.
 
-    Activations and logits are not in it. Frozen weights (under adapters) count once, in the dtype of the base.
+    Activations and logits are not included. Frozen weights (under adapters) count once, in the dtype of the base.
     """
     with _without_warnings():
         return _memory(recipe, reward_model, config, plan)
@@ -226,7 +227,7 @@ def _memory(
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """DeepSpeed says on import which accelerator it did not find; PEFT uses names that transformers deprecates."""
+    """Silence DeepSpeed's warning about a missing accelerator, and transformers' about deprecated names in PEFT."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -241,7 +242,7 @@ def empty_model(recipe: Recipe, reward_model: RewardModel[Any], config: Pretrain
     """The model without weights, adapters included.
 
     Raises:
-        RmkitError: if it cannot have the attention function that the recipe asks for.
+        RmkitError: if the model does not support the recipe's attention function.
     """
     for name, value in reward_model.config.items():
         setattr(config, name, value)
@@ -259,9 +260,8 @@ def empty_model(recipe: Recipe, reward_model: RewardModel[Any], config: Pretrain
     except (ImportError, ValueError) as error:
         if recipe.base.attention is None:
             raise
-        lines = str(error).strip().splitlines()
         raise RmkitError(
-            f"base.attention {recipe.base.attention} cannot be used: {lines[0].rstrip('.')}.",
+            f"base.attention {recipe.base.attention} cannot be used: {first_line(error).rstrip('.')}.",
             "Leave base.attention out; or install what it needs: `pip install flash-attn` for flash_attention_2, "
             "`pip install kernels` for kernels of the Hub.",
         ) from None
@@ -270,5 +270,5 @@ def empty_model(recipe: Recipe, reward_model: RewardModel[Any], config: Pretrain
         return model
     from peft import get_peft_model
 
-    with refusals("a model with adapters"):
+    with refusals("lora settings"):
         return get_peft_model(model, adapters, low_cpu_mem_usage=True)

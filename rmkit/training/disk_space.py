@@ -1,4 +1,4 @@
-"""Whether a run can write where it will, and whether what it writes has room there."""
+"""Check that a run can write to its folders, and that the disk has room for what it writes."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from rmkit.files import rmkit_cache
 from rmkit.reward_models.metadata import ModelMetadata
 
 _MOMENTS = {"adamw_torch": 2, "adamw_torch_fused": 2, "adagrad": 1, "rmsprop": 1, "sgd": 0}
-"""Tensors of a parameter's size that an optimizer keeps for it; of others no lower bound is known."""
+"""Tensors of a parameter's size that an optimizer keeps; for other optimizers no lower bound is known."""
 
 
 @contextlib.contextmanager
 def scratch(path: Path, what: str, remedy: str) -> Iterator[Path]:
-    """A folder in `path` that has been written to, and is gone afterwards with what had to be made for it.
+    """Create a temporary folder in `path` and write to it; remove it afterwards, with the parents created for it.
 
     Raises:
         RmkitError: if nothing can be written there.
     """
-    missing = [each for each in (path, *path.parents) if not each.exists()]
-    folder = None
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    scratch_folder = None
     try:
         path.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=path, prefix=".model."))  # the name of what a killed run leaves
-        for place in (folder, path / "checkpoints"):
-            if place is folder or place.exists():
+        scratch_folder = Path(tempfile.mkdtemp(dir=path, prefix=".model."))  # RunDirectory removes those of killed runs
+        for place in (scratch_folder, path / "checkpoints"):
+            if place is scratch_folder or place.exists():
                 with tempfile.TemporaryFile(dir=place) as file:
-                    file.write(bytes(2**20))  # more than a file system keeps back: also a quota is met
-        yield folder
+                    file.write(bytes(2**20))  # more than a file system reserves, so that a full quota shows
+        yield scratch_folder
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         cause = "is on a full disk, or its quota is used up" if full else f"cannot be written: {error}"
         raise RmkitError(f"{what} {path} {cause}.", "Make room there. " * full + remedy) from None
     finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-        for each in missing:
+        if scratch_folder is not None:
+            shutil.rmtree(scratch_folder, ignore_errors=True)
+        for folder in missing:
             with contextlib.suppress(OSError):
-                each.rmdir()
+                folder.rmdir()
 
 
 def check_places(recipe: Recipe, cache: bool) -> None:
-    """Look whether the run directory and, where it is needed, the cache can be written, and leave both as they are.
+    """Check that the run directory and, if `cache`, the cache folder can be written; change neither.
 
     Raises:
         RmkitError: see `scratch`.
@@ -70,10 +70,10 @@ class Room:
     """Bytes that a run writes into output_dir.
 
     Attributes:
-        model, checkpoint: of one model directory and of one checkpoint, at least.
-        checkpoints: how many there are at the same time, at most.
-        least: what there is at one time in any case.
-        likely: the same with what is not known for certain, such as unknown optimizers' states.
+        model, checkpoint: lower bounds for a model directory and for a checkpoint.
+        checkpoints: the largest number of checkpoints at any time.
+        least: a lower bound for the largest total at any time.
+        likely: an upper estimate of it, with the states of optimizers of unknown size.
     """
 
     model: int
@@ -87,7 +87,7 @@ class Room:
         return f"at least {gib(self.least)} (model {gib(self.model)}{kept})"
 
 
-def room(
+def estimate_room(
     recipe: Recipe,
     model: nn.Module,
     record: ModelMetadata,
@@ -96,36 +96,36 @@ def room(
     steps: int,
     steps_per_epoch: int,
 ) -> Room:
-    """What a run writes: the model, and checkpoints of weights and optimizer states.
+    """Estimate what a run writes: the model, and checkpoints of weights and optimizer states.
 
-    ZeRO keeps float32 masters and states of the weights; elsewhere states have the dtype of the weights.
+    ZeRO keeps float32 master weights and states; otherwise states have the dtype of the weights.
     """
     sharded = sharding.startswith("zero")
-    trained = [each for each in model.parameters() if each.requires_grad]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     size = 2 if record.dtype == "bfloat16" and not record.adapter else None
-    weights = sum(each.numel() * (size or each.element_size()) for each in trained)
+    weights = sum(parameter.numel() * (size or parameter.element_size()) for parameter in trained)
     known = _MOMENTS.get(arguments.optim.value)
-    numbers = sum(each.numel() for each in trained)
-    one_state = 4 * numbers if sharded else sum(each.numel() * each.element_size() for each in trained)
+    numbers = sum(parameter.numel() for parameter in trained)
+    one_state = 4 * numbers if sharded else sum(parameter.nbytes for parameter in trained)
     masters = 4 * numbers if sharded else 0
     states = 0 if arguments.save_only_model else masters + (known or 0) * one_state
     more = 0 if arguments.save_only_model else (2 * one_state if known is None else 0) + weights * sharded
     saves, limit = _saves(arguments, steps, steps_per_epoch), arguments.save_total_limit
     kept = min(saves, limit or saves)
-    together = min(saves, kept + 1)  # the new one is written before the oldest is removed
+    checkpoints = min(saves, kept + 1)  # a new one is written before the oldest is removed
     every_save = recipe.hub is not None and recipe.hub.push == "every_save"
     one = weights + states
     return Room(
         weights,
         one,
-        together,
-        least=max(together * one, kept * one + weights),
-        likely=max(together * (one + more), kept * (one + more) + weights) + weights * every_save,
+        checkpoints,
+        least=max(checkpoints * one, kept * one + weights),
+        likely=max(checkpoints * (one + more), kept * (one + more) + weights) + weights * every_save,
     )
 
 
 def _saves(arguments: Any, steps: int, steps_per_epoch: int) -> int:
-    """How many checkpoints a run writes."""
+    """The number of checkpoints that a run writes."""
     match arguments.save_strategy.value:
         case "steps":
             every: float = arguments.save_steps
@@ -138,17 +138,18 @@ def _saves(arguments: Any, steps: int, steps_per_epoch: int) -> int:
 
 
 def check_room(path: Path, folder: Path, needed: Room, resume: bool = False) -> list[str]:
-    """Compare with the free bytes at `folder`, which lies in `path`; what is there now is replaced or counted already.
+    """Compare the need with the free bytes at `folder` in `path`, plus those of the files that the run replaces.
 
     Returns:
-        A line that says both, and a warning where that may not suffice.
+        A line with both numbers, and a warning if the room may not suffice.
 
     Raises:
-        RmkitError: if it cannot.
+        RmkitError: if the room does not suffice.
     """
-    free = shutil.disk_usage(folder).free + sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+    replaced = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    free = shutil.disk_usage(folder).free + replaced
     if needed.least > free:
-        only_model = "" if resume else " or save_only_model"  # nothing to go on from
+        only_model = "" if resume else " or save_only_model"  # without an optimizer a run cannot resume
         fewer = f", or set training.save_total_limit{only_model}" if needed.checkpoints else ""
         raise RmkitError(
             f"output_dir {path} has room for {gib(free)}, and the run writes {needed}.",
@@ -156,10 +157,10 @@ def check_room(path: Path, folder: Path, needed: Room, resume: bool = False) -> 
         )
     notes = [f"Disk: the run writes {needed} into output_dir, which has room for {gib(free)}."]
     if needed.likely > free:
-        notes.append(f"warning: the run may write up to {gib(needed.likely)} into output_dir, more than there is room.")
+        notes.append(f"warning: the run may write up to {gib(needed.likely)} into output_dir, which has less room.")
     return notes
 
 
 def gib(number: int) -> str:
-    """Bytes in words."""
+    """A number of bytes in MiB or GiB."""
     return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.1f} MiB"

@@ -17,7 +17,7 @@ class GenerativeTrainer(PlainTrainer):
     """Trainer with Eq. 7 and, where `generation_weight` is above 0, that times -ln pi(y+|x) (footnote 7)."""
 
     def outputs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | float]:
-        """Those of Eq. 7, and the term of footnote 7."""
+        """The outputs for Eq. 7, and the term of footnote 7."""
         weight = self.reward_model.settings.generation_weight
         if not weight:
             return super().outputs(model, inputs)

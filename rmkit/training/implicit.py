@@ -11,9 +11,9 @@ from rmkit.training.pair_trainer import PairTrainerMixin
 
 
 class ImplicitTrainer(PairTrainerMixin, DPOTrainer):
-    """DPOTrainer for pairs that are encoded already and whose reference log-probabilities rmkit computes once.
+    """DPOTrainer for encoded pairs, with reference log-probabilities that rmkit computes once.
 
-    TRL is told that they are precomputed, so that it keeps no second model; its own pass and cache are not used.
+    `precompute_ref_log_probs` keeps TRL from loading a second model; its own pass and cache are not used.
     """
 
     config_class = DPOConfig

@@ -1,13 +1,19 @@
-"""How a run is spread over processes: what the recipe or the launcher asks for, and whether that is what came about.
+"""How a run is spread over processes: plan it from the recipe and the launcher, and check that the plan took effect.
 
-A recipe's `distributed:` names a file in accelerate_configs/ (or gives a path). With a bare `accelerate launch` its
-sharding goes through TrainingArguments.deepspeed; a `--config_file` given to accelerate goes before the recipe.
+A recipe's `distributed:` names a file in accelerate_configs/ (or gives a path). `rmkit train` launches with that file.
+Other launchers are recognised by the environment that they set:
+
+- `accelerate launch` with DeepSpeed (from a `--config_file` or options) exports the ZeRO stage: it overrides the recipe
+- Without DeepSpeed nothing in the environment tells whether accelerate has read a configuration: the recipe decides the
+  sharding, through TrainingArguments.deepspeed. The same holds for torchrun.
+- The number of processes that runs overrides the one in the recipe's configuration, unless that is 1, or one process
+  runs where nobody chose the number (without GPUs, or without a launcher).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +26,8 @@ from accelerate.utils import ComputeEnvironment
 from rmkit.config.recipe import Recipe
 from rmkit.config.strict_yaml import load_yaml
 from rmkit.errors import RmkitError
-from rmkit.processes import running_sharding, visible_gpus
+from rmkit.processes import running_processes, running_sharding, visible_gpus
 
-_THREADS = "num_cpu_threads_per_process"
 _CONFIG_FILE, _PROCESSES = "RMKIT_CONFIG_FILE", "RMKIT_NUM_PROCESSES"
 CONFIGS = Path(__file__).resolve().parents[2] / "accelerate_configs"
 
@@ -35,12 +40,20 @@ _REFUSED_VARIABLES = (
     "ACCELERATE_USE_SAGEMAKER",
 )
 _INSTEAD = "Use DeepSpeed's ZeRO-3 instead: `rmkit train RECIPE --config-file zero3`."
-_BY_HAND = "Run `accelerate launch` on each machine, with the line at the head of zero3_multinode.yaml."
+_MULTI_NODE = "Run `accelerate launch` on each machine, with the line at the head of zero3_multinode.yaml."
+_LAUNCHER = "accelerate launch"
 
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """What was asked for: a name to say, processes and sharding (none | zero0..3; None: any), and the file."""
+    """How a run should be spread over processes.
+
+    Attributes:
+        name: the configuration or launcher that decides, for messages and run.json.
+        processes: their number; None: any.
+        sharding: none | zero0..3; None: any.
+        config: the content of the accelerate configuration; empty without one.
+    """
 
     name: str
     processes: int | None
@@ -49,7 +62,7 @@ class LaunchPlan:
 
     @property
     def uses_deepspeed(self) -> bool:
-        """Whether some ZeRO stage was asked for."""
+        """Whether the plan has a ZeRO stage, 0 included."""
         return self.sharding is not None and self.sharding.startswith("zero")
 
 
@@ -61,49 +74,66 @@ def launch_options(name: str | None, processes: int) -> list[str]:
     """
     config = {} if name is None else read_config(name)
     if config.get("num_machines", 1) > 1:
-        raise RmkitError(f"{name} starts processes on several machines, rmkit train only on this one.", _BY_HAND)
+        raise RmkitError(f"{name} starts processes on several machines; rmkit train starts them on one.", _MULTI_NODE)
     _check_gpus(processes)
-    # Other types of configuration than DeepSpeed's start one process, whatever their number, unless they are told so.
+    # Without DeepSpeed accelerate starts one process, whatever --num_processes says, unless it gets this flag.
     several = ["--multi_gpu"] if processes > 1 and _sharding_of(config) == "none" else []
     port = [] if config.get("main_process_port") else ["--main_process_port", "0"]  # any free one
-    # Always a file: without one accelerate reads the user's own default, whatever `rmkit train` was told.
-    where = ["--config_file", str(config_file(name or "single_gpu"))]
-    return [*several, *where, *port, "--num_processes", str(processes)]
+    threads = cpu_threads(processes)
+    per_process = ["--num_cpu_threads_per_process", str(threads)] if threads else []
+    # Always a file: without one accelerate reads the user's default configuration.
+    file = ["--config_file", str(config_file(name or "single_gpu"))]
+    return [*several, *file, *port, *per_process, "--num_processes", str(processes)]
 
 
 def process_count(name: str | None) -> int:
-    """How many processes `rmkit train` starts unless it is told: one for each visible GPU.
+    """How many processes `rmkit train` starts without --num-processes: one per visible GPU.
 
-    On a machine without GPUs it is what the configuration says; one that says 1 means it everywhere.
+    Without GPUs it is the configuration's num_processes. A configuration with num_processes: 1 gives 1 everywhere.
     """
     named = None if name is None else read_config(name).get("num_processes")
     return 1 if named == 1 else visible_gpus() or named or 1
 
 
-def threads(processes: int) -> int | None:
-    """Threads with which each process should compute on a CPU; None where the user has said so, or there is a GPU.
+def cpu_threads(processes: int) -> int | None:
+    """Threads for each process that `rmkit train` starts; None with a GPU, or where OMP_NUM_THREADS decides.
 
-    accelerate gives every process one thread unless it is told otherwise, and all other cores stay idle.
+    accelerate gives every process one thread by default, which leaves all other cores idle.
     """
-    if visible_gpus() or os.environ.get("OMP_NUM_THREADS") != "1":
+    if visible_gpus() or "OMP_NUM_THREADS" in os.environ:
         return None
-    try:
-        launcher = psutil.Process(os.getppid())
-        command, environment = launcher.cmdline(), launcher.environ()
-    except psutil.Error:
+    return max(1, _cores() // processes)
+
+
+def threads_note() -> str | None:
+    """A line for a CPU run that `accelerate launch` has given one thread; None elsewhere.
+
+    accelerate exports OMP_NUM_THREADS=1 whether the user has set it or not, so the number is left as it is.
+    """
+    cores = _cores()
+    if visible_gpus() or not _by_accelerate() or os.environ.get("OMP_NUM_THREADS") != "1" or cores == 1:
         return None
-    by_us = "train" in command and any(Path(part).name == "rmkit" for part in command[:4])
-    if not (by_us or _launches(command)) or "OMP_NUM_THREADS" in environment or _option(command, _THREADS):
-        return None
+    return (
+        f"Each process uses 1 of {cores} CPU cores (OMP_NUM_THREADS=1, accelerate's default). `rmkit train RECIPE` or "
+        "`accelerate launch --num_cpu_threads_per_process N` uses more."
+    )
+
+
+def _by_accelerate() -> bool:
+    """Whether the user's own `accelerate launch` has started this process, rather than `rmkit train`."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ and _PROCESSES not in os.environ
+
+
+def _cores() -> int:
+    """Physical cores that this process may use."""
     cores = psutil.cpu_count(logical=False) or 1
-    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-    return max(1, min(cores, mine) // int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
+    return min(cores, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else cores
 
 
 def launcher_env(config: str | None, processes: int) -> dict[str, str]:
-    """The environment of the processes that `rmkit train` starts: what it was told."""
-    said = {_PROCESSES: str(processes), _CONFIG_FILE: config, "DS_ACCELERATOR": None if visible_gpus() else "cpu"}
-    return {variable: value for variable, value in said.items() if value}
+    """Environment variables by which `rmkit train` passes its options to the processes that it starts."""
+    variables = {_PROCESSES: str(processes), _CONFIG_FILE: config, "DS_ACCELERATOR": None if visible_gpus() else "cpu"}
+    return {name: value for name, value in variables.items() if value}
 
 
 def config_file(name: str) -> Path:
@@ -123,7 +153,7 @@ def read_config(name: str) -> dict[str, Any]:
     """The content of an accelerate configuration, by name or path.
 
     Raises:
-        RmkitError: if there is none, accelerate does not take it, or it asks for what rmkit does not do.
+        RmkitError: if there is none, accelerate rejects it, or rmkit does not support it.
     """
     path = config_file(name)
     config = load_yaml(path)
@@ -132,41 +162,59 @@ def read_config(name: str) -> dict[str, Any]:
     except (ValueError, TypeError) as error:
         raise RmkitError(f"{path}: {error}.", f"Compare it with {CONFIGS / 'ddp.yaml'}.") from None
     if parsed.compute_environment != ComputeEnvironment.LOCAL_MACHINE or parsed.distributed_type not in _TYPES:
-        kind = getattr(parsed.distributed_type, "value", parsed.distributed_type)
+        type_name = getattr(parsed.distributed_type, "value", parsed.distributed_type)
         where = getattr(parsed.compute_environment, "value", parsed.compute_environment)
-        raise RmkitError(f"{path}: distributed_type {kind} on {where} is not supported by rmkit.", _INSTEAD)
+        raise RmkitError(f"{path}: distributed_type {type_name} on {where} is not supported by rmkit.", _INSTEAD)
     if parsed.parallelism_config:
         raise RmkitError(f"{path}: parallelism_config is not supported by rmkit.", _INSTEAD)
     _check_dynamo(str(path), parsed.dynamo_config.get("dynamo_backend") if parsed.dynamo_config else None)
     stages = (0, 1, 2, 3)
     if parsed.distributed_type == DistributedType.DEEPSPEED and parsed.deepspeed_config.get("zero_stage") not in stages:
         raise RmkitError(
-            f"{path}: deepspeed_config.zero_stage must be 0, 1, 2 or 3; rmkit takes no file of DeepSpeed's own.",
+            f"{path}: deepspeed_config.zero_stage must be 0, 1, 2 or 3 (rmkit takes no DeepSpeed configuration file).",
             f"Compare it with {CONFIGS / 'zero3.yaml'}.",
         )
     return config
 
 
 def plan(recipe: Recipe) -> LaunchPlan | None:
-    """What the launcher was told with options, else what the recipe names; None if neither says anything."""
-    command = launcher_command()
-    _check_dynamo("accelerate launch", _option(command, "dynamo_backend"))
-    processes = os.environ.get(_PROCESSES) or _option(command, "num_processes")
-    explicit = os.environ.get(_CONFIG_FILE) or _option(command, "config_file")
-    name = explicit or recipe.distributed
+    """The plan of a run, from `rmkit train`, the launcher and the recipe; None if none of them decides anything.
+
+    Raises:
+        RmkitError: see `read_config`.
+    """
+    option, number = os.environ.get(_CONFIG_FILE), os.environ.get(_PROCESSES)
+    name = option or recipe.distributed
+    config = {} if name is None else read_config(name)
+    processes = int(number) if number else None
+    launched = _launched_deepspeed() if option is None else None
+    if launched is not None and (name is None or _sharding_of(launched) != _sharding_of(config)):
+        return LaunchPlan(_LAUNCHER, processes, _sharding_of(launched), launched)
     if name is None:
-        sharding = _sharding_of_launcher()
-        if processes is None:
-            return None if sharding is None else LaunchPlan("accelerate", None, sharding, {})
-        return LaunchPlan("--num_processes", int(processes), sharding, {})
-    config = read_config(name)
-    if processes is not None:
-        wanted: int | None = int(processes)
-    elif explicit is None:
-        wanted = process_count(name)
-    else:
-        wanted = config.get("num_processes")
-    return LaunchPlan(name, wanted, _sharding_of(config), config)
+        return None if processes is None else LaunchPlan("--num-processes", processes, None, {})
+    if processes is None:
+        # Several processes were somebody's choice, and so is one where accelerate's default would be one per GPU.
+        running = running_processes()
+        chosen = running > 1 or (_by_accelerate() and visible_gpus() > 1)
+        processes = running if chosen and config.get("num_processes") != 1 else process_count(name)
+    return LaunchPlan(name, processes, _sharding_of(config), launched or config)
+
+
+def override_note(recipe: Recipe, plan: LaunchPlan | None) -> str | None:
+    """A line for a recipe whose `distributed:` the launcher overrides."""
+    if plan is None or plan.name != _LAUNCHER or recipe.distributed is None:
+        return None
+    return f"accelerate launch has set up {plan.sharding}, which overrides distributed: {recipe.distributed}."
+
+
+def _launched_deepspeed() -> dict[str, Any] | None:
+    """What `accelerate launch` has set up with DeepSpeed, in the words of a configuration; None without DeepSpeed."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") != "true":
+        return None
+    keys = {"offload_optimizer_device": "none", "offload_param_device": "none"}
+    exported = {key: os.environ.get(f"ACCELERATE_DEEPSPEED_{key.upper()}", value) for key, value in keys.items()}
+    stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2))  # accelerate's own default
+    return {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": stage, **exported}}
 
 
 def _check_dynamo(where: str, backend: str | None) -> None:
@@ -178,35 +226,36 @@ def _check_dynamo(where: str, backend: str | None) -> None:
 
 
 def check_launcher() -> None:
-    """Stop before anything is set up if the launcher asks accelerate for what rmkit does not do.
+    """Refuse options of accelerate that rmkit does not support, before anything is set up.
 
     Raises:
-        RmkitError: naming the variable, which `accelerate launch` sets for its options and configurations.
+        RmkitError: naming the variable that `accelerate launch` exports for the option or configuration key.
     """
+    _check_dynamo(_LAUNCHER, os.environ.get("ACCELERATE_DYNAMO_BACKEND"))
     for variable in _REFUSED_VARIABLES:
         if os.environ.get(variable, "false").lower() in ("true", "1"):
             raise RmkitError(f"{variable} is set: rmkit does not support it.", f"Unset it. {_INSTEAD}")
     if os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none") != "none":
-        raise RmkitError("accelerate was given a file of DeepSpeed's own, which rmkit does not take.", _INSTEAD)
+        raise RmkitError("accelerate uses a configuration file of DeepSpeed, which rmkit does not support.", _INSTEAD)
 
 
 def check_precision(bf16: bool) -> None:
-    """Stop before anything is loaded if the launcher asks for another precision than the recipe, which decides it.
+    """Refuse a mixed precision of the launcher that the recipe does not have: the recipe decides it.
 
     Raises:
-        RmkitError: naming it; autocast would be on, and neither scoring nor the saved model would know of it.
+        RmkitError: naming it. Autocast would be on in training only, and the saved model would not record it.
     """
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked not in ("no", "bf16" if bf16 else "no"):
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", "bf16" if bf16 else "no"):
         leave = "mixed_precision: no in accelerate's configuration (or `accelerate launch --mixed_precision no`)"
         raise RmkitError(
-            f"accelerate was told mixed_precision {asked}, and the recipe does not say so.",
-            f"Set training.bf16=true, or {leave}." if asked == "bf16" else f"Set {leave}.",
+            f"accelerate uses mixed_precision {launched}, and the recipe does not say so.",
+            f"Set training.bf16=true, or {leave}." if launched == "bf16" else f"Set {leave}.",
         )
 
 
 def training_options(plan: LaunchPlan | None) -> dict[str, Any]:
-    """What TrainingArguments must be told: DeepSpeed unless the launcher has set it up, and whether there is no GPU."""
+    """Fields of TrainingArguments that the launch decides: use_cpu, and deepspeed unless the launcher set it up."""
     options: dict[str, Any] = {"use_cpu": visible_gpus() == 0}
     if plan is not None and plan.uses_deepspeed:
         if options["use_cpu"]:
@@ -220,26 +269,33 @@ def training_options(plan: LaunchPlan | None) -> dict[str, Any]:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": "0",
             }
-            for variable, value in defaults.items():  # what a launcher of one process leaves out
+            for variable, value in defaults.items():  # a launcher of one process leaves them out
                 os.environ.setdefault(variable, value)
     return options
 
 
 def check_processes(plan: LaunchPlan | None, running: int) -> None:
-    """Stop before weights load if another number of processes runs than was asked for, or than there are GPUs.
+    """Refuse a number of processes that differs from the plan's, or exceeds the GPUs, before weights load.
 
     Raises:
-        RmkitError: naming both; some launchers fall back to one process without a word.
+        RmkitError: naming both numbers; some launchers silently fall back to one process.
     """
+    # accelerate without a GPU and --multi_gpu starts one process; the address of the group is all that it exports.
+    one_process = _by_accelerate() and "WORLD_SIZE" not in os.environ
+    if one_process and "MASTER_ADDR" in os.environ:
+        raise RmkitError(
+            "accelerate launch was told to start several processes (MASTER_ADDR is set), but 1 runs.",
+            "Use `rmkit train RECIPE --num-processes N`, or unset MASTER_ADDR to train in one process.",
+        )
     if plan is not None and plan.processes is not None and running != plan.processes:
-        asked = "1 process" if plan.processes == 1 else f"{plan.processes} processes"
+        planned = "1 process" if plan.processes == 1 else f"{plan.processes} processes"
         runs = "1 runs" if running == 1 else f"{running} run"
-        raise RmkitError(f"{plan.name} asks for {asked}, but {runs}.", _remedy(plan))
+        raise RmkitError(f"{plan.name} asks for {planned}, but {runs}.", _remedy(plan))
     _check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def check_sharding(plan: LaunchPlan | None, arguments: Any) -> None:
-    """Stop before weights load if the model would be sharded in another way than was asked for.
+    """Refuse a sharding that differs from the plan's, before weights load.
 
     Raises:
         RmkitError: naming both.
@@ -250,7 +306,7 @@ def check_sharding(plan: LaunchPlan | None, arguments: Any) -> None:
 
 
 def check_deepspeed(arguments: Any) -> None:
-    """Stop before weights load if the launcher tells DeepSpeed what the recipe decides, or not to save the model.
+    """Refuse DeepSpeed options of the launcher that contradict the recipe or prevent saving, before weights load.
 
     Raises:
         RmkitError: naming the key of accelerate's configuration.
@@ -262,24 +318,25 @@ def check_deepspeed(arguments: Any) -> None:
         ("gradient_accumulation_steps", arguments.gradient_accumulation_steps, "training.batch_size"),
         ("gradient_clipping", arguments.max_grad_norm, "training.max_grad_norm"),
     ):
-        told = os.environ.get(f"ACCELERATE_{key.upper()}", "auto")
-        if told != "auto" and float(told) != ours:
+        launched = os.environ.get(f"ACCELERATE_{key.upper()}", "auto")
+        if launched != "auto" and float(launched) != ours:
             raise RmkitError(
-                f"{key} is {told} {where}, and {ours} by the recipe.", f"Set it to auto: {field} decides it."
+                f"{key} is {launched} {where}, and {ours} by the recipe.", f"Set it to auto: {field} decides it."
             )
     gathers = os.environ.get("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", "false") == "true"
     if running_sharding(arguments) == "zero3" and not gathers:
         raise RmkitError(
-            "ZeRO-3 was not told to gather the weights, so the trained model could not be saved.",
+            "ZeRO-3 would not gather the weights, so the trained model could not be saved.",
             f"Set zero3_save_16bit_model: true {where} (or `accelerate launch --zero3_save_16bit_model true`).",
         )
 
 
 def _remedy(plan: LaunchPlan) -> str:
     if plan.config.get("num_machines", 1) > 1:
-        return _BY_HAND
-    config = f" --config-file {plan.name}" if plan.config else ""
-    return f"Use `rmkit train RECIPE{config} --num-processes {plan.processes or process_count(plan.name)}`."
+        return _MULTI_NODE
+    config = f" --config-file {plan.name}" if plan.config and plan.name != _LAUNCHER else ""
+    number = f" --num-processes {plan.processes}" if plan.processes else ""
+    return f"Use `rmkit train RECIPE{config}{number}`."
 
 
 def _check_gpus(processes: int) -> None:
@@ -289,19 +346,19 @@ def _check_gpus(processes: int) -> None:
 
 
 def accumulation_steps(batch_size: int, micro_batch_size: int, processes: int) -> int:
-    """Micro-batches an optimizer step, so that it sees `batch_size` pairs on any number of processes.
+    """Micro-batches per optimizer step, so that a step sees `batch_size` pairs on any number of processes.
 
     Raises:
-        RmkitError: if they do not divide it.
+        RmkitError: if processes times micro-batch size does not divide the batch size.
     """
-    together = micro_batch_size * processes
-    if batch_size % together:
+    pairs = micro_batch_size * processes
+    if batch_size % pairs:
         raise RmkitError(
             f"training.batch_size {batch_size} is not a multiple of {processes} processes x micro-batches of "
             f"{micro_batch_size} pairs.",
             "Change training.per_device_train_batch_size or the number of processes.",
         )
-    return batch_size // together
+    return batch_size // pairs
 
 
 def deepspeed_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -324,42 +381,14 @@ def deepspeed_config(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def launcher_command() -> Sequence[str]:
-    """The command line of the `accelerate launch` that started this process; empty if none did."""
-    try:
-        command = psutil.Process(os.getppid()).cmdline()
-    except psutil.Error:
-        return []
-    return command if _launches(command) else []
-
-
-def _launches(command: Sequence[str]) -> bool:
-    return "launch" in command or any("accelerate" in part for part in command[:3])
-
-
-def _option(command: Sequence[str], name: str) -> str | None:
-    for number, part in enumerate(command):
-        option, given, value = part.partition("=")
-        if option.startswith("--") and option[2:].replace("-", "_") == name:  # accelerate takes both spellings
-            return value if given else next(iter(command[number + 1 :]), None)
-    return None
-
-
 def _sharding_of(config: Mapping[str, Any]) -> str:
     if config.get("distributed_type") == "DEEPSPEED":
         return f"zero{config['deepspeed_config']['zero_stage']}"
     return "none"
 
 
-def _sharding_of_launcher() -> str | None:
-    """What options of `accelerate launch` or its default configuration have set up; None but for DeepSpeed."""
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") != "true":
-        return None
-    return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', 2)}"  # accelerate's own default
-
-
 def _skip_shared_memory_build() -> None:
-    """On a CPU DeepSpeed compiles a communication kernel at the first start (a minute); gloo gives the same losses."""
+    """Keep DeepSpeed from compiling a CPU communication kernel at its first start (a minute); gloo replaces it."""
     from deepspeed import ops
 
     ops.__compatible_ops__["deepspeed_shm_comm"] = False

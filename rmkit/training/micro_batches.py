@@ -1,7 +1,7 @@
-"""Which pairs go through the model together: an optimizer step's pairs in micro-batches of like numbers of tokens.
+"""Group the pairs of an optimizer step into micro-batches with about the same number of tokens.
 
-The order of the pairs, and so what every step sees, is that of transformers' own sampler with the same seed. Only
-inside a step are pairs grouped anew: by tokens, so that no micro-batch and no process has much more to do than another.
+The order of the pairs, and so the pairs of every step, is that of transformers' own sampler with the same seed. Pairs
+are regrouped only inside a step, by tokens, so that micro-batches and processes have about equal work.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch.utils.data import Sampler
 
 
 class MicroBatches(Sampler[list[int]]):
-    """The micro-batches of one process: lists of pairs, `accumulation` of them an optimizer step.
+    """The micro-batches of one process: lists of pairs, `accumulation` of them per optimizer step.
 
     Args:
-        tokens: [pairs] how much work a pair is. None cuts steps as they come, as transformers does.
-        batch_size: pairs an optimizer step, over all processes.
-        accumulation: micro-batches of a process an optimizer step. The last step of an epoch, if it has fewer pairs,
-            has as many as keep their usual size.
-        drop_last: leave that step out.
+        tokens: [pairs] the work of a pair. None cuts a step in the order of its pairs, as transformers does.
+        batch_size: pairs per optimizer step, over all processes.
+        accumulation: micro-batches of a process per optimizer step. If the last step of an epoch has fewer pairs, it
+            has fewer micro-batches of the usual size.
+        drop_last: skip that step.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class MicroBatches(Sampler[list[int]]):
         self.steps = pairs // batch_size if drop_last else math.ceil(pairs / batch_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Each epoch has an order of its own, which depends on nothing but the seed."""
+        """Every epoch has its own order, which depends only on the seed."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -53,7 +53,8 @@ class MicroBatches(Sampler[list[int]]):
         order = torch.randperm(self.pairs, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
         for step in range(self.steps):
             pairs = order[step * self.batch_size : (step + 1) * self.batch_size]
-            pairs += order[: self.processes - len(pairs)] if len(pairs) < self.processes else []  # none stays idle
+            if len(pairs) < self.processes:  # no process stays idle
+                pairs += order[: self.processes - len(pairs)]
             groups = self._groups(pairs, self._parts(len(pairs)) * self.processes)
             yield from groups[self.process :: self.processes]
 
@@ -61,27 +62,27 @@ class MicroBatches(Sampler[list[int]]):
         return min(self.batch_size, self.pairs - step * self.batch_size)
 
     def _parts(self, pairs: int) -> int:
-        """Micro-batches of each process for so many pairs."""
+        """Micro-batches per process for a step of this many pairs."""
         usual = self.batch_size // (self.accumulation * self.processes)
         return max(1, min(math.ceil(pairs / (usual * self.processes)), pairs // self.processes))
 
     def _groups(self, pairs: list[int], number: int) -> list[list[int]]:
         if self.tokens is not None:
-            return balanced(pairs, self.tokens, number)
+            return balance(pairs, self.tokens, number)
         size, more = divmod(len(pairs), number)
-        ends = [each * size + min(each, more) for each in range(number + 1)]
+        ends = [group * size + min(group, more) for group in range(number + 1)]
         return [pairs[start:end] for start, end in itertools.pairwise(ends)]
 
 
-def balanced(members: Sequence[int], work: Sequence[int], number: int) -> list[list[int]]:
-    """Members in so many groups of like work, none empty: the largest first, each to the group that has least.
+def balance(members: Sequence[int], work: Sequence[int], number: int) -> list[list[int]]:
+    """Split members into groups of about equal work, none empty: greedily, the largest member to the smallest group.
 
-    Groups come by their work, the largest first: processes that take every n-th then have like ones in each turn.
+    Groups are sorted by work in descending order, so that processes taking every n-th get similar ones at every turn.
     """
     groups: list[list[int]] = [[] for _ in range(number)]
-    least = [(0, 0, each) for each in range(number)]
-    for member in sorted(members, key=lambda each: -work[each]):
+    least = [(0, 0, group) for group in range(number)]
+    for member in sorted(members, key=lambda member: -work[member]):
         total, size, group = heapq.heappop(least)
         groups[group].append(member)
         heapq.heappush(least, (total + work[member], size + 1, group))
-    return sorted(groups, key=lambda group: -sum(work[each] for each in group))
+    return sorted(groups, key=lambda group: -sum(work[member] for member in group))

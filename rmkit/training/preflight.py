@@ -39,7 +39,7 @@ from rmkit.reward_models.saving import keep_generation_config, save
 from rmkit.runs.directory import RunDirectory
 from rmkit.training import launch
 from rmkit.training.checking import empty_model
-from rmkit.training.disk_space import check_places, check_room, room, scratch
+from rmkit.training.disk_space import check_places, check_room, estimate_room, scratch
 
 _OPTIMIZER_PACKAGES = {
     # part of a name in transformers' OptimizerNames, first match: the module that it needs, and what pip installs
@@ -71,7 +71,7 @@ def preflight(
     pairs: int,
     plan: launch.LaunchPlan | None,
 ) -> list[str]:
-    """Try what a run will need; returns warnings, a line each. Called by one process, before weights are loaded.
+    """Try everything that a run will need, on one process and before weights are loaded; returns lines to print.
 
     Args:
         config: of the base.
@@ -85,7 +85,7 @@ def preflight(
     check_places(recipe, cache=reward_model.reference is not None)
     sharding = (plan.sharding if plan else None) or running_sharding(arguments)
     _check_sharding(plan, sharding)
-    steps_per_epoch, steps = training_steps(recipe, pairs)
+    steps_per_epoch, steps = count_steps(recipe, pairs)
     if reward_model.reference not in (None, "base"):
         revision = reward_model.settings.reference_revision
         check_reference(reward_model, record.reference or ModelRef(name=str(reward_model.reference), revision=revision))
@@ -93,7 +93,7 @@ def preflight(
         model = empty_model(recipe, reward_model, config)
     notes = check_training(arguments, model, steps)
     with scratch(recipe.output_dir, "output_dir", "Give another output_dir.") as folder:
-        needed = room(recipe, model, record, arguments, sharding, steps, steps_per_epoch)
+        needed = estimate_room(recipe, model, record, arguments, sharding, steps, steps_per_epoch)
         notes += check_room(recipe.output_dir, folder, needed, recipe.resume == "auto")
         rehearse_save(folder, model, reward_model, record)
     if recipe.hub is not None:
@@ -109,24 +109,24 @@ def preflight(
 # --- training ------------------------------------------------------------------------------------------------------
 
 
-def training_steps(recipe: Recipe, pairs: int) -> tuple[int, int]:
-    """Optimizer steps an epoch, and of the whole run.
+def count_steps(recipe: Recipe, pairs: int) -> tuple[int, int]:
+    """Optimizer steps per epoch, and of the whole run.
 
     Raises:
-        RmkitError: if there is none.
+        RmkitError: if there are none.
     """
     options = training_arguments(recipe)
-    each = pairs / options["batch_size"]
-    per_epoch = math.floor(each) if options.get("dataloader_drop_last") else math.ceil(each)
+    batches = pairs / options["batch_size"]
+    per_epoch = math.floor(batches) if options.get("dataloader_drop_last") else math.ceil(batches)
     if per_epoch == 0:
         raise RmkitError(
             f"The training set has {pairs} pairs, too few for one step with training.dataloader_drop_last.",
             "Set training.dataloader_drop_last: false, or a smaller training.batch_size.",
         )
-    most = options.get("max_steps", -1)
-    if most == 0:
+    max_steps = options.get("max_steps", -1)
+    if max_steps == 0:
         raise RmkitError("training.max_steps is 0.", "Give a number of steps, or leave training.max_steps out.")
-    return per_epoch, most if most > 0 else math.ceil(options["num_train_epochs"] * per_epoch)
+    return per_epoch, max_steps if max_steps > 0 else math.ceil(options["num_train_epochs"] * per_epoch)
 
 
 def _check_sharding(plan: launch.LaunchPlan | None, sharding: str) -> None:
@@ -137,11 +137,13 @@ def _check_sharding(plan: launch.LaunchPlan | None, sharding: str) -> None:
         )
     keys = plan.config.get("deepspeed_config", {}) if plan else {}
     if "nvme" in (keys.get("offload_optimizer_device"), keys.get("offload_param_device")):
-        raise RmkitError(f"{plan.name if plan else ''} offloads to NVMe, which rmkit does not do.", "Offload to cpu.")
+        raise RmkitError(
+            f"{plan.name if plan else ''} offloads to NVMe, which rmkit does not support.", "Offload to cpu."
+        )
 
 
 def check_training(arguments: Any, model: nn.Module, steps: int) -> list[str]:
-    """Take one step on a toy with the optimizer, schedule, loader and compiler of a run; returns warnings.
+    """Take one step on a toy model with the optimizer, schedule, loader and compiler of a run; returns warnings.
 
     Args:
         model: the model without weights, whose modules `optim_target_modules` names.
@@ -178,7 +180,7 @@ def _check_kernels(arguments: Any) -> None:
         )
     if arguments.device.type == "cpu":
         raise RmkitError(
-            "training.use_liger_kernel needs a GPU, and there is none.", "Leave training.use_liger_kernel out."
+            "training.use_liger_kernel needs a GPU; none is visible.", "Leave training.use_liger_kernel out."
         )
 
 
@@ -192,9 +194,9 @@ def _check_compile(arguments: Any, toy: nn.Module) -> None:
 
 
 def _check_optimizer(arguments: Any, model: nn.Module, toy: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of `arguments`, which has taken a step on `toy`."""
+    """Make the optimizer of `arguments` and take a step on `toy` with it."""
     name = arguments.optim.value
-    module, package = next((each for part, each in _OPTIMIZER_PACKAGES.items() if part in name), ("torch", "torch"))
+    module, package = next((needed for part, needed in _OPTIMIZER_PACKAGES.items() if part in name), ("torch", "torch"))
     if find_spec(module) is None:
         raise RmkitError(
             f"training.optim {name} needs the package {package.rpartition('/')[2]}.",
@@ -204,7 +206,7 @@ def _check_optimizer(arguments: Any, model: nn.Module, toy: nn.Module) -> torch.
     with _refused(f"optim {name}", remedy):
         optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
         own = [key for key in ("params", "model", "optimizer_dict") if key in options]
-        # Optimizers of chosen modules take the model's parameters, which are not there yet: no step then.
+        # Optimizers of chosen modules bring the model's parameters, which have no data yet: no step then.
         parameters = [options.pop(key) for key in own][-1] if own else toy.parameters()
         optimizer: torch.optim.Optimizer = optimizer_class(parameters, **options)
         if not own:
@@ -219,9 +221,9 @@ def _check_optimizer(arguments: Any, model: nn.Module, toy: nn.Module) -> torch.
 
 
 def _is_used(field: str, arguments: Any, model: nn.Module) -> bool:
-    """Whether the optimizer would be another one with a field's default; true if it has that already."""
-    given, default = getattr(arguments, field), type(arguments).__dataclass_fields__[field].default
-    if given == default:
+    """Whether the field changes the optimizer; true if the field has its default."""
+    value, default = getattr(arguments, field), type(arguments).__dataclass_fields__[field].default
+    if value == default:
         return True
     with_it = Trainer.get_optimizer_cls_and_kwargs(arguments, model)[1]
     setattr(arguments, field, default)
@@ -230,7 +232,7 @@ def _is_used(field: str, arguments: Any, model: nn.Module) -> bool:
     except ValueError:  # some need their target modules
         return True
     finally:
-        setattr(arguments, field, given)
+        setattr(arguments, field, value)
 
 
 def _check_schedule(arguments: Any, optimizer: torch.optim.Optimizer, steps: int) -> list[str]:
@@ -250,7 +252,7 @@ def _check_schedule(arguments: Any, optimizer: torch.optim.Optimizer, steps: int
         "Correct training.lr_scheduler_kwargs and learning_rate, or use lr_scheduler_type: constant.",
     ):
         schedule = get_scheduler(name, optimizer, warmup, steps, arguments.lr_scheduler_kwargs)
-        with warnings.catch_warnings():  # the optimizer has taken its step before the schedule was made
+        with warnings.catch_warnings():  # that the optimizer has stepped before the schedule existed
             warnings.simplefilter("ignore")
             schedule.step()
     if warmup > steps:
@@ -260,10 +262,10 @@ def _check_schedule(arguments: Any, optimizer: torch.optim.Optimizer, steps: int
 
 @contextlib.contextmanager
 def _refused(field: str, remedy: str) -> Iterator[None]:
-    """Say of any error inside that a field under `training:` cannot be used."""
+    """Raise `RmkitError` for any error inside: the field under `training:` cannot be used."""
     try:
         yield
-    except Exception as error:  # whatever libraries raise on options that they do not take
+    except Exception as error:  # whatever libraries raise on invalid options
         raise RmkitError(f"training.{field} cannot be used: {first_line(error).rstrip('.')}.", remedy) from None
 
 
@@ -273,14 +275,14 @@ def _refused(field: str, remedy: str) -> Iterator[None]:
 def rehearse_save(
     folder: Path, model: PreTrainedModel | PeftModel, reward_model: RewardModel[Any], record: ModelMetadata
 ) -> None:
-    """Write the model directory into `folder` with all that it will hold but the weights, and read it back.
+    """Write the model directory without weights into `folder`, and read it back.
 
     Raises:
-        RmkitError: if something cannot be written, or is another when it is read.
+        RmkitError: if something cannot be written, or differs when it is read.
     """
     directory = folder / "model"
-    # One number stands for each weight of the adapters, without which PEFT saves nothing.
-    adapters = {name: torch.zeros(1) for name, each in model.named_parameters() if each.requires_grad}
+    # One number replaces every adapter weight: without any weight PEFT saves nothing.
+    adapters = {name: torch.zeros(1) for name, weight in model.named_parameters() if weight.requires_grad}
     try:
         _load_generation_config(model, record)
         with no_progress_bar():
@@ -301,17 +303,17 @@ def rehearse_save(
         ) from None
     texts = ["How do I bake bread?"], ["Mix flour, water, salt and yeast."]
     same = encoder.template_hash == reward_model.encoder.template_hash
-    if not same or [each.ids for each in encoder.response_sequences(*texts)] != [
-        each.ids for each in reward_model.encoder.response_sequences(*texts)
+    if not same or [sequence.ids for sequence in encoder.response_sequences(*texts)] != [
+        sequence.ids for sequence in reward_model.encoder.response_sequences(*texts)
     ]:
         raise RmkitError(
-            "The tokenizer or chat template is another one when it has been saved and loaded again.",
+            "The tokenizer or chat template changes when it is saved and loaded again.",
             "Give the template as base.chat_template, or save the base's tokenizer again with this transformers.",
         )
 
 
 def _load_generation_config(model: PreTrainedModel | PeftModel, record: ModelMetadata) -> None:
-    """A model without weights has none of its base's own; a base without the file has none either."""
+    """Load the generation config of the base, if it has one: a model without weights has only defaults."""
     if isinstance(model, PeftModel) or record.base is None or not model.can_generate():
         return
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""From a recipe to encoded pairs: the steps that come before weights, the same for `rmkit train` and `rmkit check`."""
+"""From a recipe to encoded pairs: the steps before any weights load, shared by `rmkit train` and `rmkit check`."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ from rmkit.training.launch import accumulation_steps
 def load_data(recipe: Recipe) -> dict[str, PreferenceData]:
     """The training set, which comes first, and the evaluation sets."""
     sets = (recipe.data.train, *recipe.data.evaluation)
-    return {each.name: load_set(each, root=recipe.data.root, identical=recipe.data.identical) for each in sets}
+    return {dataset.name: load_set(dataset, root=recipe.data.root, identical=recipe.data.identical) for dataset in sets}
 
 
 def warnings(
     recipe: Recipe, data: Mapping[str, PreferenceData], used: Mapping[str, Sequence[PreferencePair]]
 ) -> list[str]:
-    """Lines to be said of the sets: a split that a file does not have, what the sets share with the training set.
+    """Lines to print about the sets: a split that a file does not have, overlap with the training set.
 
     Args:
-        used: the pairs of each set that training and scoring use.
+        used: by set, the pairs that training and scoring use.
     """
     train, *evaluated = (recipe.data.train, *recipe.data.evaluation)
-    ignored = [ignored_split(each, data[each.name]) for each in (train, *evaluated)]
-    shared = [training_overlap(used[train.name], used[each.name]).warning(each.name) for each in evaluated]
+    ignored = [ignored_split(dataset, data[dataset.name]) for dataset in (train, *evaluated)]
+    shared = [training_overlap(used[train.name], used[other.name]).warning(other.name) for other in evaluated]
     return [line for line in (*ignored, *shared) if line is not None]
 
 
 def load_encoder(recipe: Recipe, base: ModelRef) -> tuple[ChatEncoder, list[str]]:
-    """The encoder of a base, and what was changed in its tokenizer (one line each, to be said to the user)."""
+    """The encoder of a base, and a line to print for every change to its tokenizer."""
     tokenizer, notes = load_tokenizer(
         base.name,
         revision=base.revision,
@@ -72,21 +72,21 @@ def load_config(recipe: Recipe, base: ModelRef) -> PretrainedConfig:
 def encode(
     recipe: Recipe, data: Mapping[str, PreferenceData], reward_model: RewardModel[Any]
 ) -> dict[str, EncodedPairs]:
-    """Every set encoded once, by the recipe's rules for what is too long or identical."""
+    """Encode every set once, by the recipe's rules for pairs that are too long or identical."""
     return {
         name: encode_pairs(
-            each,
+            preferences,
             reward_model,
             max_length=recipe.data.max_length,
             over_length=recipe.data.over_length,
             identical=recipe.data.identical,
         )
-        for name, each in data.items()
+        for name, preferences in data.items()
     }
 
 
 def refuse_beyond_positions(recipe: Recipe, encoded: Mapping[str, EncodedPairs], config: PretrainedConfig) -> None:
-    """Refuse sets with texts that end after a base's last position.
+    """Refuse sets with texts longer than the positions of the base.
 
     Raises:
         RmkitError: naming the set and the length that fits.
@@ -101,10 +101,13 @@ def refuse_beyond_positions(recipe: Recipe, encoded: Mapping[str, EncodedPairs],
 
 
 def trainer_arguments(recipe: Recipe, processes: int, **launcher_options: Any) -> Any:
-    """TrainingArguments of the type's class, for so many processes; `launcher_options` are what the launcher decides.
+    """TrainingArguments of the class of the type's trainer.
+
+    Args:
+        launcher_options: the fields that the launch decides.
 
     Raises:
-        RmkitError: if the batch size cannot be divided, or transformers refuses a field.
+        RmkitError: if processes and micro-batches do not divide the batch size, or transformers rejects a field.
     """
     options = training_arguments(recipe)
     batch_size = options.pop("batch_size")
@@ -124,20 +127,20 @@ def trainer_arguments(recipe: Recipe, processes: int, **launcher_options: Any) -
         options["liger_kernel_config"] = (options.get("liger_kernel_config") or {}) | {
             "fused_linear_cross_entropy": False
         }
-    with refusals("TrainingArguments"):
+    with refusals("training arguments"):
         return trainer.config_class(**options)
 
 
 def make_record(
     recipe: Recipe, reward_model: RewardModel[Any], base: ModelRef, layout: Layout, arguments: Any, sharding: str
 ) -> ModelMetadata:
-    """What is recorded of a run's reward model, but for the files of its tokenizer and reference.
+    """The metadata of a run's reward model, without the digests of tokenizer and reference.
 
     Args:
         arguments: the TrainingArguments of the run.
         sharding: none | zero0..3.
     """
-    # DeepSpeed turns the whole model to bfloat16, and that is what is saved; elsewhere bf16 means autocast.
+    # DeepSpeed converts the whole model to bfloat16 and saves it so; otherwise bf16 means autocast.
     whole = arguments.bf16 and sharding.startswith("zero")
     return ModelMetadata(
         reward_model=recipe.reward_model,
@@ -155,18 +158,18 @@ def make_record(
 
 @contextlib.contextmanager
 def refusals(what: str) -> Iterator[None]:
-    """Say in a line what transformers, TRL or PEFT refuse of a recipe that rmkit found nothing wrong with."""
+    """Raise `RmkitError(Invalid <what>: ...)` for what transformers, TRL or PEFT reject in a recipe."""
     try:
         yield
     except (ValueError, TypeError, ImportError, NotImplementedError, RuntimeError) as error:
         raise RmkitError(
-            f"{what[0].upper()}{what[1:]} cannot be made of this recipe: {first_line(error)}",
-            "Mend what it names under training: or lora: in the recipe.",
+            f"Invalid {what}: {first_line(error)}",
+            "Fix that field under training: or lora: in the recipe.",
         ) from None
 
 
 def lora_config(recipe: Recipe, reward_model: RewardModel[Any]) -> LoraConfig | None:
-    """PEFT's settings of the recipe's adapters; None for full fine-tuning."""
+    """PEFT's configuration of the recipe's adapters; None for full fine-tuning."""
     if recipe.lora is None:
         return None
     return LoraConfig(

@@ -1,4 +1,4 @@
-"""`hub.push: every_save`: the model is published at every save of a run, while training goes on."""
+"""`hub.push: every_save`: publish the model at every save, while training continues."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from rmkit.runs.directory import RunDirectory
 class PushCallback(TrainerCallback):
     """Writes a model directory at every save, on all processes together, and uploads it in the background.
 
-    The next save waits for the upload before. One that fails is said and does not stop the run: the next save, the end
-    of the run or `rmkit push` publishes again.
+    The next save waits for the previous upload. A failed upload prints a warning and does not stop the run: the next
+    save, the end of the run or `rmkit push` publishes again.
 
     Args:
-        write: writes the model as it is now into a folder; called on all processes, as gathering needs.
-        describe: the content of run.json as it is now; called on the main process.
+        write: writes the current model into a folder; called on all processes, since it gathers weights.
+        describe: returns the current content of run.json; called on the main process.
     """
 
     def __init__(
@@ -41,23 +41,23 @@ class PushCallback(TrainerCallback):
         self.upload: Future[None] | None = None
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The model of this step."""
+        """Write and upload the model of this step."""
         self._wait()
         self.write(self.folder)
         if state.is_world_process_zero:
             self.upload = self.uploads.submit(self._push, self.describe())
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The last upload ends before the finished run is published."""
+        """Wait for the last upload before the finished run is published."""
         self._wait()
 
     def _push(self, content: dict[str, Any]) -> None:
         try:
             hub.push(self.run, self.destination, model=self.folder, content=content)
-        except Exception as error:  # whatever it is, hours of training are worth more than this upload
+        except Exception as error:  # of any kind: a failed upload must not cost hours of training
             cause = error.cause if isinstance(error, RmkitError) else repr(error)
             step = content["training"]["steps"]
-            print(f"warning: step {step}: {cause} The run goes on.", file=sys.stderr, flush=True)
+            print(f"warning: step {step}: {cause} Training continues.", file=sys.stderr, flush=True)
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""What the reference of an implicit reward model says of every set: from the store, or from one pass over the set."""
+"""Outputs of an implicit reward model's reference on every set: from the store, or from one pass over the set."""
 
 from __future__ import annotations
 
@@ -25,74 +25,76 @@ from rmkit.training.reference_store import ReferenceStore, weights_identity
 
 
 class References:
-    """Outputs of the reference, taken once and then held for the run.
+    """Outputs of the reference, computed once and kept for the run.
 
-    With `reference: base` the policy is its own reference before the first step, so no second model is held. Only a run
-    that goes on from a checkpoint, and finds nothing in the store, loads the base again.
+    With `reference: base` the policy is its own reference before the first step, so no second model is kept. Only a
+    resumed run that finds nothing in the store loads the base again.
     """
 
-    def __init__(self, reward_model: RewardModel[Any], record: ModelMetadata, batch_size: int, state: PartialState):
-        self.reward_model, self.record, self.batch_size, self.state = reward_model, record, batch_size, state
-        self.taken: dict[str, Tensor] = {}
+    def __init__(self, reward_model: RewardModel[Any], metadata: ModelMetadata, batch_size: int, state: PartialState):
+        self.reward_model, self.metadata, self.batch_size, self.state = reward_model, metadata, batch_size, state
+        self.outputs: dict[str, Tensor] = {}
         self.seconds = 0.0
 
     def get(self, name: str) -> Tensor | None:
         """Outputs [pairs, 2, outputs] of the reference on a set; None if the reward model has no reference.
 
         Raises:
-            KeyError: if they have not been taken yet.
+            KeyError: if they have not been computed yet.
         """
-        return None if self.reward_model.reference is None else self.taken[name]
+        return None if self.reward_model.reference is None else self.outputs[name]
 
     def compute_from_policy(self, encoded: Mapping[str, EncodedPairs], trainer: Any, resumed: bool) -> None:
-        """The base's outputs, from the policy where it has not been trained yet or has adapters to turn off."""
+        """Compute the base's outputs, with the policy if it is untrained or has adapters that can be disabled."""
         unwrapped = trainer.accelerator.unwrap_model(trainer.model_wrapped)
         if isinstance(unwrapped, PeftModel):
             with unwrapped.disable_adapter():
-                self._take(encoded, lambda: trainer.model_wrapped)
+                self._compute(encoded, lambda: trainer.model_wrapped)
         elif resumed:
             self.compute_from_other_model(encoded)
         else:
-            self._take(encoded, lambda: trainer.model_wrapped)
+            self._compute(encoded, lambda: trainer.model_wrapped)
 
     def compute_from_other_model(self, encoded: Mapping[str, EncodedPairs]) -> None:
-        """Outputs of a model that is loaded for this, whole on every process, and dropped afterwards."""
+        """Compute outputs with a model that is loaded for this, whole on every process, and freed afterwards."""
 
-        def loaded() -> nn.Module:
+        def load_other() -> nn.Module:
             with zero3_disabled():
                 model: nn.Module = load_reference(
                     self.reward_model,
-                    self._origin,
-                    dtype=self.record.dtype,
-                    attention=self.record.attention,
-                    layout=self.record.layout,
+                    self._reference,
+                    dtype=self.metadata.dtype,
+                    attention=self.metadata.attention,
+                    layout=self.metadata.layout,
                 )
             limit = last_position(model)
             for name, pairs in encoded.items():
                 refuse_longer(f"reference: {name}", pairs.longest, limit)
             model = model.to(self.state.device)
-            check_forward(model, self.reward_model, half=self.record.half)
+            check_forward(model, self.reward_model, half=self.metadata.half)
             return model
 
-        self._take(encoded, functools.cache(loaded))
+        self._compute(encoded, functools.cache(load_other))
 
     @property
-    def _origin(self) -> ModelRef:
+    def _reference(self) -> ModelRef:
         if self.reward_model.reference == "base":
-            if self.record.base is None:
-                raise RmkitError("The base of the reference is not known.", "Give reward_model.reference.")
-            return self.record.base
-        if self.record.reference is not None:
-            return self.record.reference
+            if self.metadata.base is None:
+                raise RmkitError("The base that serves as reference is unknown.", "Set reward_model.reference.")
+            return self.metadata.base
+        if self.metadata.reference is not None:
+            return self.metadata.reference
         return ModelRef(name=str(self.reward_model.reference), revision=self.reward_model.settings.reference_revision)
 
-    def _take(self, encoded: Mapping[str, EncodedPairs], model: Callable[[], nn.Module]) -> None:
-        identity = self.record.model_dump(
+    def _compute(self, encoded: Mapping[str, EncodedPairs], model: Callable[[], nn.Module]) -> None:
+        identity = self.metadata.model_dump(
             mode="json", include={"dtype", "autocast", "attention", "layout", "template_hash"}
         )
         identity |= {
             # Only the main process looks into the store, and reading the weights takes a while.
-            "weights": weights_identity(self._origin.name, self._origin.revision) if self.state.is_main_process else "",
+            "weights": weights_identity(self._reference.name, self._reference.revision)
+            if self.state.is_main_process
+            else "",
             "batch_size": self.batch_size,
             "window": WINDOW,
             "device": self.state.device.type,
@@ -100,12 +102,12 @@ class References:
         store = ReferenceStore(identity)
         started = time.time()
         for name, pairs in encoded.items():
-            compute = functools.partial(self._outputs, model, pairs)
-            self.taken[name] = store.outputs(pairs, compute, self.state.is_main_process)
+            compute = functools.partial(self._outputs_of, model, pairs)
+            self.outputs[name] = store.outputs(pairs, compute, self.state.is_main_process)
         self.seconds += time.time() - started
 
-    def _outputs(self, model: Callable[[], nn.Module], pairs: EncodedPairs) -> Tensor:
-        with self.record.precision(self.state.device):
+    def _outputs_of(self, model: Callable[[], nn.Module], pairs: EncodedPairs) -> Tensor:
+        with self.metadata.precision(self.state.device):
             return pair_outputs(
                 model(), self.reward_model, pairs, batch_size=self.batch_size, description=f"reference: {pairs.name}"
             )

@@ -1,8 +1,8 @@
-"""A store of what references say of sets of pairs: computed once, shared by seeds, learning rates, betas and runs.
+"""A store of reference outputs: computed once, shared by seeds, learning rates, betas and runs.
 
-An entry is named by everything that its numbers depend on: the reference's weights, the dtype, the settings of the
-computation and the token ids of the set. An entry that is cut or altered is recognised and made again; several
-runs may use the store at once, since entries appear whole, by a rename.
+The name of an entry is a hash of everything that its numbers depend on: the reference's weights, the dtype, the
+settings of the computation and the token ids of the set. A truncated or altered entry is detected and recomputed.
+Several runs may use the store at once, since entries are written atomically, by a rename.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _OUTPUTS = "outputs"
 
 
 def weights_identity(name: str, revision: str | None = None) -> str:
-    """What tells a model from all others: sha256 of a folder's files that are loaded, or a hub repository's commit.
+    """Identify a model's weights: sha256 of the files that are loaded from a folder, or a hub repository's commit.
 
-    An adapter's is that of its own files and that of its base.
+    For an adapter, those of its own files and of its base.
     """
     adapter = find_adapter(name, revision)
     if adapter is not None:
@@ -50,7 +50,7 @@ class ReferenceStore:
     """Outputs [pairs, 2, outputs] of one reference, in float64, on disk below `rmkit_cache()`.
 
     Args:
-        identity: all that the numbers depend on beside the token ids, as JSON: weights, dtype, batch size ...
+        identity: everything besides the token ids that the numbers depend on: weights, dtype, batch size ...
     """
 
     def __init__(self, identity: dict[str, Any]):
@@ -58,7 +58,7 @@ class ReferenceStore:
         self.folder = rmkit_cache() / "references"
 
     def outputs(self, pairs: EncodedPairs, compute: Callable[[], Tensor], is_main_process: bool = True) -> Tensor:
-        """The stored outputs of a set, or those of `compute`, which all processes then call together."""
+        """The stored outputs of a set, or those of `compute`, which all processes call together if there are none."""
         path = self.path(pairs)
         found = [_read(path, len(pairs)) if is_main_process else None]
         broadcast_object_list(found)
@@ -70,7 +70,7 @@ class ReferenceStore:
         return outputs
 
     def path(self, pairs: EncodedPairs) -> Path:
-        """Where the entry of a set is."""
+        """The file of a set's entry."""
         digest = hashlib.sha256(self.identity.encode())
         for sequence in (*pairs.chosen, *pairs.rejected):
             digest.update(json.dumps([sequence.response_start, sequence.ids]).encode())

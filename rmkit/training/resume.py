@@ -1,7 +1,7 @@
-"""Checkpoints of an interrupted run: which are whole, and stopping in good order when a scheduler asks.
+"""Checkpoints of an interrupted run: which are complete, and a clean stop when a scheduler sends SIGTERM.
 
-transformers writes a checkpoint file by file. When all are there, a marker with their sizes is put beside them, by a
-rename; a checkpoint without it, or with a file that has lost bytes since, is passed over for the one before.
+transformers writes a checkpoint file by file. When all are written, a marker with their sizes is added, by a rename. A
+checkpoint without a marker, or with a file that has lost bytes since, is skipped for the one before it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from rmkit.model_files.identity import Digests, changed_files
 
 MARKER = "complete.json"
 PREEMPTED_EXIT_CODE = 75
-"""EX_TEMPFAIL: the run was asked to stop, has saved, and goes on where it stopped when it is started again."""
+"""EX_TEMPFAIL: the run was told to stop and has saved a checkpoint, from which the same command resumes."""
 
 _NAME = re.compile(r"^checkpoint-(\d+)$")
 
 
 def newest_complete(folder: Path) -> Path | None:
-    """The complete checkpoint of the latest step; incomplete ones are removed, so that nothing of them is mixed in."""
+    """The complete checkpoint of the latest step; incomplete ones are removed, lest their files mix with new ones."""
     found = None
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
         if found is None and _is_complete(checkpoint):
@@ -42,7 +42,7 @@ def newest_complete(folder: Path) -> Path | None:
 
 
 def mark_complete(checkpoint: Path, models: Mapping[str, Digests] | None = None) -> None:
-    """Write the marker of a checkpoint whose files are all there, with what tells base, reference and tokenizer."""
+    """Write the marker of a complete checkpoint, with the digests of base, reference and tokenizer."""
     sizes = {
         str(file.relative_to(checkpoint)): file.stat().st_size
         for file in sorted(checkpoint.rglob("*"))
@@ -52,7 +52,7 @@ def mark_complete(checkpoint: Path, models: Mapping[str, Digests] | None = None)
 
 
 def check_models(checkpoint: Path, models: Mapping[str, Digests]) -> None:
-    """Refuse to go on from a checkpoint with another base, reference or tokenizer than it was trained with.
+    """Refuse to resume from a checkpoint with another base, reference or tokenizer than it was trained with.
 
     Raises:
         RmkitError: naming the files that differ.
@@ -61,19 +61,19 @@ def check_models(checkpoint: Path, models: Mapping[str, Digests]) -> None:
         if changed := changed_files(digests, models.get(role, {})):
             raise RmkitError(
                 f"The {role} is not the one that {checkpoint} was trained with. Changed: {', '.join(changed)}.",
-                "Put that one back, or start again with --overwrite.",
+                "Restore it, or start again with --overwrite.",
             )
 
 
 def recorded_commits(checkpoint: Path | None) -> dict[str, str]:
-    """The commits of base and reference in training, by role, so that a branch that has moved on changes nothing."""
+    """The commits of base and reference in training, by role, so that a branch that has moved does not matter."""
     models = {} if checkpoint is None else _models(checkpoint)
     return {role: digests["commit"] for role, digests in models.items() if "commit" in digests}
 
 
 def _models(checkpoint: Path) -> dict[str, Digests]:
     models: dict[str, Digests] = json.loads((checkpoint / MARKER).read_text(encoding="utf-8")).get("models") or {}
-    return models  # old checkpoints have none
+    return models  # checkpoints of older versions have none
 
 
 def _is_complete(checkpoint: Path) -> bool:
@@ -90,14 +90,14 @@ def _step(checkpoint: Path) -> int:
 
 
 class Preempted(SystemExit):
-    """The run has saved a checkpoint because it was asked to stop."""
+    """The run has stopped on SIGTERM and saved a checkpoint."""
 
 
 class CheckpointCallback(TrainerCallback):
-    """Marks checkpoints; after SIGTERM saves one at the end of the step and stops, on all processes together.
+    """Marks complete checkpoints; after SIGTERM saves one at the end of the step and stops, on all processes together.
 
     Args:
-        models: what is written into the markers, see `mark_complete`.
+        models: digests for the markers, see `mark_complete`.
     """
 
     def __init__(self, accelerator: Any, models: Mapping[str, Digests]):
@@ -106,29 +106,29 @@ class CheckpointCallback(TrainerCallback):
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take note of SIGTERM inside."""
-        before = signal.signal(signal.SIGTERM, self._note)
+        """Handle SIGTERM inside."""
+        before = signal.signal(signal.SIGTERM, self._stop)
         try:
             yield
         finally:
             signal.signal(signal.SIGTERM, before)
 
-    def _note(self, *_: Any) -> None:
+    def _stop(self, *_: Any) -> None:
         self.stopping = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop and save if any process has been asked to."""
+        """Save and stop if any process has received SIGTERM."""
         if args.world_size > 1:
             import torch
 
-            asked = torch.tensor(float(self.stopping), device=self.accelerator.device)
-            self.stopping = bool(self.accelerator.reduce(asked, reduction="sum") > 0)
+            stopping = torch.tensor(float(self.stopping), device=self.accelerator.device)
+            self.stopping = bool(self.accelerator.reduce(stopping, reduction="sum") > 0)
         if self.stopping:
             control.should_save = True
             control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """All processes have written their part: mark it."""
+        """Mark the checkpoint once all processes have written their part."""
         self.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
             mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.models)
@@ -136,10 +136,10 @@ class CheckpointCallback(TrainerCallback):
 
 @contextlib.contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Say a full disk in words: libraries raise various errors for it.
+    """Raise one readable error for a full disk, for which libraries raise various ones.
 
     Raises:
-        RmkitError: for an error of writing that a full disk explains.
+        RmkitError: for a write error that a full disk explains.
     """
     try:
         yield
@@ -148,7 +148,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
         writing = any(word in str(error) for word in ("PytorchStreamWriter", "write", "I/O"))
         if full or (writing and shutil.disk_usage(folder).free < 2**20):
             raise RmkitError(
-                f"The disk of {folder} is full; the last complete checkpoint is whole.",
-                "Make room, then run the same command with resume=auto.",
+                f"The disk of {folder} is full; the last complete checkpoint is intact.",
+                "Free some space, then run the same command with resume=auto.",
             ) from None
         raise

@@ -1,4 +1,4 @@
-"""The content of run.json: all that is needed to trace a run's numbers, and the numbers."""
+"""The content of run.json: a run's numbers, and everything needed to trace them."""
 
 from __future__ import annotations
 
@@ -6,62 +6,42 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from rmkit.config.recipe import Recipe
 from rmkit.data.overlap import training_overlap
-from rmkit.data.preferences import PreferenceData
 from rmkit.encoding.pairs import EncodedPairs
 from rmkit.evaluation.statistics import by_category, length_baselines
 from rmkit.processes import running_sharding
-from rmkit.reward_models.metadata import ModelMetadata
 from rmkit.runs import environment
 from rmkit.runs.directory import FORMAT
-from rmkit.training import launch
 from rmkit.training.scoring_callback import ScoringCallback
+from rmkit.training.training_run import TrainingRun
 
 
 def run_record(
-    recipe: Recipe,
-    data: Mapping[str, PreferenceData],
-    encoded: Mapping[str, EncodedPairs],
-    scoring: ScoringCallback,
-    record: ModelMetadata,
-    trainer: Any,
-    train_metrics: Mapping[str, float],
-    plan: launch.LaunchPlan | None,
-    started: float,
+    run: TrainingRun, trainer: Any, scoring: ScoringCallback, train_metrics: Mapping[str, float]
 ) -> dict[str, Any]:
-    """What run.json holds. Times are in seconds, memory in MiB, lengths in tokens."""
-    training_set = recipe.data.train.name
+    """The content of run.json. Times are in seconds, memory in MiB, lengths in tokens.
+
+    Args:
+        train_metrics: transformers' metrics of training; empty while it runs.
+    """
+    recipe, training_set = run.recipe, run.training_set
     final = scoring.history[-1]["sets"]
-    categories = {each.name: each.category for each in recipe.data.evaluation}
-    evaluated = {name: metrics for name, metrics in final.items() if name != training_set}
+    categories = {dataset.name: dataset.category for dataset in recipe.data.evaluation}
+    evaluated = {name: metrics for name, metrics in final.items() if name != training_set.name}
     seconds = train_metrics.get("train_runtime", 0.0) - scoring.seconds_in_training
-    tokens = sum(map(len, [*encoded[training_set].chosen, *encoded[training_set].rejected]))
+    tokens = sum(map(len, [*training_set.chosen, *training_set.rejected]))
     accuracies = {name: metrics["accuracy"] for name, metrics in evaluated.items()}
     return {
         "format": FORMAT,
         **environment.describe(),
         "recipe": recipe.model_dump(mode="json"),
-        "reward_model": record.model_dump(mode="json"),
+        "reward_model": run.metadata.model_dump(mode="json"),
         "num_processes": trainer.args.world_size,
         "sharding": running_sharding(trainer.args),
-        "distributed": plan.name if plan else None,
+        "distributed": run.plan.name if run.plan else None,
         "gradient_accumulation_steps": trainer.args.gradient_accumulation_steps,
-        "data": {
-            name: {
-                "fingerprint": data[name].fingerprint,
-                "split": data[name].split,
-                "pairs": len(pairs),
-                "dropped": pairs.dropped,
-                "control_texts": pairs.control_texts,
-                "category": categories.get(name),
-                "training": name == training_set,
-                **(_shared(encoded[training_set], pairs) if name != training_set else {}),
-                **length_baselines(pairs.response_lengths),
-            }
-            for name, pairs in encoded.items()
-        },
-        "train_fit": final.get(training_set),
+        "data": _describe_sets(run),
+        "train_fit": final.get(training_set.name),
         "metrics": evaluated,
         "accuracy_by_category": by_category(accuracies, categories),
         "history": scoring.history,
@@ -72,7 +52,7 @@ def run_record(
             "log": [entry for entry in trainer.state.log_history if "accuracy" in entry],
         },
         "timings": {
-            "total_seconds": time.time() - started,
+            "total_seconds": time.time() - run.started,
             "scoring_seconds": scoring.seconds,
             "reference_seconds": scoring.references.seconds,
         },
@@ -80,7 +60,27 @@ def run_record(
     }
 
 
-def _shared(training: EncodedPairs, evaluation: EncodedPairs) -> dict[str, int]:
-    """How many pairs of a set have their prompt in the training set, and how many are training pairs."""
+def _describe_sets(run: TrainingRun) -> dict[str, dict[str, Any]]:
+    """Size, origin and baselines of every set; of evaluation sets also what they share with the training set."""
+    training_set = run.training_set
+    categories = {dataset.name: dataset.category for dataset in run.recipe.data.evaluation}
+    return {
+        name: {
+            "fingerprint": run.data[name].fingerprint,
+            "split": run.data[name].split,
+            "pairs": len(pairs),
+            "dropped": pairs.dropped,
+            "control_texts": pairs.control_texts,
+            "category": categories.get(name),
+            "training": name == training_set.name,
+            **(_count_shared(training_set, pairs) if name != training_set.name else {}),
+            **length_baselines(pairs.response_lengths),
+        }
+        for name, pairs in run.encoded.items()
+    }
+
+
+def _count_shared(training: EncodedPairs, evaluation: EncodedPairs) -> dict[str, int]:
+    """The number of pairs of a set whose prompt is in the training set, and of those that are training pairs."""
     found = training_overlap(training.pairs, evaluation.pairs)
     return {"shared_prompts": found.prompts, "shared_pairs": found.pairs}

@@ -1,66 +1,48 @@
-"""Scores the sets with the model as it is being trained: before the first step, after epochs, at the end."""
+"""Scores the sets during a run: before the first step, after epochs, and at the end."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from rmkit.config.recipe import Recipe
 from rmkit.encoding.pairs import EncodedPairs
 from rmkit.evaluation.scoring import PairRewards, pair_outputs, pair_rewards
 from rmkit.evaluation.statistics import unseen_prompt_accuracy, unseen_prompt_mask
 from rmkit.files import write_json, write_table
-from rmkit.reward_models import RewardModel
 from rmkit.reward_models.probe import check_forward
 from rmkit.runs.directory import FINAL, INITIAL, RunDirectory
 from rmkit.training.reference import References
+from rmkit.training.training_run import TrainingRun
 
 
 class ScoringCallback(TrainerCallback):
     """Writes rewards/ and examples/, and keeps the metrics of every state in `history`.
 
-    The history goes into every checkpoint, so that a resumed run has the whole of it.
+    The history is saved with every checkpoint, so that a resumed run has all of it.
     """
 
     FILE = "history.json"
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        trainer: Any,
-        reward_model: RewardModel[Any],
-        encoded: Mapping[str, EncodedPairs],
-        run: RunDirectory,
-        references: References,
-    ):
-        self.recipe, self.trainer, self.reward_model, self.encoded, self.run = (
-            recipe,
-            trainer,
-            reward_model,
-            encoded,
-            run,
-        )
-        self.references = references
-        self.training_set = recipe.data.train.name
+    def __init__(self, run: TrainingRun, trainer: Any, references: References):
+        self.run, self.trainer, self.references = run, trainer, references
+        self.training_set = run.training_set.name
         self.history: list[dict[str, Any]] = []
         self.scored: dict[str, PairRewards] = {}
         self.scored_step = -1
         self.seconds = 0.0
-        self.seconds_in_training = 0.0  # the part that transformers counts as training
+        self.seconds_in_training = 0.0  # included in transformers' training time
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The probe of the model, the reference's outputs on every set, then the initial rewards."""
+        """Probe the model, compute the reference's outputs on every set, then the initial rewards."""
         started = time.time()
-        check_forward(self.trainer.model_wrapped, self.reward_model, half=self.references.record.half)
+        check_forward(self.trainer.model_wrapped, self.run.reward_model, half=self.run.metadata.half)
         resumed = state.global_step > 0
-        if self.reward_model.reference == "base":
-            self.references.compute_from_policy(self.encoded, self.trainer, resumed)
-        self.trainer.reference_outputs = self.references.get(self.training_set)
+        if self.run.reward_model.reference == "base":
+            self.references.compute_from_policy(self.run.encoded, self.trainer, resumed)
         self.seconds += time.time() - started
         if not resumed:
             self.score(INITIAL, 0.0)
@@ -71,15 +53,15 @@ class ScoringCallback(TrainerCallback):
             self.on_epoch_end(args, state, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The rewards after this epoch, where the recipe asks."""
+        """Score after this epoch if the recipe sets evaluation.every_epoch."""
         name = f"epoch_{round(state.epoch)}"
         cut_short = control.should_training_stop and state.global_step < state.max_steps
-        scored = any(each["state"] == name for each in self.history)
-        if self.recipe.evaluation.every_epoch and not cut_short and not scored:
+        scored = any(entry["state"] == name for entry in self.history)
+        if self.run.recipe.evaluation.every_epoch and not cut_short and not scored:
             self.score(name, state.epoch)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The history so far, beside the checkpoint."""
+        """Save the history so far with the checkpoint."""
         if state.is_world_process_zero:
             write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.FILE, {"history": self.history})
 
@@ -90,36 +72,36 @@ class ScoringCallback(TrainerCallback):
         if step != self.scored_step:
             self.scored, self.scored_step = {}, step
         sets = {}
-        for name, pairs in self.encoded.items():
-            if name == self.training_set and not (state == FINAL and self.recipe.evaluation.train_fit):
+        for name, pairs in self.run.encoded.items():
+            if name == self.training_set and not (state == FINAL and self.run.recipe.evaluation.train_fit):
                 continue
             if name not in self.scored:  # the last epoch's rewards are the final ones
                 self.scored[name] = self._rewards(pairs, f"{state}: {name}")
             sets[name] = self.scored[name].summary() | self._on_unseen_prompts(name)
             if self.trainer.is_world_process_zero():
-                write_rewards(self.run, state, pairs, self.scored[name])
+                write_rewards(self.run.directory, state, pairs, self.scored[name])
         self.history.append({"state": state, "epoch": epoch, "step": step, "sets": sets})
         self.seconds += time.time() - started
         if state != FINAL:
             self.seconds_in_training = self.seconds
 
     def _on_unseen_prompts(self, name: str) -> dict[str, float]:
-        """What is told beside the whole of an evaluation set that shares prompts with the training set."""
+        """Additional metrics of an evaluation set that shares prompts with the training set."""
         if name == self.training_set:
             return {}
-        train, own = ([pair.prompt for pair in self.encoded[each].pairs] for each in (self.training_set, name))
+        train, own = ([pair.prompt for pair in self.run.encoded[one].pairs] for one in (self.training_set, name))
         scored = self.scored[name]
         return unseen_prompt_accuracy(unseen_prompt_mask(train, own), scored.rewards, scored.log_rewards)
 
     def _rewards(self, pairs: EncodedPairs, description: str) -> PairRewards:
         outputs = pair_outputs(
             self.trainer.model_wrapped,
-            self.reward_model,
+            self.run.reward_model,
             pairs,
-            batch_size=self.recipe.evaluation.batch_size,
+            batch_size=self.run.recipe.evaluation.batch_size,
             description=description,
         )
-        return pair_rewards(self.reward_model, outputs, self.references.get(pairs.name))
+        return pair_rewards(self.run.reward_model, outputs, self.references.get(pairs.name))
 
 
 def write_rewards(run: RunDirectory, state: str, pairs: EncodedPairs, scored: PairRewards) -> None:

@@ -183,7 +183,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(clone, tmp_path, kind):
     assert not (cut / "run.json").exists(), (tmp_path / "killed.log").read_text()
     code, said = execute([*line, f"output_dir={cut}"], clone)
     assert code == 0, said
-    assert "Going on from" in said
+    assert "Resuming from" in said
     for state in ("initial", "final"):
         whole, resumed = (rewards(folder, state) for folder in (tmp_path / "whole", cut))
         assert whole.keys() == resumed.keys()

@@ -34,12 +34,12 @@ def models(tmp_path_factory):
 @pytest.mark.parametrize("attention", [None, "eager"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "gpt_neox"])
-def test_shared_rows_say_the_same_as_padded_ones(architecture, dtype, attention):
+def test_shared_rows_give_the_outputs_of_padded_ones(architecture, dtype, attention):
     """FlexAttention, which a GPU takes by default, and attention sequence by sequence."""
     options = {"attn_implementation": attention} if attention else {}
     model = language_model(architecture, HEADS, **options).to("cuda", dtype)
     padded, shared = (
-        {name: each.cuda() for name, each in batch.items()} for batch in (pad(sequences(), 0), share(sequences()))
+        {name: tensor.cuda() for name, tensor in batch.items()} for batch in (pad(sequences(), 0), share(sequences()))
     )
     expected = read_with_gradient(model, padded)
     take_shared_rows(model, attention)
@@ -48,9 +48,9 @@ def test_shared_rows_say_the_same_as_padded_ones(architecture, dtype, attention)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["explicit", "implicit", "generative"])
-def test_a_run_on_a_gpu_reloads_to_its_rewards(run, pairs, kind, dtype):
-    directory = run(kind, base={"dtype": dtype}, training={"bf16": dtype == "bfloat16"})
+@pytest.mark.parametrize("type_name", ["explicit", "implicit", "generative"])
+def test_a_run_on_a_gpu_reloads_to_its_rewards(run, pairs, type_name, dtype):
+    directory = run(type_name, base={"dtype": dtype}, training={"bf16": dtype == "bfloat16"})
     record = directory.read()
     assert record["peak_memory_mib"]["gpu"] > 0
     assert record["training"]["tokens_per_second"] > 0
@@ -59,9 +59,9 @@ def test_a_run_on_a_gpu_reloads_to_its_rewards(run, pairs, kind, dtype):
     np.testing.assert_allclose(again, rewards, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["explicit", "implicit", "generative"])
-def test_zero3_on_the_visible_gpus(run, tmp_path, kind):
-    one = run(kind, "one")
+@pytest.mark.parametrize("type_name", ["explicit", "implicit", "generative"])
+def test_zero3_on_the_visible_gpus(run, tmp_path, type_name):
+    one = run(type_name, "one")
     command = [sys.executable, "-m", "rmkit", "train", str(tmp_path / "one.yaml"), "distributed=zero3"]
     subprocess.run([*command, f"output_dir={tmp_path / 'sharded'}"], env=os.environ | {}, check=True, timeout=900)
     record = json.loads((tmp_path / "sharded" / "run.json").read_text())

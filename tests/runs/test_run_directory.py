@@ -105,7 +105,7 @@ def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
     """`--output results` where results/ holds a year's work."""
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "precious").write_text("x")
-    with pytest.raises(RmkitError, match="is a folder that is there already"):
+    with pytest.raises(RmkitError, match="already exists as a folder"):
         write_table(tmp_path / "results", {"index": [0]})
     assert names(tmp_path) == ["results"]
     assert names(tmp_path / "results") == ["precious"]
@@ -118,7 +118,7 @@ def test_a_folder_never_takes_the_place_of_a_file(tmp_path):
         with replacing(tmp_path / "model") as temporary:
             temporary.mkdir()
 
-    with pytest.raises(RmkitError, match="is a file that is there already"):
+    with pytest.raises(RmkitError, match="already exists as a file"):
         write()
     assert (tmp_path / "model").read_text() == "x"
     assert names(tmp_path) == ["model"]

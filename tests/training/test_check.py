@@ -1,4 +1,4 @@
-"""`rmkit check`: what it counts, estimates and shows, against arithmetic."""
+"""`rmkit check`: its counts, estimates and examples against arithmetic."""
 
 from __future__ import annotations
 
@@ -92,38 +92,38 @@ def test_the_released_math_split_overlaps(released: Path) -> None:
     assert prompt_overlap(sets["train"].pairs[:1000], sets["test"]).exact == 170
 
 
-# --- what is read --------------------------------------------------------------------------------------------------
+# --- example texts -------------------------------------------------------------------------------------------------
 
 
 def test_examples_show_where_each_type_reads(recipe_file: Path) -> None:
     recipe, encoder, _ = parts(recipe_file)
     pair = PreferencePair("Why?", "Mix it.", "No.")
-    shown = {each.type: each for each in examples(recipe, encoder, pair)}
+    shown = {example.type: example for example in examples(recipe, encoder, pair)}
     head = "<bos><|start|>system<|sep|>Today Date: 26 Jul 2024<|eot|><|start|>user<|sep|>"
     for name in ("explicit", "implicit"):
         assert shown[name].prompt == f"{head}Why?<|eot|><|start|>assistant<|sep|>"
         assert shown[name].response == "Mix it.<|eot|>"
         assert (shown[name].last, shown[name].bos, shown[name].eos) == ("<|eot|>", 1, 3)
-    asked = "Question: Why?\nAnswer: Mix it.\nVerification: Is the answer correct (Yes/No)?"
-    assert shown["generative"].prompt == f"{head}{asked}<|eot|><|start|>assistant<|sep|>"
+    question = "Question: Why?\nAnswer: Mix it.\nVerification: Is the answer correct (Yes/No)?"
+    assert shown["generative"].prompt == f"{head}{question}<|eot|><|start|>assistant<|sep|>"
     assert (shown["generative"].response, shown["generative"].last, shown["generative"].eos) == ("", "<|sep|>", 2)
 
 
-def test_a_base_that_cannot_serve_a_type_is_said(recipe_file: Path) -> None:
+def test_a_base_that_does_not_support_a_type_is_reported(recipe_file: Path) -> None:
     recipe, encoder, _ = parts(recipe_file)
     settings = load_recipe(recipe_file, ["reward_model={type: generative, yes_token: xylophone}"]).reward_model
     verbose = recipe.model_copy(update={"reward_model": settings})
-    shown = {each.type: each.problem for each in examples(verbose, encoder, PreferencePair("a", "b", "c"))}
+    shown = {example.type: example.problem for example in examples(verbose, encoder, PreferencePair("a", "b", "c"))}
     assert shown["explicit"] is None
     assert "'xylophone' is not one token" in str(shown["generative"])
 
 
-# --- what it takes -------------------------------------------------------------------------------------------------
+# --- steps, tokens and memory --------------------------------------------------------------------------------------
 
 
 def test_steps_and_tokens(recipe_file: Path) -> None:
-    recipe, encoder, kind = parts(recipe_file)
-    pairs = encode(recipe, load_data(recipe), kind)["train"]
+    recipe, encoder, reward_model = parts(recipe_file)
+    pairs = encode(recipe, load_data(recipe), reward_model)["train"]
     assert pairs.dropped == {"identical responses": 1, "longer than 150 tokens": 1}
     assert token_counts(encoder, pairs) == ("1", "3")
     counted = work(recipe, pairs, None, "shared")
@@ -148,33 +148,35 @@ def test_steps_and_tokens(recipe_file: Path) -> None:
     assert work(load_recipe(recipe_file, ["training.max_steps=4"]), pairs, None, "shared").steps == 4
 
 
-@pytest.mark.parametrize("kind_name", ["explicit", "implicit"])
-def test_memory_by_the_estimators_formulas(models: dict[str, Path], recipe_file: Path, kind_name: str) -> None:
-    recipe, _, kind = parts(recipe_file, f"reward_model={{type: {kind_name}}}")
+@pytest.mark.parametrize("type_name", ["explicit", "implicit"])
+def test_memory_follows_the_estimators_formulas(models: dict[str, Path], recipe_file: Path, type_name: str) -> None:
+    recipe, _, reward_model = parts(recipe_file, f"reward_model={{type: {type_name}}}")
     config = load_config(recipe, ModelRef(name=str(recipe.base.name)))
     weights = load_file(models["llama"] / "model.safetensors")
-    sizes = [tensor.numel() for name, tensor in weights.items() if kind_name == "implicit" or "lm_head" not in name]
-    sizes += [config.hidden_size] if kind_name == "explicit" else []  # the reward head
+    sizes = [tensor.numel() for name, tensor in weights.items() if type_name == "implicit" or "lm_head" not in name]
+    sizes += [config.hidden_size] if type_name == "explicit" else []  # the reward head
     total = sum(sizes)
 
     def plan(sharding: str) -> launch.LaunchPlan:
         return launch.LaunchPlan(sharding, 4, sharding, {"deepspeed_config": {"offload_optimizer_device": "none"}})
 
-    assert memory(recipe, kind, config, None).per_gpu == 4 * 4 * total  # float32: weights, gradients, two moments
-    assert memory(recipe, kind, config, plan("zero2")).per_gpu == 2 * total + 18 * total // 4
-    found = memory(recipe, kind, config, plan("zero3"))
+    assert (
+        memory(recipe, reward_model, config, None).per_gpu == 4 * 4 * total
+    )  # float32: weights, gradients, two moments
+    assert memory(recipe, reward_model, config, plan("zero2")).per_gpu == 2 * total + 18 * total // 4
+    found = memory(recipe, reward_model, config, plan("zero3"))
     assert found.per_gpu == 4 * max(sizes) + 18 * total // 4
     assert found.parameters == found.trainable == total
-    half = load_recipe(recipe_file, [f"reward_model={{type: {kind_name}}}", "base.dtype=bfloat16"])
-    assert memory(half, kind, config, None).per_gpu == 4 * 2 * total
+    half = load_recipe(recipe_file, [f"reward_model={{type: {type_name}}}", "base.dtype=bfloat16"])
+    assert memory(half, reward_model, config, None).per_gpu == 4 * 2 * total
 
 
 def test_memory_under_adapters(models: dict[str, Path], recipe_file: Path) -> None:
-    recipe, _, kind = parts(recipe_file, "reward_model={type: implicit}", "lora.r=4")
+    recipe, _, reward_model = parts(recipe_file, "reward_model={type: implicit}", "lora.r=4")
     config = load_config(recipe, ModelRef(name=str(recipe.base.name)))
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(models["llama"]), lora_config(recipe, kind))
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(models["llama"]), lora_config(recipe, reward_model))
     trainable, total = model.get_nb_trainable_parameters()
-    found = memory(recipe, kind, config, None)
+    found = memory(recipe, reward_model, config, None)
     assert (found.trainable, found.parameters) == (trainable, total)
     assert found.per_gpu == 16 * trainable + 4 * (total - trainable)
 
@@ -182,7 +184,7 @@ def test_memory_under_adapters(models: dict[str, Path], recipe_file: Path) -> No
 # --- the command ---------------------------------------------------------------------------------------------------
 
 
-def test_one_screen(recipe_file: Path) -> None:
+def test_the_command_prints_one_screen(recipe_file: Path) -> None:
     result = run(recipe_file, "distributed=cpu")
     assert result.exit_code == 0
     lines = result.output.splitlines()
@@ -197,7 +199,7 @@ def test_one_screen(recipe_file: Path) -> None:
     assert not (recipe_file.parent / "run").exists()
 
 
-def test_a_base_to_be_built_is_not_built(recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_does_not_build_a_base(recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RMKIT_CACHE", str(tmp_path / "cache"))
     result = run(recipe_file, "base={build: {steps: 1}}")
     assert result.exit_code == 0
@@ -205,8 +207,8 @@ def test_a_base_to_be_built_is_not_built(recipe_file: Path, tmp_path: Path, monk
     assert not (tmp_path / "cache").exists()
 
 
-def test_mistakes_are_one_line(recipe_file: Path) -> None:
-    for override, said in (
+def test_mistakes_are_reported_in_one_line(recipe_file: Path) -> None:
+    for override, message in (
         ("base.name=./nowhere", "No tokenizer could be loaded from ./nowhere"),
         ("data.train.path=gone.jsonl", "gone.jsonl does not exist"),
         ("distributed=zero9", "distributed: zero9 is neither a file nor one of"),
@@ -214,5 +216,5 @@ def test_mistakes_are_one_line(recipe_file: Path) -> None:
     ):
         result = run(recipe_file, override)
         assert result.exit_code == 2
-        assert said in " ".join(line for line in result.output.splitlines() if line.startswith("error: "))
+        assert message in " ".join(line for line in result.output.splitlines() if line.startswith("error: "))
         assert "Traceback" not in result.output

@@ -1,4 +1,4 @@
-"""What is asked of the launcher against what runs; ZeRO-3 on two CPU processes."""
+"""The launch plan against the processes that run; ZeRO-3 on two CPU processes."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import tiny
 import torch
 import yaml
 from accelerate.commands import launch as accelerate_launch
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from conftest import REPOSITORY
 from transformers import Trainer, TrainerCallback
 
@@ -32,6 +33,14 @@ from rmkit.train import train
 from rmkit.training import launch
 
 CONFIGS = sorted(launch.CONFIGS.glob("*.yaml"))
+LAUNCHER_VARIABLES = {
+    "RMKIT_CONFIG_FILE",
+    "RMKIT_NUM_PROCESSES",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+}
 
 
 def recipe(**changes):
@@ -46,13 +55,14 @@ def recipe(**changes):
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch):
-    for name in ("RMKIT_CONFIG_FILE", "RMKIT_NUM_PROCESSES", "ACCELERATE_USE_DEEPSPEED", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(launch, "launcher_command", lambda: [])
+    """No variable of a launcher, whatever other tests have left in the environment."""
+    for name in os.environ:
+        if name.startswith("ACCELERATE_") or name in LAUNCHER_VARIABLES:
+            monkeypatch.delenv(name)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_each_configuration_has_its_launch_line_and_accelerate_reads_it(path):
+def test_every_configuration_has_a_launch_line_and_accelerate_reads_it(path):
     from accelerate.commands.config.config_args import load_config_from_file
 
     text = path.read_text()
@@ -64,7 +74,7 @@ def test_each_configuration_has_its_launch_line_and_accelerate_reads_it(path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_each_configuration_launches_what_it_says(path, monkeypatch):
+def test_accelerate_launches_every_configuration_as_written(path, monkeypatch):
     """accelerate's own launch, up to the point where it would start processes."""
 
     started = {}
@@ -89,7 +99,7 @@ def test_each_configuration_launches_what_it_says(path, monkeypatch):
         assert started["launcher"] == ("multi_gpu_launcher" if config["num_processes"] > 1 else "simple_launcher")
 
 
-def test_a_recipe_alone_wants_all_visible_gpus(monkeypatch):
+def test_a_recipe_plans_for_all_visible_gpus(monkeypatch):
     monkeypatch.setattr(launch, "visible_gpus", lambda: 8)
     plan = launch.plan(recipe(distributed="zero3"))
     assert (plan.processes, plan.sharding) == (8, "zero3")
@@ -100,34 +110,136 @@ def test_a_recipe_alone_wants_all_visible_gpus(monkeypatch):
     assert launch.plan(recipe()) is None
 
 
-def test_a_config_file_of_the_launcher_goes_before_the_recipe(monkeypatch):
-    path = str(launch.CONFIGS / "zero2.yaml")
-    command = ["python", "accelerate", "launch", "--config_file", path, "--num_processes=3", "rmkit/train.py"]
-    monkeypatch.setattr(launch, "launcher_command", lambda: command)
-    plan = launch.plan(recipe(distributed="zero3"))
-    assert (plan.name, plan.processes, plan.sharding) == (path, 3, "zero2")
+@pytest.fixture
+def launched(monkeypatch):
+    """Set the environment that `accelerate launch` gives to a process, by accelerate's own code, and torchrun's."""
+
+    def start(*options, gpus=0):
+        started = {}
+
+        def simple_launcher(args):
+            started.update(prepare_simple_launcher_cmd_env(args)[1])
+
+        def multi_gpu_launcher(args):
+            started.update(prepare_multi_gpu_env(args), WORLD_SIZE=str(args.num_processes), MASTER_ADDR="x")
+
+        def deepspeed_launcher(args):
+            started.update(prepare_deepspeed_cmd_env(args)[1], WORLD_SIZE=str(args.num_processes), MASTER_ADDR="x")
+
+        for launcher in (simple_launcher, multi_gpu_launcher, deepspeed_launcher):
+            monkeypatch.setattr(accelerate_launch, launcher.__name__, launcher)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(launch, "visible_gpus", lambda: gpus)
+        monkeypatch.setattr(accelerate_launch, "default_config_file", "none")
+        parser = accelerate_launch.launch_command_parser()
+        accelerate_launch.launch_command(parser.parse_args([*options, "rmkit/train.py", "recipe.yaml"]))
+        for name, value in started.items():
+            monkeypatch.setenv(name, value)
+
+    return start
 
 
-@pytest.mark.parametrize("spelling", [["--num_processes", "3"], ["--num-processes", "3"], ["--num-processes=3"]])
-def test_processes_without_a_configuration_are_counted_too(monkeypatch, spelling):
-    monkeypatch.setattr(launch, "launcher_command", lambda: ["accelerate", "launch", *spelling, "rmkit/train.py"])
-    plan = launch.plan(recipe())
-    assert (plan.processes, plan.sharding) == (3, None)
-    with pytest.raises(RmkitError, match=r"asks for 3 processes, but 1 runs.*rmkit train RECIPE --num-processes 3"):
-        launch.check_processes(plan, 1)
+def config_path(part):
+    """An option of `accelerate launch`; the name of a configuration becomes its path."""
+    path = launch.CONFIGS / f"{part}.yaml"
+    return str(path) if path.exists() else part
+
+
+@pytest.mark.parametrize(
+    ("options", "distributed", "gpus", "expected"),
+    [
+        # no option: all GPUs, the recipe's sharding
+        ([], "zero3", 8, ("zero3", 8, "zero3")),
+        ([], None, 8, None),
+        # the number of processes given to accelerate overrides the one in the recipe's configuration
+        (["--num_processes", "3", "--multi_gpu"], "zero3", 8, ("zero3", 3, "zero3")),
+        # so does DeepSpeed that accelerate has set up: its stage, its offloading
+        (["--config_file", "zero2", "--num_processes", "3"], "zero3", 8, ("accelerate launch", None, "zero2")),
+        (["--config_file", "zero2"], None, 8, ("accelerate launch", None, "zero2")),
+        (["--config_file", "zero3", "--num_processes", "3"], "zero3", 8, ("zero3", 3, "zero3")),
+        (
+            ["--use_deepspeed", "--zero_stage", "1", "--num_processes", "2"],
+            "ddp",
+            2,
+            ("accelerate launch", None, "zero1"),
+        ),
+        # a configuration without DeepSpeed leaves no trace in the environment: the recipe decides the sharding
+        (["--config_file", "ddp"], "zero3", 4, ("zero3", 4, "zero3")),
+        (["--config_file", "ddp"], None, 4, None),
+        # one process instead of one per GPU
+        (["--config_file", "single_gpu"], "ddp", 8, ("ddp", 1, "none")),
+        (["--num_processes", "1"], "zero3", 8, ("zero3", 1, "zero3")),
+        # one process, as the configuration says
+        (["--config_file", "cpu"], None, 0, None),
+        (["--config_file", "cpu"], "cpu", 0, ("cpu", 1, "none")),
+    ],
+)
+def test_the_plan_of_a_run_that_accelerate_has_launched(launched, options, distributed, gpus, expected):
+    launched(*map(config_path, options), gpus=gpus)
+    planned = launch.plan(recipe(distributed=distributed))
+    assert (planned and (planned.name, planned.processes, planned.sharding)) == expected
+    launch.check_processes(planned, int(os.environ.get("WORLD_SIZE", "1")))
+    note = launch.override_note(recipe(distributed=distributed), planned)
+    if distributed is not None and expected[0] == "accelerate launch":
+        assert note == f"accelerate launch has set up {expected[2]}, which overrides distributed: {distributed}."
+    else:
+        assert note is None
+
+
+@pytest.mark.parametrize(
+    ("options", "distributed", "gpus", "message"),
+    [
+        (["--num_processes", "2"], None, 0, r"told to start several processes.*but 1 runs.*--num-processes N"),
+        (["--config_file", "cpu", "--num_processes", "2"], "cpu", 0, r"told to start several processes"),
+        ([], "cpu_zero3", 0, r"cpu_zero3 asks for 2 processes, but 1 runs.*--config-file cpu_zero3 --num-processes 2"),
+        ([], "single_gpu", 8, r"single_gpu asks for 1 process, but 8 run.*--config-file single_gpu --num-processes 1"),
+    ],
+)
+def test_another_number_of_processes_than_planned_is_refused(launched, options, distributed, gpus, message):
+    launched(*map(config_path, options), gpus=gpus)
+    with pytest.raises(RmkitError, match=message):
+        launch.check_processes(launch.plan(recipe(distributed=distributed)), int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def test_offloading_that_accelerate_has_set_up_is_in_the_plan(launched):
+    launched(
+        "--use_deepspeed", "--zero_stage", "3", "--offload_optimizer_device", "cpu", "--num_processes", "2", gpus=2
+    )
+    planned = launch.plan(recipe(distributed="zero3"))
+    assert planned.name == "zero3"
+    assert planned.config["deepspeed_config"] == {
+        "zero_stage": 3,
+        "offload_optimizer_device": "cpu",
+        "offload_param_device": "none",
+    }
+
+
+@pytest.mark.parametrize(("distributed", "processes"), [("zero3", 4), ("ddp", 2), (None, 2), ("cpu", None)])
+def test_torchrun_decides_the_number_of_processes_except_for_a_configuration_of_one(
+    monkeypatch, distributed, processes
+):
+    monkeypatch.setenv("WORLD_SIZE", str(processes or 2))
+    planned = launch.plan(recipe(distributed=distributed))
+    if processes is None:
+        with pytest.raises(RmkitError, match="cpu asks for 1 process, but 2 run"):
+            launch.check_processes(planned, 2)
+    else:
+        launch.check_processes(planned, processes)
 
 
 @pytest.mark.parametrize("name", [None, "single_gpu", "zero3"])
 @pytest.mark.parametrize("gpus", [0, 1, 8])
-def test_rmkit_train_and_its_processes_count_alike(monkeypatch, name, gpus):
-    """One process a visible GPU; one for a configuration of one; without GPUs what the configuration says."""
+def test_rmkit_train_and_its_processes_plan_the_same_number(monkeypatch, name, gpus):
+    """One process per visible GPU; one for a configuration of one; without GPUs the configuration's number."""
     monkeypatch.setattr(launch, "visible_gpus", lambda: gpus)
     count = launch.process_count(name)
     assert count == {None: gpus or 1, "single_gpu": 1, "zero3": gpus or 4}[name]
     options = launch.launch_options(name, count)
     assert options[options.index("--num_processes") + 1] == str(count)
     assert ("--multi_gpu" in options) == (name is None and count > 1)
-    monkeypatch.setattr(launch.os, "environ", launch.launcher_env(name, count))
+    for variable, value in launch.launcher_env(name, count).items():
+        monkeypatch.setenv(variable, value)
     launch.check_processes(launch.plan(recipe()), count)
 
 
@@ -140,7 +252,7 @@ def test_rmkit_train_and_its_processes_count_alike(monkeypatch, name, gpus):
     ],
     ids=lambda content: content["distributed_type"],
 )
-def test_rmkit_train_alone_ignores_what_accelerate_config_left(monkeypatch, tmp_path, content):
+def test_rmkit_train_ignores_the_default_configuration_of_accelerate(monkeypatch, tmp_path, content):
 
     started = {}
     for name in ("simple_launcher", "multi_gpu_launcher", "deepspeed_launcher"):
@@ -170,7 +282,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         launch.check_processes(None, 4)
 
 
-def test_several_machines_are_launched_by_hand(monkeypatch):
+def test_rmkit_train_refuses_configurations_for_several_machines(monkeypatch):
     with pytest.raises(RmkitError, match=r"on several machines.*zero3_multinode.yaml"):
         launch.launch_options("zero3_multinode", 16)
     with pytest.raises(RmkitError, match=r"but 1 runs. Run `accelerate launch` on each machine"):
@@ -184,7 +296,7 @@ UNSUPPORTED = {
     "MULTI_XPU": {},
     "SageMaker": {"compute_environment": "AMAZON_SAGEMAKER", "distributed_type": "DATA_PARALLEL"},
     "tensor parallel": {"distributed_type": "MULTI_GPU", "parallelism_config": {"parallelism_config_tp_size": 2}},
-    "a file of DeepSpeed's": {"distributed_type": "DEEPSPEED", "deepspeed_config": {"deepspeed_config_file": "d.json"}},
+    "DeepSpeed's own file": {"distributed_type": "DEEPSPEED", "deepspeed_config": {"deepspeed_config_file": "d.json"}},
     "an unknown key": {"distributed_type": "MULTI_GPU", "gpus": 4},
     "an unknown type": {"distributed_type": "GPUS"},
 }
@@ -192,8 +304,8 @@ UNSUPPORTED = {
 
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_what_rmkit_does_not_do_is_refused_before_anything_starts(monkeypatch, tmp_path, name, suffix):
-    """By `rmkit train`, by `accelerate launch` and in a recipe; what the remedy names is taken."""
+def test_unsupported_configurations_are_refused_before_anything_starts(monkeypatch, tmp_path, name, suffix):
+    """As an option of `rmkit train`, in its processes, and in a recipe; the configuration of the remedy works."""
     content = {"distributed_type": name, "num_processes": 2} | UNSUPPORTED[name]
     if name == "SageMaker":
         content |= {"ec2_instance_type": "x", "iam_role_name": "y", "mixed_precision": "no", "use_cpu": False}
@@ -208,13 +320,13 @@ def test_what_rmkit_does_not_do_is_refused_before_anything_starts(monkeypatch, t
     named = re.search(r"--config-file (\S+)`|(\S+\.yaml)\.$", refused.value.remedy)
     assert named is not None
     assert launch.launch_options(named[1] or named[2], 2)
-    monkeypatch.setattr(launch, "launcher_command", lambda: ["accelerate", "launch", "--config-file", str(path)])
+    monkeypatch.setenv("RMKIT_CONFIG_FILE", str(path))
     with pytest.raises(RmkitError, match=r"own\."):
         launch.plan(recipe())
 
 
-def test_compiling_is_the_recipes_to_say(monkeypatch, tmp_path):
-    """Else a run would be compiled, and its record would not say so."""
+def test_only_the_recipe_decides_to_compile(launched, monkeypatch, tmp_path):
+    """Otherwise a run would be compiled, and its record would not say so."""
     path = tmp_path / "own.yaml"
     content = {"distributed_type": "NO", "num_processes": 1}
     path.write_text(yaml.safe_dump(content | {"dynamo_config": {"dynamo_backend": "INDUCTOR"}}))
@@ -223,9 +335,9 @@ def test_compiling_is_the_recipes_to_say(monkeypatch, tmp_path):
     path.write_text(yaml.safe_dump(content | {"dynamo_config": {"dynamo_backend": "NO"}}))
     assert launch.plan(recipe(distributed=str(path)))
     for option, refused in (("--dynamo_backend=eager", True), ("--dynamo-backend=no", False)):
-        monkeypatch.setattr(launch, "launcher_command", lambda option=option: ["accelerate", "launch", option])
-        with pytest.raises(RmkitError, match="dynamo_backend eager") if refused else contextlib.nullcontext():
-            launch.plan(recipe())
+        launched(option)
+        with pytest.raises(RmkitError, match="dynamo_backend EAGER") if refused else contextlib.nullcontext():
+            launch.check_launcher()
     compiled = {"torch_compile": True, "torch_compile_backend": "eager"}  # the remedy
     assert training_arguments(recipe(training=compiled))["torch_compile"]
 
@@ -233,14 +345,14 @@ def test_compiling_is_the_recipes_to_say(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "content", ["distributed_type: NO", "distributed_type: 'NO'\nfsdp_config: {}\ndeepspeed_config: {}"]
 )
-def test_what_accelerate_config_writes_for_one_process_is_taken(tmp_path, content):
+def test_configurations_that_accelerate_config_writes_for_one_process_are_accepted(tmp_path, content):
     (tmp_path / "own.yaml").write_text(content)
     plan = launch.plan(recipe(distributed=str(tmp_path / "own.yaml")))
     assert (plan.processes, plan.sharding) == (1, "none")
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM"])
-def test_variables_of_what_rmkit_does_not_do_are_refused(monkeypatch, run, variable):
+def test_variables_of_unsupported_options_are_refused(monkeypatch, run, variable):
     monkeypatch.setenv(variable, "true")
     with pytest.raises(RmkitError, match=f"{variable} is set.*Unset it.*--config-file zero3"):
         run()
@@ -249,17 +361,9 @@ def test_variables_of_what_rmkit_does_not_do_are_refused(monkeypatch, run, varia
     assert launch.launch_options("zero3", 2)
 
 
-def test_deepspeed_by_options_of_the_launcher_is_known(monkeypatch):
-    """`accelerate launch --use_deepspeed --zero_stage 3`, or its default configuration: the recipe names nothing."""
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
-    for command, processes in (["accelerate", "launch"], None), (["accelerate", "launch", "--num_processes=2"], 2):
-        monkeypatch.setattr(launch, "launcher_command", lambda command=command: command)
-        plan = launch.plan(recipe())
-        assert plan.uses_deepspeed
-        assert (plan.processes, plan.sharding) == (processes, "zero3")
+def test_a_configuration_file_of_deepspeed_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "ds.json")
-    with pytest.raises(RmkitError, match=r"a file of DeepSpeed's own.*--config-file zero3"):
+    with pytest.raises(RmkitError, match=r"a configuration file of DeepSpeed.*--config-file zero3"):
         launch.check_launcher()
 
 
@@ -270,7 +374,7 @@ def test_tests_see_no_gpu_and_conftest_loads_no_torch_before_it_hides_them():
 
 
 def test_one_process_never_spreads_over_several_gpus(monkeypatch, run, capsys):
-    """transformers would wrap the model in DataParallel, and multiply the batch by the GPUs. Said once."""
+    """transformers would use DataParallel and multiply the batch size by the number of GPUs. A note is printed once."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     seen = []
@@ -280,56 +384,59 @@ def test_one_process_never_spreads_over_several_gpus(monkeypatch, run, capsys):
             seen.append((args.n_gpu, args.train_batch_size, type(model).__name__, state.max_steps))
 
     add = Trainer.add_callback
-    monkeypatch.setattr(Trainer, "add_callback", lambda self, each: [add(self, each), add(self, Seen())])
+    monkeypatch.setattr(Trainer, "add_callback", lambda self, callback: [add(self, callback), add(self, Seen())])
     run("generative", training={"per_device_train_batch_size": 2})  # 24 pairs in steps of 8
     assert set(seen) == {(1, 2, "Qwen2ForCausalLM", 3)}
     assert capsys.readouterr().out.count("trains on one of 4 GPUs") == 1
 
 
-ACCELERATE = ["python", "/usr/bin/accelerate", "launch", "rmkit/train.py", "a.yaml"]
-
-
 @pytest.mark.parametrize(
-    ("command", "launchers", "mine", "expected"),
-    [
-        (ACCELERATE, {}, "1", 4),  # what accelerate gives where nobody has said anything
-        (["python", "/usr/bin/rmkit", "train", "a.yaml"], {}, "1", 4),
-        (["python", "-m", "rmkit", "train", "a.yaml"], {}, "1", 4),
-        (ACCELERATE, {"OMP_NUM_THREADS": "1"}, "1", None),  # the user has said so
-        ([*ACCELERATE[:3], "--num_cpu_threads_per_process", "1", *ACCELERATE[3:]], {}, "1", None),
-        (ACCELERATE, {}, "3", None),
-        (["python", "-m", "pytest"], {}, "1", None),  # another program's wish
-        (["bash"], {}, None, None),  # torch takes all cores by itself
-    ],
+    ("own", "gpus", "expected"),
+    [(None, 0, 4), ("1", 0, None), ("3", 0, None), (None, 1, None)],
+    ids=["all cores", "OMP_NUM_THREADS=1", "OMP_NUM_THREADS=3", "a GPU"],
 )
-def test_a_cpu_is_used_whole_unless_somebody_says_otherwise(monkeypatch, command, launchers, mine, expected):
-    parent = SimpleNamespace(cmdline=lambda: command, environ=lambda: launchers)
-    monkeypatch.setattr(launch.psutil, "Process", lambda *_: parent)
+def test_rmkit_train_uses_all_cores_of_a_cpu_unless_the_user_sets_a_number(monkeypatch, own, gpus, expected):
     monkeypatch.setattr(launch.psutil, "cpu_count", lambda logical: 8)
     monkeypatch.setattr(launch.os, "sched_getaffinity", lambda _: range(16))
-    monkeypatch.setattr(launch, "visible_gpus", lambda: 0)
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(launch, "visible_gpus", lambda: gpus)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if mine:
-        monkeypatch.setenv("OMP_NUM_THREADS", mine)
-    assert launch.threads(2) == expected
-    monkeypatch.setattr(launch, "visible_gpus", lambda: 1)
-    assert launch.threads(2) is None
+    if own:
+        monkeypatch.setenv("OMP_NUM_THREADS", own)
+    assert launch.cpu_threads(2) == expected
+    options = launch.launch_options("cpu", 1)
+    assert ("--num_cpu_threads_per_process" in options) == (expected is not None)
+    parsed = accelerate_launch.launch_command_parser().parse_args([*options, "rmkit/train.py"])
+    assert parsed.num_cpu_threads_per_process == (8 if expected else None)
 
 
-@pytest.mark.parametrize(("asked", "mended"), [("bf16", {"bf16": True}), ("fp16", None), ("fp8", None)])
-def test_another_precision_than_the_recipes_is_an_error(monkeypatch, run, asked, mended):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
-    with pytest.raises(RmkitError, match=f"mixed_precision {asked}, and the recipe does not say so") as error:
+def test_one_thread_per_process_is_reported_under_accelerate_launch(launched, monkeypatch):
+    monkeypatch.setattr(launch.psutil, "cpu_count", lambda logical: 8)
+    monkeypatch.setattr(launch.os, "sched_getaffinity", lambda _: range(16))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert launch.threads_note() is None  # no launcher
+    launched("--num_processes", "1")
+    assert "1 of 8 CPU cores" in launch.threads_note()
+    for variable, value in (("OMP_NUM_THREADS", "2"), ("RMKIT_NUM_PROCESSES", "1")):
+        with monkeypatch.context() as changed:
+            changed.setenv(variable, value)
+            assert launch.threads_note() is None
+    launched("--num_processes", "1", "--num_cpu_threads_per_process", "8")  # the remedy
+    assert launch.threads_note() is None
+
+
+@pytest.mark.parametrize(("precision", "fix"), [("bf16", {"bf16": True}), ("fp16", None), ("fp8", None)])
+def test_another_precision_than_the_recipes_is_an_error(monkeypatch, run, precision, fix):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+    with pytest.raises(RmkitError, match=f"mixed_precision {precision}, and the recipe does not say so") as error:
         run()
     assert "mixed_precision: no" in error.value.remedy
-    assert ("training.bf16=true" in error.value.remedy) == (mended is not None)
-    if mended is None:
+    assert ("training.bf16=true" in error.value.remedy) == (fix is not None)
+    if fix is None:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    assert run(training=mended).record.exists()
+    assert run(training=fix).record.exists()
 
 
-def test_another_sharding_than_asked_for_is_an_error():
+def test_another_sharding_than_planned_is_an_error():
     plan = launch.plan(recipe(distributed="cpu_zero3"))
     running = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=2))
     with pytest.raises(RmkitError, match="sharding zero3, but the run has zero2"):
@@ -340,24 +447,24 @@ def test_another_sharding_than_asked_for_is_an_error():
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "mended", "said"),
+    ("variable", "value", "fix", "message"),
     [
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1", "auto", "gradient_accumulation_steps is 1 .* 2 by the recipe"),
         ("ACCELERATE_GRADIENT_CLIPPING", "1.0", "auto", r"gradient_clipping is 1\.0 .* 0\.0 by the recipe"),
-        ("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", "false", "true", "not told to gather"),
+        ("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", "false", "true", "would not gather"),
     ],
 )
-def test_what_the_launcher_tells_deepspeed_is_what_the_recipe_says(monkeypatch, variable, value, mended, said):
-    """Found after training, or by transformers at its first step, otherwise."""
+def test_deepspeed_options_of_the_launcher_must_agree_with_the_recipe(monkeypatch, variable, value, fix, message):
+    """Otherwise the difference shows after training, or at transformers' first step."""
     plugin = SimpleNamespace(zero_stage=3)
     arguments = SimpleNamespace(deepspeed_plugin=plugin, gradient_accumulation_steps=2, max_grad_norm=0.0)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", "true")
     monkeypatch.setenv(variable, value)
-    with pytest.raises(RmkitError, match=said) as error:
+    with pytest.raises(RmkitError, match=message) as error:
         launch.check_deepspeed(arguments)
-    assert mended in error.value.remedy
-    monkeypatch.setenv(variable, mended)
+    assert fix in error.value.remedy
+    monkeypatch.setenv(variable, fix)
     launch.check_deepspeed(arguments)
 
 
@@ -378,10 +485,10 @@ def test_a_batch_that_does_not_divide_is_an_error():
 
 def test_deepspeed_gathers_weights_on_saving():
     config = yaml.safe_load((launch.CONFIGS / "zero3.yaml").read_text())
-    made = launch.deepspeed_config(config)
-    assert made["zero_optimization"]["stage"] == 3
-    assert made["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
-    assert "offload_param" not in made["zero_optimization"]
+    zero = launch.deepspeed_config(config)["zero_optimization"]
+    assert zero["stage"] == 3
+    assert zero["stage3_gather_16bit_weights_on_model_save"] is True
+    assert "offload_param" not in zero
     config["deepspeed_config"]["offload_param_device"] = "cpu"
     assert launch.deepspeed_config(config)["zero_optimization"]["offload_param"] == {"device": "cpu"}
 
@@ -438,20 +545,21 @@ with skipping_teardown():
 """
 ONE_WEIGHT_IS_SAVED_WRONG = """
 import sys
-from rmkit import train
-from rmkit.errors import reported
 from rmkit.config.recipe import load_recipe
-save = train.save
+from rmkit.errors import exit_on_error
+from rmkit.train import train
+from rmkit.training import saving
+save = saving.save
 def wrong(directory, model, weights, *rest):
     name = next(name for name in weights if "layers.1." in name and weights[name].dim() == 2)
     save(directory, model, weights | {name: weights[name] * 1.01}, *rest)
-train.save = wrong
-with reported():
-    train.train(load_recipe(sys.argv[1], sys.argv[2:]))
+saving.save = wrong
+with exit_on_error():
+    train(load_recipe(sys.argv[1], sys.argv[2:]))
 """
 
 
-ABORTS_AT_ITS_END = """
+ABORTS_AT_EXIT = """
 import atexit, os, sys
 from accelerate import DistributedType, PartialState
 atexit.register(os.abort)
@@ -462,15 +570,17 @@ with skipping_teardown():
 """
 
 
-@pytest.mark.parametrize(("kind", "code"), [("DEEPSPEED", 0), ("NO", -signal.SIGABRT)])
-def test_a_distributed_run_that_is_done_does_not_fail_at_its_exit(kind, code):
-    """The second case is the control: a process alone ends as Python ends it."""
-    ran = subprocess.run([sys.executable, "-c", ABORTS_AT_ITS_END, kind], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(("distributed_type", "code"), [("DEEPSPEED", 0), ("NO", -signal.SIGABRT)])
+def test_a_finished_distributed_run_does_not_fail_at_its_exit(distributed_type, code):
+    """The second case is the control: a single process ends as Python ends it."""
+    ran = subprocess.run(
+        [sys.executable, "-c", ABORTS_AT_EXIT, distributed_type], capture_output=True, text=True, check=False
+    )
     assert (ran.returncode, ran.stdout) == (code, "tracker closed\n")
 
 
 @pytest.fixture
-def launched(tmp_path):
+def run_sharded(tmp_path):
     """Run a script in two processes under accelerate_configs/cpu_zero3.yaml, on a port of its own."""
 
     def start(code, *arguments):
@@ -500,13 +610,13 @@ def launched(tmp_path):
     ],
     ids=["implicit", "implicit_adapter_on_unembedding", "generative_lambda"],
 )
-def test_processes_whose_tokens_take_different_numbers_of_chunks_go_through(
-    tiny_recipe, tmp_path, launched, reward_model, changes
+def test_processes_with_different_numbers_of_logit_chunks_do_not_hang(
+    tiny_recipe, tmp_path, run_sharded, reward_model, changes
 ):
-    """A call of the unembedding a chunk would hang here: under ZeRO-3 all processes must make the same calls."""
+    """One call of the unembedding per chunk would hang: under ZeRO-3 all processes must make the same calls."""
     path = tiny_recipe(reward_model)
     one = train(load_recipe(path, [f"output_dir={tmp_path / 'one'}", *changes]))
-    ran = launched(FEW_LOGITS_AT_ONCE, str(path), f"output_dir={tmp_path / 'two'}", *changes)
+    ran = run_sharded(FEW_LOGITS_AT_ONCE, str(path), f"output_dir={tmp_path / 'two'}", *changes)
     assert ran.returncode == 0, ran.stderr
     two = type(one)(tmp_path / "two")
     assert two.read()["sharding"] == "zero3"
@@ -547,16 +657,16 @@ def test_zero3_on_two_processes_equals_one_process(tiny_recipe, tmp_path, reward
 
 @DIST
 @pytest.mark.parametrize(("dtype", "bf16"), [("bfloat16", False), ("float32", True)])
-def test_bfloat16_under_zero3_reloads_to_its_rewards(tiny_recipe, tmp_path, launched, dtype, bf16):
+def test_bfloat16_under_zero3_reloads_to_its_rewards(tiny_recipe, tmp_path, run_sharded, dtype, bf16):
     """DeepSpeed holds the whole model in one dtype: bfloat16 where the weights or the training ask for it."""
     recipes = []
-    for kind, adapter in itertools.product(("mean", "no_reference", "generative_lambda"), ("full", "lora")):
-        content = json.loads(tiny_recipe(tiny.TYPES[kind]).read_text())
+    for type_name, adapter in itertools.product(("mean", "no_reference", "generative_lambda"), ("full", "lora")):
+        content = json.loads(tiny_recipe(tiny.TYPES[type_name]).read_text())
         content["base"]["dtype"], content["training"]["bf16"] = dtype, bf16
-        content["output_dir"] = str(tmp_path / f"{kind}_{adapter}")
-        recipes.append(tmp_path / f"{kind}_{adapter}.json")
+        content["output_dir"] = str(tmp_path / f"{type_name}_{adapter}")
+        recipes.append(tmp_path / f"{type_name}_{adapter}.json")
         recipes[-1].write_text(json.dumps(content | ({"lora": {"r": 4}} if adapter == "lora" else {})))
-    ran = launched(SEVERAL_RUNS, *map(str, recipes))
+    ran = run_sharded(SEVERAL_RUNS, *map(str, recipes))
     assert ran.returncode == 0, ran.stderr
     data = load_preferences("test.jsonl", root=content["data"]["root"])
     for recipe in recipes:
@@ -570,9 +680,9 @@ def test_bfloat16_under_zero3_reloads_to_its_rewards(tiny_recipe, tmp_path, laun
 
 
 @DIST
-def test_a_weight_that_is_saved_wrong_fails_a_sharded_run(tiny_recipe, tmp_path, launched):
+def test_a_wrongly_saved_weight_fails_a_sharded_run(tiny_recipe, tmp_path, run_sharded):
     path = tiny_recipe({"type": "implicit", "beta": 0.1})
-    ran = launched(ONE_WEIGHT_IS_SAVED_WRONG, str(path), f"output_dir={tmp_path / 'run'}")
+    ran = run_sharded(ONE_WEIGHT_IS_SAVED_WRONG, str(path), f"output_dir={tmp_path / 'run'}")
     assert ran.returncode != 0
     assert "is not the one that was trained" in ran.stderr
     assert not (tmp_path / "run" / "run.json").exists()
@@ -584,7 +694,7 @@ def test_a_sharded_run_resumes(tiny_recipe, tmp_path):
     path = tiny_recipe({"type": "explicit"})
     saving = ["training.save_strategy=steps", "training.save_steps=1", "training.num_train_epochs=2", "resume=auto"]
 
-    def launched(name, *more):
+    def train_to(name, *more):
         changes = [f"output_dir={tmp_path / name}", "distributed=cpu_zero3", *saving, *more]
         ran = subprocess.run(
             [sys.executable, "-m", "rmkit", "train", str(path), *changes, "--num-processes", "2"],
@@ -595,15 +705,15 @@ def test_a_sharded_run_resumes(tiny_recipe, tmp_path):
         )
         return ran
 
-    assert launched("whole").returncode == 0
-    assert launched("cut").returncode == 0
+    assert train_to("whole").returncode == 0
+    assert train_to("cut").returncode == 0
     # As a kill between the second checkpoint and the third would have left it.
     for step in (3, 4):
         shutil.rmtree(tmp_path / "cut" / "checkpoints" / f"checkpoint-{step}")
     (tmp_path / "cut" / "run.json").unlink()
-    resumed = launched("cut")
+    resumed = train_to("cut")
     assert resumed.returncode == 0, resumed.stderr
-    assert "Going on from" in resumed.stdout
+    assert "Resuming from" in resumed.stdout
     whole, cut = (pd.read_parquet(tmp_path / name / "rewards" / "test.parquet").to_numpy() for name in ("whole", "cut"))
     np.testing.assert_allclose(cut, whole, rtol=0, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""What is tried before training: each refusal leaves nothing behind, and each remedy is carried out and works."""
+"""Checks before training: a refusal leaves nothing behind, and every remedy is carried out and works."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def recipe(models, pairs, tmp_path):
 
 
 def tried(path, plan=None):
-    """What is tried before a run of the 24 training pairs, without the data."""
+    """The warnings of the checks before a run of the 24 training pairs, without the data."""
     loaded = load_recipe(path)
     base = ModelRef(name=str(loaded.base.name))
-    kind = make_reward_model(loaded.reward_model, load_encoder(loaded, base)[0])
+    reward_model = make_reward_model(loaded.reward_model, load_encoder(loaded, base)[0])
     record = ModelMetadata(reward_model=loaded.reward_model, base=base, adapter=loaded.lora is not None)
     arguments = trainer_arguments(loaded, 1, use_cpu=True)
-    notes = preflight(loaded, kind, record, load_config(loaded, base), arguments, 24, plan)
+    notes = preflight(loaded, reward_model, record, load_config(loaded, base), arguments, 24, plan)
     assert [note for note in notes if note.startswith("Disk: the run writes at least ")]
     return [note for note in notes if not note.startswith("Disk: ")]
 
@@ -75,7 +75,7 @@ def refusal(path, plan=None):
 # --- training ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [each.value for each in OptimizerNames])
+@pytest.mark.parametrize("name", [name.value for name in OptimizerNames])
 def test_every_optimizer_takes_a_step_or_is_refused_by_name(recipe, tmp_path, name):
     if name in INSTALLABLE:
         assert tried(recipe(training={"optim": name})) == []
@@ -88,7 +88,7 @@ def test_every_optimizer_takes_a_step_or_is_refused_by_name(recipe, tmp_path, na
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("name", [each.value for each in SchedulerType])
+@pytest.mark.parametrize("name", [name.value for name in SchedulerType])
 def test_every_schedule_takes_a_step_or_is_refused(recipe, name):
     training = {"lr_scheduler_type": name}
     options = {
@@ -108,7 +108,7 @@ def test_every_schedule_takes_a_step_or_is_refused(recipe, name):
 
 
 @pytest.mark.parametrize(
-    ("training", "said", "mended"),
+    ("training", "message", "fix"),
     [
         ({"optim": "sgd", "optim_args": "nesterov=True"}, "Nesterov", {}),
         ({"optim": "adagrad", "optim_args": "speed=1"}, "adagrad", {}),
@@ -146,14 +146,14 @@ def test_every_schedule_takes_a_step_or_is_refused(recipe, name):
         ({"report_to": "tensorboard"}, "whose package is not installed", {"report_to": "none"}),
     ],
 )
-def test_fields_that_would_fail_late_are_refused_with_what_to_do(recipe, tmp_path, training, said, mended):
+def test_fields_that_would_fail_late_are_refused_with_a_remedy(recipe, tmp_path, training, message, fix):
     error = refusal(recipe(training=training))
-    assert said in error.cause
+    assert message in error.cause
     assert not (tmp_path / "runs").exists()
-    tried(recipe(training=mended))
+    tried(recipe(training=fix))
 
 
-def test_a_warm_up_longer_than_the_run_is_said(recipe):
+def test_a_warm_up_longer_than_the_run_is_a_warning(recipe):
     training = {"lr_scheduler_type": "linear", "warmup_steps": 4}
     (note,) = tried(recipe(training=training))
     assert "warmup_steps is 4, and the run has 3 steps" in note
@@ -175,19 +175,19 @@ def test_adapters_without_a_module_are_refused(recipe):
     assert tried(recipe(lora={"target_modules": ["q_proj"]})) == []
 
 
-def test_a_reference_that_is_not_there_or_counts_tokens_otherwise_is_refused(recipe, models, tmp_path):
-    def given(name):
+def test_a_missing_reference_or_one_with_another_tokenizer_is_refused(recipe, models, tmp_path):
+    def with_reference(name):
         return recipe(reward_model={"type": "implicit", "reference": str(name)})
 
     for missing in ("/no/such", "nobody/nothing"):
-        assert missing in refusal(given(missing)).cause
+        assert missing in refusal(with_reference(missing)).cause
         with pytest.raises(RmkitError, match=missing):
-            train(load_recipe(given(missing)))
+            train(load_recipe(with_reference(missing)))
     assert not (tmp_path / "runs").exists()
-    other = refusal(given(models["gpt_neox"]))
+    other = refusal(with_reference(models["gpt_neox"]))
     assert "a different tokenizer" in other.cause
     assert "Give the model that training started from" in other.remedy
-    assert tried(given(models["qwen2"])) == []
+    assert tried(with_reference(models["qwen2"])) == []
 
 
 def test_offloading_to_nvme_is_refused(recipe):
@@ -198,7 +198,7 @@ def test_offloading_to_nvme_is_refused(recipe):
     assert tried(recipe(), plan("cpu")) == []
 
 
-def test_a_refused_run_costs_no_old_one(recipe):
+def test_a_refused_run_leaves_an_old_one_untouched(recipe):
     directory = train(load_recipe(recipe()))
     before = {path: path.stat().st_mtime_ns for path in directory.path.rglob("*")}
     for training in ({"optim": "lomo"}, {"lr_scheduler_type": "cosine_with_min_lr"}):
@@ -210,7 +210,7 @@ def test_a_refused_run_costs_no_old_one(recipe):
 
 
 @pytest.mark.slow
-def test_a_compiled_model_is_saved_under_its_own_names(run, pairs):
+def test_a_compiled_model_is_saved_with_the_usual_weight_names(run, pairs):
     directory = run("explicit", training={"torch_compile": True, "torch_compile_backend": "eager"})
     test = load_preferences("test.jsonl", root=pairs)
     assert load_reward_model(str(directory.model)).score_pairs(test, 16).shape == (10, 2)
@@ -234,7 +234,7 @@ def base(models, tmp_path):
     return make
 
 
-def test_a_generation_config_that_transformers_refuses_to_write_loses_no_run(run, base):
+def test_a_generation_config_that_transformers_refuses_to_write_does_not_fail_a_run(run, base):
     """Neither model/ nor the checkpoints: it is written as it was read."""
     odd = base("generation_config.json", do_sample=False, temperature=0.5, top_p=0.9)
     directory = run("implicit", base=odd, training={"save_strategy": "epoch"})
@@ -247,20 +247,20 @@ def test_a_generation_config_that_transformers_refuses_to_write_loses_no_run(run
         changed.save_pretrained(odd["name"])
 
 
-def test_a_generation_config_that_cannot_even_be_read_is_refused(recipe, base):
+def test_a_generation_config_that_cannot_be_read_is_refused(recipe, base):
     written = recipe(base=base("generation_config.json", max_new_tokens=-1), reward_model={"type": "generative"})
     error = refusal(written)
     assert "could not be saved: `max_new_tokens`" in error.cause
     assert "generation_config.json" in error.remedy
-    mended = base("generation_config.json", max_new_tokens=8)
-    assert tried(recipe(base=mended, reward_model={"type": "generative"})) == []
+    fixed = base("generation_config.json", max_new_tokens=8)
+    assert tried(recipe(base=fixed, reward_model={"type": "generative"})) == []
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 4}])
-@pytest.mark.parametrize("kind", ["explicit", "implicit", "generative"])
-def test_what_is_written_around_the_weights_is_tried_for_every_type(recipe, monkeypatch, tmp_path, kind, lora):
-    """The tokenizer as the last thing that is written: its fault is found, with and without adapters."""
-    written = recipe(reward_model={"type": kind}, lora=lora)
+@pytest.mark.parametrize("type_name", ["explicit", "implicit", "generative"])
+def test_saving_without_weights_is_rehearsed_for_every_type(recipe, monkeypatch, tmp_path, type_name, lora):
+    """The tokenizer is written last; its fault is found with and without adapters."""
+    written = recipe(reward_model={"type": type_name}, lora=lora)
     assert tried(written) == []
     from transformers import PreTrainedTokenizerFast
 
@@ -272,7 +272,7 @@ def test_what_is_written_around_the_weights_is_tried_for_every_type(recipe, monk
         path.write_text(path.read_text() + "{# changed #}")
 
     monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", without_template)
-    assert "is another one when it has been saved" in refusal(written).cause
+    assert "changes when it is saved and loaded again" in refusal(written).cause
     monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", lambda *_, **__: json.dumps(object()))
     error = refusal(written)
     assert "could not be saved: Object of type object is not JSON serializable" in error.cause
@@ -284,17 +284,17 @@ def test_what_is_written_around_the_weights_is_tried_for_every_type(recipe, monk
 
 def test_places_that_cannot_be_written_are_refused(recipe, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    (tmp_path / "taken" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "taken" / "checkpoints").rmdir()
-    (tmp_path / "taken" / "checkpoints").write_text("")
-    for place in ("/proc/rmkit/run", f"{tmp_path}/file/run", f"{tmp_path}/file", f"{tmp_path}/taken", "/dev/null/x"):
+    (tmp_path / "used" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "used" / "checkpoints").rmdir()
+    (tmp_path / "used" / "checkpoints").write_text("")
+    for place in ("/proc/rmkit/run", f"{tmp_path}/file/run", f"{tmp_path}/file", f"{tmp_path}/used", "/dev/null/x"):
         error = refusal(recipe(output_dir=place))
         assert place in error.cause
         assert "cannot be written" in error.cause
         assert error.remedy == "Give another output_dir."
         with pytest.raises(RmkitError):
             train(load_recipe(recipe(output_dir=place)))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "recipe.yaml", "taken"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "recipe.yaml", "used"]
     assert tried(recipe(output_dir=str(tmp_path / "other" / "run"))) == []
     assert not (tmp_path / "other").exists()
     monkeypatch.setenv("RMKIT_CACHE", str(tmp_path / "file"))
@@ -307,7 +307,7 @@ def test_places_that_cannot_be_written_are_refused(recipe, tmp_path, monkeypatch
     assert tried(recipe(**implicit)) == []
 
 
-def test_a_quota_that_is_used_up_is_said(recipe, monkeypatch):
+def test_a_full_quota_is_reported(recipe, monkeypatch):
     import errno
 
     def full(*_, **__):
@@ -324,11 +324,11 @@ SAVING = {"save_strategy": "steps", "save_steps": 1}
     ("options", "lora"),
     [({}, None), ({"save_only_model": True}, None), ({"optim": "sgd"}, None), ({"save_total_limit": 1}, {"r": 4})],
 )
-def test_the_least_room_is_what_a_run_really_writes(recipe, monkeypatch, lora, options):
+def test_the_lower_bound_for_disk_space_is_what_a_run_writes(recipe, monkeypatch, lora, options):
     """Beside texts of a few kB: the tensors of model/ and of the three checkpoints, or those that are kept."""
     seen = []
     original = disk_space.check_room
-    monkeypatch.setattr("rmkit.training.preflight.check_room", lambda *given: seen.append(given[2]) or original(*given))
+    monkeypatch.setattr("rmkit.training.preflight.check_room", lambda *args: seen.append(args[2]) or original(*args))
     directory = train(load_recipe(recipe(training=SAVING | options, lora=lora)))
     (needed,) = seen
 
@@ -342,16 +342,16 @@ def test_the_least_room_is_what_a_run_really_writes(recipe, monkeypatch, lora, o
     assert len(checkpoints) == (1 if "save_total_limit" in options else 3)
     assert needed.checkpoints == (2 if "save_total_limit" in options else 3)  # the new one is there before the old goes
     assert close(needed.model, tensors(directory.model))
-    assert all(close(needed.checkpoint, tensors(each)) for each in checkpoints)
+    assert all(close(needed.checkpoint, tensors(folder)) for folder in checkpoints)
     kept = len(checkpoints) * needed.checkpoint
     assert needed.least == max(needed.checkpoints * needed.checkpoint, kept + needed.model)
 
 
-def test_a_disk_without_room_is_refused_and_one_that_may_not_suffice_is_said(recipe, monkeypatch):
+def test_a_disk_without_room_is_refused_and_one_that_may_not_suffice_is_a_warning(recipe, monkeypatch):
     def disk(free):
         monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
 
-    model = 4 * sum(each.numel() for each in tiny_classifier(recipe).parameters())
+    model = 4 * sum(weight.numel() for weight in tiny_classifier(recipe).parameters())
     three = SAVING | {"num_train_epochs": 1}
     disk(4 * model)
     error = refusal(recipe(training=three))  # weights and two moments, thrice, and the model: 10 times
@@ -376,8 +376,8 @@ def tiny_classifier(recipe):
 
     loaded = load_recipe(recipe())
     origin = ModelRef(name=str(loaded.base.name))
-    kind = make_reward_model(loaded.reward_model, load_encoder(loaded, origin)[0])
-    return empty_model(loaded, kind, load_config(loaded, origin))
+    reward_model = make_reward_model(loaded.reward_model, load_encoder(loaded, origin)[0])
+    return empty_model(loaded, reward_model, load_config(loaded, origin))
 
 
 # --- rmkit check ---------------------------------------------------------------------------------------------------
@@ -393,7 +393,7 @@ def tiny_classifier(recipe):
         {"hub": {"push": "end", "repo_id": "someone/rm"}},  # offline
     ],
 )
-def test_check_says_what_train_says(recipe, sections):
+def test_check_reports_the_errors_of_train(recipe, sections):
     path = recipe(**sections)
     with pytest.raises(RmkitError) as error:
         train(load_recipe(path))

@@ -1,4 +1,4 @@
-"""Several processes: an error is said once, nobody is left waiting, and every remedy that is printed works."""
+"""Several processes: an error is printed once, no process hangs, and every printed remedy works."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rmkit import RmkitError
 from rmkit.commands.train import _exit_code
 
 FAULTS = {
-    # what the faulty processes do, what the others do, the exit code, what is said
+    # code of the faulty processes, code of the others, exit code, message
     "on all": ("raise RmkitError('No such set.', 'Bring it.')", "", 2, "error: No such set.\n  fix: Bring it.\n"),
     "a bug on one, the other hangs": ("1 / 0", "hang()", 1, None),
     "a collective is cut after the error": (
@@ -31,10 +31,10 @@ FAULTS = {
 }
 PROCESS = """
 import os, threading
-from rmkit.errors import RmkitError, reported
+from rmkit.errors import RmkitError, exit_on_error
 def hang():
     threading.Event().wait()
-with reported():
+with exit_on_error():
     if os.environ["RANK"] in os.environ["FAULTY"]:
         {fault}
     {other}
@@ -43,8 +43,8 @@ with reported():
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_processes_of_a_launch_report_an_error_once_and_end_together(name):
-    """A launcher's store and two processes, without a process group. The timeout only ends a test that fails."""
-    fault, other, code, said = FAULTS[name]
+    """A launcher's store and two processes, without a process group. The timeout only ends a failing test."""
+    fault, other, code, message = FAULTS[name]
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     launched = {"WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "FAULTY": "01" if other == "" else "1"}
@@ -60,13 +60,13 @@ def test_processes_of_a_launch_report_an_error_once_and_end_together(name):
     ]
     errors = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [code, code]
-    assert sum(bool(each) for each in errors) == 1, errors
-    if said is not None:
-        assert "".join(errors).lstrip() == said
+    assert sum(bool(error) for error in errors) == 1, errors
+    if message is not None:
+        assert "".join(errors).lstrip() == message
     assert "".join(errors).count("Traceback") == (name == "a bug on one, the other hangs")
 
 
-def test_a_process_alone_raises_bugs_as_they_are():
+def test_a_single_process_raises_bugs_unchanged():
     script = PROCESS.format(fault="1 / 0", other="")
     ran = subprocess.run(
         [sys.executable, "-c", script], env=os.environ | {"RANK": "0", "FAULTY": "0"}, capture_output=True, text=True
@@ -75,7 +75,7 @@ def test_a_process_alone_raises_bugs_as_they_are():
     assert ran.stderr.endswith("ZeroDivisionError: division by zero\n")
 
 
-def test_the_exit_code_is_the_one_that_processes_chose():
+def test_rmkit_train_passes_on_the_exit_code_of_its_processes():
     assert _exit_code([2, 2]) == 2
     assert _exit_code([-signal.SIGTERM, 75]) == 75
     assert _exit_code([-signal.SIGINT, -signal.SIGTERM]) == 130
@@ -113,10 +113,10 @@ def recipe(models, tmp_path_factory):
 
 
 def environment(tmp_path, rank=None, fault=""):
-    """With a fault for one process: code that runs when its interpreter starts."""
+    """The environment of a launch, with code for one process that runs when its interpreter starts."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
-        f"if os.environ.get('RANK', '0') == '{rank}' and any(each.endswith('train.py') for each in sys.orig_argv):\n"
+        f"if os.environ.get('RANK', '0') == '{rank}' and any(part.endswith('train.py') for part in sys.orig_argv):\n"
         f"    exec({fault!r})\n"
     )
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(tmp_path)])}
@@ -126,8 +126,8 @@ def launch(env, *command):
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
 
 
-def said(ran):
-    """The lines on stderr that are neither bars nor a library's notes."""
+def errors_of(ran):
+    """The lines on stderr other than progress bars and notes of libraries."""
     return [line for line in re.split(r"[\r\n]+", ran.stderr) if not NOISE.search(line)]
 
 
@@ -171,12 +171,12 @@ LACKS = "raise RmkitError('This disk lacks the set.', 'Bring it.')"
     ],
     ids=["set", "base", "set on main", "set on the other", "in training", "bug", "killed"],
 )
-def test_rmkit_train_says_a_fault_once(recipe, tmp_path, overrides, rank, where, body, code, expected):
+def test_rmkit_train_prints_an_error_once(recipe, tmp_path, overrides, rank, where, body, code, expected):
     env = environment(tmp_path, rank, PATCH.format(where=where, body=body))
     ran = launch(
         env, *RMKIT, "train", str(recipe), *overrides, f"output_dir={tmp_path / 'run'}", "--num-processes", "2"
     )
-    lines = said(ran)
+    lines = errors_of(ran)
     assert ran.returncode == code, ran.stderr
     if code == 1:
         assert lines[0].startswith(expected[0])
@@ -194,7 +194,7 @@ def test_accelerate_adds_no_more_than_its_own_summary(recipe, tmp_path, options)
     command = [*ACCELERATE, *options, *port, SCRIPT, str(recipe), "data.train.path=missing.jsonl"]
     ran = launch(environment(tmp_path), *command, f"output_dir={tmp_path / 'run'}")
     assert ran.returncode == 1
-    lines = said(ran)
+    lines = errors_of(ran)
     assert lines[0].endswith("missing.jsonl does not exist.")
     assert len([line for line in lines if "missing.jsonl does not exist" in line]) == 1
     assert ran.stderr.count("Traceback") == 1  # the launcher's
@@ -205,7 +205,7 @@ def test_accelerate_adds_no_more_than_its_own_summary(recipe, tmp_path, options)
 @pytest.mark.parametrize("processes", ["1", "2"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_signals_reach_the_processes_once(recipe, tmp_path, number, code, processes):
-    """Of SIGTERM a checkpoint is left; of Ctrl-C a line is said."""
+    """SIGTERM leaves a checkpoint; Ctrl-C prints one line."""
     env = environment(tmp_path, 0, WAITING)
     saving = ["training.save_strategy=steps", "training.save_steps=100", f"output_dir={tmp_path / 'run'}"]
     command = [*RMKIT, "train", str(recipe), *saving, "--num-processes", processes]
@@ -227,33 +227,31 @@ def test_signals_reach_the_processes_once(recipe, tmp_path, number, code, proces
 
 @DIST
 @pytest.mark.parametrize(
-    ("command", "distributed"),
+    ("command", "distributed", "processes"),
     [
-        ([*ACCELERATE, "--config_file", CPU, "--num_processes", "2"], None),
-        ([*ACCELERATE, "--num-processes=2", *PLAIN], None),
-        ([sys.executable], "cpu_zero3"),
-        ([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"], "cpu"),
+        ([*ACCELERATE, "--config_file", CPU, "--num_processes", "2"], None, 2),
+        ([*ACCELERATE, "--num-processes=2", *PLAIN], None, 2),
+        ([sys.executable], "cpu_zero3", 2),
+        ([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"], "cpu", 1),
     ],
     ids=["a config of one process", "no config", "plain python", "too many"],
 )
-def test_the_remedy_for_another_number_of_processes_works(recipe, tmp_path, command, distributed):
+def test_the_remedy_for_another_number_of_processes_works(recipe, tmp_path, command, distributed, processes):
     overrides = [str(recipe), f"output_dir={tmp_path / 'run'}"]
     overrides += [] if distributed is None else [f"distributed={distributed}"]
     ran = launch(environment(tmp_path), *command, SCRIPT, *overrides)
-    error, remedy = said(ran)[:2]
-    asked = re.search(r"asks for (\d) process", error)
-    given = re.fullmatch(r"  fix: Use `rmkit (train RECIPE.*)`\.", remedy)
-    assert asked is not None
-    assert given is not None, ran.stderr
-    arguments = [part for each in shlex.split(given[1]) for part in (overrides if each == "RECIPE" else [each])]
+    remedy = re.match(r"  fix: Use `rmkit (train RECIPE.*?)`", errors_of(ran)[1])
+    assert remedy is not None, ran.stderr
+    words = {"RECIPE": overrides, "N": [str(processes)]}
+    arguments = [part for word in shlex.split(remedy[1]) for part in words.get(word, [word])]
     ran = launch(environment(tmp_path), *RMKIT, *arguments)
     assert ran.returncode == 0, ran.stderr
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["num_processes"] == int(asked[1])
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["num_processes"] == processes
 
 
 @DIST
 @pytest.mark.parametrize("options", [[], ["--config-file", "cpu"], ["--config-file", "single_gpu"]])
-def test_rmkit_train_starts_the_processes_it_is_asked_for(recipe, tmp_path, options):
+def test_rmkit_train_starts_the_number_of_processes_of_its_option(recipe, tmp_path, options):
     command = [*RMKIT, "train", str(recipe), f"output_dir={tmp_path / 'run'}", *options, "--num-processes", "2"]
     ran = launch(environment(tmp_path), *command)
     assert ran.returncode == 0, ran.stderr

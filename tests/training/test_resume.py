@@ -1,10 +1,12 @@
-"""Interrupted runs: what is left, and that going on gives the bits of the uninterrupted run."""
+"""Interrupted runs: what they leave, and that a resumed run gives the bits of an uninterrupted one."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -12,17 +14,22 @@ from safetensors.torch import load_file, save_file
 from tiny import TYPES
 
 from rmkit import RmkitError
-from rmkit import train as train_module
+from rmkit.config.recipe import Hub
 from rmkit.config.strict_yaml import load_yaml, to_yaml
+from rmkit.runs.directory import RunDirectory
+from rmkit.train import _add_callbacks
+from rmkit.training.push_callback import PushCallback
 from rmkit.training.reference_store import ReferenceStore
 from rmkit.training.resume import (
     MARKER,
     PREEMPTED_EXIT_CODE,
+    CheckpointCallback,
     check_models,
     mark_complete,
     newest_complete,
     recorded_commits,
 )
+from rmkit.training.scoring_callback import ScoringCallback
 
 pytestmark = pytest.mark.smoke
 
@@ -44,49 +51,53 @@ def same(first, second):
 
 @pytest.fixture
 def at_step(monkeypatch):
-    """Let something happen at the end of a step of the next run, once."""
+    """Do something at the end of a step of the next run, once."""
 
     def arrange(step, action):
-        pending, original = [True], train_module.CheckpointCallback
+        pending, on_step_end = [True], CheckpointCallback.on_step_end
 
-        def with_it(*given):
-            made = original(*given)
-            plain = made.on_step_end
+        def with_action(self, args, state, control, **options):
+            if pending and state.global_step == step:
+                pending.pop()
+                action()
+            on_step_end(self, args, state, control, **options)
 
-            def on_step_end(args, state, control, **options):
-                if pending and state.global_step == step:
-                    pending.pop()
-                    action()
-                plain(args, state, control, **options)
-
-            monkeypatch.setattr(made, "on_step_end", on_step_end)
-            return made
-
-        monkeypatch.setattr(train_module, "CheckpointCallback", with_it)
+        monkeypatch.setattr(CheckpointCallback, "on_step_end", with_action)
 
     return arrange
 
 
-@pytest.mark.parametrize("kind", ["explicit", "implicit", "generative"])
+@pytest.fixture
+def publishing_run():
+    """What `_add_callbacks` needs of a run that publishes at every save."""
+    hub = Hub(push="every_save", repo_id="someone/rm")
+    encoded = SimpleNamespace(name="train")
+    recipe = SimpleNamespace(hub=hub)
+    return SimpleNamespace(
+        recipe=recipe, training_set=encoded, metadata=SimpleNamespace(models={}), directory=RunDirectory("run")
+    )
+
+
+@pytest.mark.parametrize("type_name", ["explicit", "implicit", "generative"])
 @pytest.mark.parametrize("step", [3, 5])
-def test_an_interrupted_run_goes_on_to_the_same_bits(run, at_step, kind, step):
+def test_an_interrupted_run_resumes_to_the_same_bits(run, at_step, type_name, step):
     options = {"evaluation": {"every_epoch": True}, "resume": "auto", "training": SAVING}
-    whole = run(kind, "whole", **options)
+    whole = run(type_name, "whole", **options)
 
     at_step(step, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run(kind, "cut", **options)
+        run(type_name, "cut", **options)
     assert not (whole.path.parent / "cut" / "run.json").exists()
-    resumed = run(kind, "cut", **options)
+    resumed = run(type_name, "cut", **options)
     assert same(contents(whole), contents(resumed))
     histories = [
-        [(each["state"], each["step"], each["sets"]) for each in each_run.read()["history"]]
-        for each_run in (whole, resumed)
+        [(entry["state"], entry["step"], entry["sets"]) for entry in run_dir.read()["history"]]
+        for run_dir in (whole, resumed)
     ]
     assert histories[0] == histories[1]
 
 
-def test_a_cut_checkpoint_is_passed_over(run, at_step):
+def test_a_truncated_checkpoint_is_skipped(run, at_step):
     options = {"resume": "auto", "training": SAVING}
     whole = run("implicit", "whole", **options)
 
@@ -110,24 +121,24 @@ def test_an_adapter_run_resumes(run, at_step):
     assert same(contents(whole), contents(run("explicit", "cut", **options)))
 
 
-def test_a_run_goes_on_with_the_models_that_it_began_with(run, at_step, models, tmp_path):
+def test_a_run_resumes_only_with_the_models_that_it_started_with(run, at_step, models, tmp_path):
     folder = shutil.copytree(models["qwen2"], tmp_path / "base")
     options = {"resume": "auto", "training": SAVING, "lora": {"r": 4, "alpha": 8}, "base": {"name": str(folder)}}
     at_step(3, interrupt)
     with pytest.raises(KeyboardInterrupt):
         run("implicit", "cut", **options)
     weights = load_file(folder / "model.safetensors")
-    save_file({name: 1.01 * each for name, each in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file({name: 1.01 * weight for name, weight in weights.items()}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(
         RmkitError, match=r"The base is not the one .*checkpoint-2 .* Changed: model.safetensors"
     ) as error:
         run("implicit", "cut", **options)
-    assert error.value.remedy == "Put that one back, or start again with --overwrite."
+    assert error.value.remedy == "Restore it, or start again with --overwrite."
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     assert run("implicit", "cut", **options).record.exists()
 
 
-def test_a_checkpoint_knows_the_commits_of_its_models(tmp_path):
+def test_a_checkpoint_records_the_commits_of_its_models(tmp_path):
     (tmp_path / "weights").write_bytes(b"x")
     mark_complete(tmp_path, {"base": {"commit": "a" * 40}, "tokenizer": {"tokenizer.json": "1"}})
     assert recorded_commits(tmp_path) == {"base": "a" * 40}
@@ -150,13 +161,13 @@ def test_sigterm_saves_and_exits_with_its_own_code(run, at_step):
     assert same(contents(whole), contents(run("explicit", "cut", **options)))
 
 
-def test_another_recipe_does_not_go_on(run):
-    run("explicit", "taken", resume="auto")
+def test_another_recipe_does_not_resume(run):
+    run("explicit", "other", resume="auto")
     with pytest.raises(RmkitError, match="holds another run"):
-        run("explicit", "taken", resume="auto", training={"learning_rate": 0.5})
+        run("explicit", "other", resume="auto", training={"learning_rate": 0.5})
 
 
-def test_a_recipe_of_an_older_rmkit_goes_on(run):
+def test_a_recipe_of_an_older_rmkit_resumes(run):
     """It lacks the keys that came later."""
     first = run("explicit", "done", resume="auto")
     recorded = load_yaml(first.path / "recipe.yaml")
@@ -168,14 +179,14 @@ def test_a_recipe_of_an_older_rmkit_goes_on(run):
         run("explicit", "done", resume="auto", base={"dropout": True})
 
 
-def test_a_finished_run_is_left_as_it_is(run):
+def test_a_finished_run_is_left_unchanged(run):
     first = run("explicit", "done", resume="auto")
     before = (first.record.read_text(), first.record.stat().st_mtime_ns)
     again = run("explicit", "done", resume="auto")
     assert (again.record.read_text(), again.record.stat().st_mtime_ns) == before
 
 
-def test_a_full_disk_is_said_in_words_and_leaves_the_last_checkpoint(run, at_step):
+def test_a_full_disk_is_reported_and_leaves_the_last_checkpoint(run, at_step):
     def full():
         raise OSError(28, "No space left on device")
 
@@ -187,7 +198,7 @@ def test_a_full_disk_is_said_in_words_and_leaves_the_last_checkpoint(run, at_ste
     assert resumed.read()["training"]["steps"] == 6
 
 
-def test_only_whole_checkpoints_count(tmp_path):
+def test_only_complete_checkpoints_count(tmp_path):
     for step in (2, 10, 4):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
@@ -202,14 +213,14 @@ def test_only_whole_checkpoints_count(tmp_path):
     assert newest_complete(tmp_path) is None
 
 
-def test_the_reference_is_asked_once_for_all_runs(run, monkeypatch):
-    """Another seed, learning rate and beta share it; a damaged entry is made again."""
-    asked = []
+def test_the_reference_is_computed_once_for_all_runs(run, monkeypatch):
+    """Another seed, learning rate and beta share it; a damaged entry is recomputed."""
+    computed = []
     original = ReferenceStore.outputs
 
     def counting(self, pairs, compute, is_main_process=True):
         def noted():
-            asked.append(self.path(pairs))
+            computed.append(self.path(pairs))
             return compute()
 
         return original(self, pairs, noted, is_main_process)
@@ -217,22 +228,36 @@ def test_the_reference_is_asked_once_for_all_runs(run, monkeypatch):
     monkeypatch.setattr(ReferenceStore, "outputs", counting)
     sets = {"evaluation": {"batch_size": 7}}  # a batch size that no other test has scored with
     first = run("implicit", "first", **sets)
-    assert len(asked) == 2  # train and test
+    assert len(computed) == 2  # train and test
     monkeypatch.setitem(TYPES, "sharp", {"type": "implicit", "beta": 1})
     run("sharp", "second", training={"seed": 9, "learning_rate": 1e-4}, **sets)
-    assert len(asked) == 2
-    asked[0].write_bytes(asked[0].read_bytes()[:-8])
-    data = bytearray(asked[1].read_bytes())
+    assert len(computed) == 2
+    computed[0].write_bytes(computed[0].read_bytes()[:-8])
+    data = bytearray(computed[1].read_bytes())
     data[-1] ^= 1
-    asked[1].write_bytes(bytes(data))
+    computed[1].write_bytes(bytes(data))
     third = run("implicit", "third", **sets)
-    assert len(asked) == 4
+    assert len(computed) == 4
     assert same(contents(first), contents(third))
 
 
-def test_checkpoints_without_an_optimizer_cannot_be_gone_on_from(run):
+def test_a_run_cannot_resume_from_checkpoints_without_an_optimizer(run):
     only_model = SAVING | {"save_only_model": True}
     with pytest.raises(RmkitError, match=r"hold no optimizer.*save_only_model=false, or resume=never"):
         run("explicit", resume="auto", training=only_model)
     assert run("explicit", resume="auto", training=SAVING | {"save_only_model": False}).record.exists()
     assert run("explicit", "never", resume="never", training=only_model).record.exists()
+
+
+def test_the_callbacks_are_added_in_the_order_that_they_need(publishing_run):
+    """Scores are written before a checkpoint is marked complete; the model is published last."""
+    added = []
+    trainer = SimpleNamespace(accelerator=None, add_callback=added.append)
+    _add_callbacks(publishing_run, trainer, references=None, write=None)
+    assert [type(callback) for callback in added] == [ScoringCallback, CheckpointCallback, PushCallback]
+
+
+def test_the_marker_of_a_checkpoint_covers_the_history_of_scores(run):
+    directory = run("explicit", training=SAVING)
+    marker = json.loads((directory.path / "checkpoints" / "checkpoint-6" / MARKER).read_text())
+    assert {ScoringCallback.FILE, "model.safetensors", "optimizer.pt"} <= marker["sizes"].keys()

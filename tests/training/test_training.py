@@ -1,4 +1,4 @@
-"""Training from a recipe: what a run leaves behind, that it repeats and reloads, and what an optimizer step is."""
+"""Training from a recipe: the files of a run, reproducibility, reloading, and the arithmetic of an optimizer step."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def rewards(directory, state="final", name="test"):
     return pd.read_parquet(directory.rewards(name, state))
 
 
-@pytest.mark.parametrize("kind", TYPES)
-def test_a_run_is_complete_and_reloads_to_the_same_bits(run, pairs, kind):
-    directory = run(kind, evaluation={"every_epoch": True}, training={"num_train_epochs": 2})
+@pytest.mark.parametrize("type_name", TYPES)
+def test_a_run_is_complete_and_reloads_to_the_same_bits(run, pairs, type_name):
+    directory = run(type_name, evaluation={"every_epoch": True}, training={"num_train_epochs": 2})
     record = directory.read()
-    assert record["reward_model"]["reward_model"]["type"] == TYPES[kind]["type"]
+    assert record["reward_model"]["reward_model"]["type"] == TYPES[type_name]["type"]
     assert record["num_processes"] == 1
     assert record["training"]["steps"] == 6  # 24 pairs in batches of 8, twice
-    assert [each["state"] for each in record["history"]] == ["initial", "epoch_1", "epoch_2", "final"]
+    assert [entry["state"] for entry in record["history"]] == ["initial", "epoch_1", "epoch_2", "final"]
     assert record["metrics"]["test"]["pairs"] == 10
     assert record["train_fit"]["pairs"] == 24
     assert record["data"]["test"]["longer_wins"] + record["data"]["test"]["shorter_wins"] == pytest.approx(1)
@@ -63,16 +63,18 @@ def test_an_untrained_implicit_model_rewards_everything_0(run, architecture):
     assert (rewards(directory)[["chosen_reward", "rejected_reward"]].to_numpy() != 0).all()
 
 
-@pytest.mark.parametrize("kind", ["explicit", "implicit", "generative"])
-def test_adapters_reload_and_rescore_with_rows_added(run, pairs, kind):
+@pytest.mark.parametrize("type_name", ["explicit", "implicit", "generative"])
+def test_adapters_reload_and_rescore_with_rows_added(run, pairs, type_name):
     """The base is the reference with adapters off; the head is saved with the adapter."""
     lora = {"r": 4, "alpha": 8}
-    directory = run(kind, architecture="gpt_neox", lora=lora, training={"learning_rate": 1e-2})
+    directory = run(type_name, architecture="gpt_neox", lora=lora, training={"learning_rate": 1e-2})
     files = {path.name for path in directory.model.iterdir()}
     assert "adapter_model.safetensors" in files
     assert "model.safetensors" not in files
-    assert ("score" in str(load_file(directory.model / "adapter_model.safetensors").keys())) == (kind == "explicit")
-    if kind == "implicit":
+    assert ("score" in str(load_file(directory.model / "adapter_model.safetensors").keys())) == (
+        type_name == "explicit"
+    )
+    if type_name == "implicit":
         assert (rewards(directory, "initial")[["chosen_reward", "rejected_reward"]].to_numpy() == 0).all()
     scorer = load_reward_model(str(directory.model))
     assert scorer.checkpoint.reference is None
@@ -81,7 +83,7 @@ def test_adapters_reload_and_rescore_with_rows_added(run, pairs, kind):
     assert not rewards(directory).equals(rewards(directory, "initial"))
 
 
-def test_another_reference_is_used_and_remembered(run, models, pairs, tmp_path, monkeypatch):
+def test_another_reference_is_used_and_recorded(run, models, pairs, tmp_path, monkeypatch):
     import tiny
 
     other = tiny.save_language_model(tmp_path / "other", "qwen2", seed=9)
@@ -98,15 +100,15 @@ def weights(directory):
     return load_file(directory.model / "model.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["explicit", "implicit", "generative_lambda"])
-def test_an_optimizer_step_is_the_mean_over_its_pairs_however_they_are_cut(run, kind):
+@pytest.mark.parametrize("type_name", ["explicit", "implicit", "generative_lambda"])
+def test_an_optimizer_step_is_the_mean_over_its_pairs_for_any_micro_batches(run, type_name):
     """24 pairs in batches of 10 (10, 10, 4) as micro-batches of 10, 5 and 2; 5 leaves a last micro-batch of 4."""
     plain = {"optim": "sgd", "learning_rate": 0.1, "batch_size": 10}
     whole, *cut = (
-        weights(run(kind, f"micro_{size}", training=plain | {"per_device_train_batch_size": size}))
+        weights(run(type_name, f"micro_{size}", training=plain | {"per_device_train_batch_size": size}))
         for size in (10, 5, 2)
     )
-    start = weights(run(kind, "still", training=plain | {"per_device_train_batch_size": 10, "learning_rate": 0.0}))
+    start = weights(run(type_name, "still", training=plain | {"per_device_train_batch_size": 10, "learning_rate": 0.0}))
     for name, tensor in whole.items():
         moved = (tensor - start[name]).abs().max()
         for other in cut:
@@ -114,7 +116,7 @@ def test_an_optimizer_step_is_the_mean_over_its_pairs_however_they_are_cut(run, 
 
 
 def test_the_step_follows_the_gradient_of_the_mean_loss(run, pairs):
-    """One step of plain gradient descent on the reward head, by hand: the gradient of Eq. 3 for r = <u, h>."""
+    """One step of plain gradient descent on the reward head, against the gradient of Eq. 3 for r = <u, h>."""
     step = {"optim": "sgd", "batch_size": 24, "learning_rate": 0.5, "per_device_train_batch_size": 8}
     before, after = (
         weights(run("explicit", f"rate_{rate}", training=step | {"learning_rate": rate}))["score.weight"][0]
@@ -144,20 +146,29 @@ def test_every_step_sees_the_same_pairs_for_every_type_and_in_both_layouts(run, 
 
     monkeypatch.setattr(PairTrainerMixin, "compute_loss", noting)
     for layout in ("shared", "padded"):
-        for kind in ("explicit", "implicit", "generative"):
+        for type_name in ("explicit", "implicit", "generative"):
             seen.append([set() for _ in range(6)])
-            run(kind, f"{kind}_{layout}", layout=layout, training={"num_train_epochs": 2})
+            run(type_name, f"{type_name}_{layout}", layout=layout, training={"num_train_epochs": 2})
     samplers = [RandomSampler(range(24), generator=torch.Generator().manual_seed(seed)) for seed in (3, 4)]
     expected = [set(pairs) for sampler in samplers for pairs in BatchSampler(sampler, 8, drop_last=False)]
     assert all(steps == expected for steps in seen)
+
+
+def test_logs_have_the_names_of_dpo_trainers_too(run):
+    """Accuracy and margin of an untrained model on the training pairs, from its final rewards."""
+    still = run("explicit", training={"batch_size": 24, "learning_rate": 0.0, "logging_steps": 1})
+    (entry,) = still.read()["training"]["log"]
+    chosen, rejected = (rewards(still, name="train")[f"{side}_reward"] for side in ("chosen", "rejected"))
+    assert entry["rewards/accuracies"] == entry["accuracy"] == pytest.approx((chosen > rejected).mean(), rel=1e-6)
+    assert entry["rewards/margins"] == entry["margin"] == pytest.approx((chosen - rejected).mean(), rel=1e-5)
 
 
 def test_the_term_of_footnote_7_is_added_with_its_weight(run):
     """Before a step, the logged loss with weight 0.5 exceeds Eq. 7's by 0.5 * mean of -ln pi(y+|x)."""
     step = {"batch_size": 24, "learning_rate": 0.0, "logging_steps": 1}
     without, with_term = (
-        run(kind, kind, training=step).read()["training"]["log"][0]["pair_loss"]
-        for kind in ("generative", "generative_lambda")
+        run(type_name, type_name, training=step).read()["training"]["log"][0]["pair_loss"]
+        for type_name in ("generative", "generative_lambda")
     )
     log_probs = run("no_reference", "plain", training=step)
     expected = -0.5 * rewards(log_probs, name="train")["chosen_reward"].mean()
@@ -182,7 +193,7 @@ def test_divergence_stops_the_run_and_leaves_no_result(run, tmp_path):
 
 
 def test_a_model_that_reloads_differently_fails_the_run(run, tmp_path, monkeypatch):
-    from rmkit import train as module
+    from rmkit.training import saving as module
 
     def forgetful(directory, model, state_dict, *rest):
         state_dict = state_dict | {"score.weight": state_dict["score.weight"] * 2}

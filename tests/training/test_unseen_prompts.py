@@ -1,4 +1,4 @@
-"""Accuracy on prompts that were not trained on: the helper by hand, and where a run's metrics keep it."""
+"""Accuracy on prompts outside the training set: the helper against hand arithmetic, and a run's metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rmkit.config.recipe import load_recipe
 from rmkit.evaluation.statistics import unseen_prompt_accuracy, unseen_prompt_mask
 
 
-def test_the_mask_and_the_accuracy_by_hand():
+def test_the_mask_and_the_accuracy_match_hand_arithmetic():
     mask = unseen_prompt_mask(["a", "b"], ["a", "c", "b ", "b", "c"])
     assert mask.tolist() == [False, True, True, False, True]
     rewards = [[0.0, 1.0], [2.0, 1.0], [0.5, 0.5], [0.0, 1.0], [0.0, 1.0]]
@@ -21,7 +21,7 @@ def test_the_mask_and_the_accuracy_by_hand():
     assert unseen_prompt_accuracy(mask, saturated, ranking)["accuracy_unseen_prompts"] == 1.0
 
 
-def test_nothing_is_said_where_no_prompt_is_shared():
+def test_no_metric_is_added_if_no_prompt_is_shared():
     assert unseen_prompt_accuracy(unseen_prompt_mask(["a"], ["b", "c"]), [[0.0, 1.0]] * 2) == {}
     assert unseen_prompt_accuracy(unseen_prompt_mask(["a"], ["a", "a"]), [[0.0, 1.0]] * 2) == {
         "pairs_unseen_prompts": 0
@@ -29,7 +29,7 @@ def test_nothing_is_said_where_no_prompt_is_shared():
 
 
 @pytest.mark.smoke
-def test_a_run_keeps_it_and_prepares_its_sources(tmp_path, monkeypatch):
+def test_a_run_records_it_and_prepares_its_sources(tmp_path, monkeypatch):
     """One command from a bare recipe: the source is prepared on first use, its tokens are added, a model is trained."""
     from rmkit.evaluation.scorer import load_reward_model
     from rmkit.train import train
