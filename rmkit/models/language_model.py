@@ -26,7 +26,14 @@ from rmkit.encoding.batches import Batch, Layout
 from rmkit.library_errors import library_errors
 from rmkit.model_files.weights import HEAD, check_config, check_finite, check_report, check_weights, weight_files
 from rmkit.models.numerics import at_least_float32
-from rmkit.models.shared_attention import ARCHITECTURES, FLEX_BLOCK, possible_layout, take_shared_rows
+from rmkit.models.shared_attention import (
+    ARCHITECTURES,
+    FLEX_BLOCK,
+    PackedRow,
+    layout_of,
+    possible_layout,
+    take_shared_rows,
+)
 
 Head = Callable[[PreTrainedModel, Tensor, Batch], Tensor]
 """(model, hidden states [positions, hidden size], batch) -> [sequences, outputs]."""
@@ -123,13 +130,14 @@ def unbound(model: nn.Module) -> Iterator[None]:
 
 def apply_head(model: nn.Module, head: Head, batch: Batch) -> Tensor:
     """One forward pass of a bound model, wrapped or not: [sequences, outputs] of `head`."""
-    inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
+    inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "position_ids")}
     if "branches" in batch:
         if inputs["input_ids"].is_cuda:
-            more = -inputs["input_ids"].shape[1] % FLEX_BLOCK
-            inputs = {name: pad(ids, (0, more)) for name, ids in inputs.items()}
-        # A mask of four dimensions reaches the layers as it is.
-        inputs["attention_mask"] = batch["branches"][None, None]
+            padding = -inputs["input_ids"].shape[1] % FLEX_BLOCK
+            inputs = {name: pad(ids, (0, padding)) for name, ids in inputs.items()}
+        inputs["packed_row"] = PackedRow(batch["branches"].tolist())
+        # transformers passes a 4-D mask through unchanged, so an empty one keeps it from building its own.
+        inputs["attention_mask"] = inputs["input_ids"].new_empty(1, 1, 0, 0)
     else:
         inputs["attention_mask"] = batch["attention_mask"]
     return cast(Tensor, model(**inputs, reward_head=partial(_with_batch, head=head, batch=batch)))
@@ -137,10 +145,11 @@ def apply_head(model: nn.Module, head: Head, batch: Batch) -> Tensor:
 
 @contextmanager
 def only_read(model: nn.Module, positions: Tensor) -> Iterator[None]:
-    """Let the last layer compute only those positions of the flattened rows that a head reads.
+    """Compute the last layer only at the `positions` of the flattened rows that a head reads.
 
-    No other layer follows that would look at the rest, of which only keys and values are needed. For passes without
-    gradients; where an architecture names a part in another way, or has not been tested, it computes all positions.
+    No later layer reads the other positions, of which the last one needs keys and values only. Hooks on the parts of
+    that layer do this while the block runs. For passes without gradients; architectures that name these parts
+    differently, or that have not been tested, compute all positions.
     """
     whole = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
     if whole.config.get_text_config().model_type not in ARCHITECTURES:  # others mix positions after these parts
@@ -150,18 +159,24 @@ def only_read(model: nn.Module, positions: Tensor) -> Iterator[None]:
     layer = (getattr(inner, "layers", None) or getattr(inner, "h", None) or [nn.Module()])[-1]
     attention = getattr(layer, "self_attn", nn.Module())
     parts = [getattr(attention, "q_proj", None), getattr(attention, "o_proj", None), getattr(layer, "mlp", None)]
-    handles = [handle for part in parts if part is not None for handle in _at(part, positions)]
-    attention.only_read = positions
+    handles = [handle for part in parts if part is not None for handle in _restrict(part, positions)]
+    if layout_of(whole) == "shared":
+        handles.append(attention.register_forward_pre_hook(partial(_add_read_positions, positions), with_kwargs=True))
     try:
         yield
     finally:
-        attention.only_read = None
         for handle in handles:
             handle.remove()
 
 
-def _at(part: nn.Module, positions: Tensor) -> list[Any]:
-    """Hooks that let a part, which looks at positions one by one, see only these; what it says of others is 0."""
+def _add_read_positions(
+    positions: Tensor, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, kwargs | {"read_positions": positions}
+
+
+def _restrict(part: nn.Module, positions: Tensor) -> list[Any]:
+    """Hooks that restrict a position-wise module to `positions`; its output is 0 elsewhere."""
     shapes = []
 
     def before(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
@@ -223,10 +238,23 @@ class Unembedding(nn.Linear):
 
 
 def use_unembedding(model: PreTrainedModel) -> None:
-    """Turn a language model's `lm_head` into an `Unembedding`; the module stays, as ZeRO-3 may have partitioned it."""
+    """Put an `Unembedding` in the place of a language model's `lm_head`."""
     unembedding = model.get_output_embeddings()
     if type(unembedding) is nn.Linear:
-        unembedding.__class__ = Unembedding
+        replace_linear(model, unembedding, Unembedding)
+
+
+def replace_linear(model: nn.Module, old: nn.Linear, new_class: type[nn.Linear]) -> None:
+    """Replace a layer of `model` by one of another class that holds the same parameters.
+
+    The parameters are the same objects under the same names, so ties, saved files and ZeRO-3's partitions stay.
+    Call it before optimizers, hooks or wrappers are set up.
+    """
+    name = next(name for name, module in model.named_modules() if module is old)
+    # On the meta device a layer takes no memory and draws no random numbers.
+    new = new_class(old.in_features, old.out_features, bias=old.bias is not None, device="meta")
+    new.weight, new.bias = old.weight, old.bias
+    model.set_submodule(name, new.train(old.training))
 
 
 def next_token_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:

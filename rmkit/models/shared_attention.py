@@ -106,15 +106,6 @@ class PackedRow:
         self._masks: dict[Any, Tensor] = {}
         self._block_masks: dict[Any, BlockMask] = {}
 
-    @classmethod
-    def of(cls, branches: Tensor) -> PackedRow:
-        """The row of branches [1, 1, branches, 2], made once and kept with the tensor, which all layers are given."""
-        row: PackedRow | None = getattr(branches, "row", None)
-        if row is None:
-            row = cls(branches[0, 0].tolist())
-            branches.row = row  # type: ignore[attr-defined]
-        return row
-
     def mask(self, branch: int, window: int | None, like: Tensor) -> Tensor:
         """0 where own tokens of a branch see a token of its sequence, else -inf [1, 1, own, shared + own]."""
         key = (branch, window, like.dtype)
@@ -186,45 +177,73 @@ def shared_attention(
     *,
     through: Literal["sdpa", "eager"],
     flex: bool,
+    packed_row: PackedRow | None = None,
+    read_positions: Tensor | None = None,
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """One of transformers' attention functions, which also takes a row: an integer mask [1, 1, branches, 2].
+    """One of transformers' attention functions, extended to packed rows.
+
+    transformers passes keyword arguments of a model's forward through every layer to its attention function. That is
+    how `packed_row` gets here, and it also holds when gradient checkpointing runs a layer again.
 
     Args:
         query, key, value: [rows, heads, tokens, head size].
-        through: the function that computes.
-        flex: whether FlexAttention computes instead where the row is on a GPU.
+        attention_mask: ignored for a packed row.
+        through: transformers' function that computes attention.
+        flex: use FlexAttention for packed rows on a GPU.
+        packed_row: how the sequences of a single row branch; None for a padded batch.
+        read_positions: positions of the packed row whose outputs are needed; None means all. Other outputs may be 0.
     """
-    inner = _function(module, through)
-    if not isinstance(attention_mask, Tensor) or attention_mask.dtype != torch.int64:
+    if packed_row is None:
+        inner = _function(module, through)
         return inner(module, query, key, value, attention_mask, sliding_window=sliding_window, **options)
     if torch.is_autocast_enabled(query.device.type):  # rotary embeddings leave queries and keys in float32
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    row = PackedRow.of(attention_mask)
+    output: tuple[Tensor, Tensor | None]
     if flex and query.is_cuda and not options.get("dropout"):
-        mask = row.block_mask(query.shape[2], sliding_window, query.device)
-        output: tuple[Tensor, Tensor | None] = flex_attention_forward(module, query, key, value, mask, **options)
-        return output
-    queries = query.split(row.own, dim=2)
+        mask = packed_row.block_mask(query.shape[2], sliding_window, query.device)
+        output = flex_attention_forward(module, query, key, value, mask, **options)
+    else:
+        attend = partial(_function(module, through), module, **options)
+        masked = through != "sdpa"
+        output = _attend_by_branch(attend, query, key, value, packed_row, sliding_window, read_positions, masked)
+    return output
+
+
+# The loop depends on the batch, so torch.compile would compile it again for every batch.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _attend_by_branch(
+    attend: Callable[..., tuple[Tensor, Tensor | None]],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row: PackedRow,
+    window: int | None,
+    read_positions: Tensor | None,
+    masked: bool,
+) -> tuple[Tensor, None]:
+    """Attention branch by branch; `masked`: give `attend` a mask even where causal attention needs none."""
     keys, values = key.split(row.pieces, dim=2), value.split(row.pieces, dim=2)
-    only, start = getattr(module, "only_read", None), 0
-    outputs = []
-    for branch, (some, path) in enumerate(zip(queries, row.paths, strict=True)):
-        plain = through == "sdpa" and row.is_causal(branch, sliding_window)
-        seen = None if plain else row.mask(branch, sliding_window, some)
-        its_keys, its_values = (_joined([pieces[each] for each in path]) for pieces in (keys, values))
-        read = None if only is None else only[(only >= start) & (only < start + row.own[branch])] - start
-        if read is not None and len(read) < row.own[branch] / 4:  # of the last layer's outputs few are wanted
-            whole = some.new_zeros(1, row.own[branch], some.shape[1], value.shape[-1])
-            if len(read):
-                seen = row.mask(branch, sliding_window, some)[:, :, read]
-                whole[:, read] = inner(module, some[:, :, read], its_keys, its_values, seen, **options)[0]
-            outputs.append(whole)
+    outputs, start = [], 0
+    for branch, (queries, path) in enumerate(zip(query.split(row.own, dim=2), row.paths, strict=True)):
+        own = row.own[branch]
+        its_keys, its_values = (_joined([pieces[number] for number in path]) for pieces in (keys, values))
+        if read_positions is None:
+            read = None
         else:
-            outputs.append(inner(module, some, its_keys, its_values, seen, **options)[0])
-        start += row.own[branch]
+            read = read_positions[(read_positions >= start) & (read_positions < start + own)] - start
+        if read is not None and len(read) < own / 4:
+            output = queries.new_zeros(1, own, queries.shape[1], value.shape[-1])
+            if len(read):
+                mask = row.mask(branch, window, queries)[:, :, read]
+                output[:, read] = attend(queries[:, :, read], its_keys, its_values, mask)[0]
+        else:
+            causal = not masked and row.is_causal(branch, window)
+            output = attend(queries, its_keys, its_values, None if causal else row.mask(branch, window, queries))[0]
+        outputs.append(output)
+        start += own
     return torch.cat(outputs, dim=1), None
 
 

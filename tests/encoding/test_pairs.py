@@ -127,7 +127,7 @@ def test_lengths_are_those_of_the_responses_whatever_the_type_reads(kinds):
 
 def test_many_pairs_are_encoded_as_few(kinds, monkeypatch):
     whole = encode_pairs(data(), kinds[0])
-    monkeypatch.setattr("rmkit.encoding.pairs._AT_ONCE", 2)
+    monkeypatch.setattr("rmkit.encoding.pairs._CHUNK", 2)
     assert encode_pairs(data(), kinds[0]) == whole
 
 
