@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import PartialState
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -35,10 +35,11 @@ from rmkit.config.recipe import Recipe
 from rmkit.config.training_arguments import OWNED_FIELDS, REFUSED_FIELDS
 from rmkit.encoding.tokenizer import load_tokenizer
 from rmkit.models.language_model import load
+from rmkit.processes import main_process_only
 from rmkit.training.explicit import ExplicitTrainer
 from rmkit.training.generative import GenerativeTrainer
 from rmkit.training.implicit import ImplicitTrainer
-from rmkit.training.launch import alone, training_options
+from rmkit.training.launch import training_options
 from rmkit.training.pair_trainer import PairTrainerMixin
 
 TRAINERS = [ExplicitTrainer, ImplicitTrainer, GenerativeTrainer]
@@ -196,23 +197,11 @@ def test_what_train_py_decides_cannot_be_set_in_a_recipe(monkeypatch, tmp_path):
 # --- accelerate ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", [PartialState, AcceleratorState, GradientState])
-def test_accelerates_states_live_in_one_shared_dictionary(state):
-    """rmkit.models.tiny_base empties it and puts it back."""
-    PartialState()
-    shared = state._shared_state
-    before = dict(shared)
-    shared.clear()
-    shared.update(before)
-    assert state._shared_state is shared
-    assert dict(state._shared_state) == before
-
-
 def test_a_process_can_be_told_to_work_alone():
     state = PartialState()
     state.num_processes, state.process_index = 4, 2
     try:
-        with alone():
+        with main_process_only():
             assert (PartialState().num_processes, PartialState().process_index) == (1, 0)
         assert (PartialState().num_processes, PartialState().process_index) == (4, 2)
     finally:
