@@ -35,8 +35,7 @@ from transformers import PreTrainedModel, set_seed
 
 from rmkit.config.recipe import Recipe, load_recipe
 from rmkit.data.preferences import PreferenceData
-from rmkit.encoding.batches import PairCollator
-from rmkit.encoding.pairs import EncodedPairs
+from rmkit.encoding.pairs import EncodedPairs, PairCollator
 from rmkit.errors import exit_on_error
 from rmkit.evaluation.tables import print_counts, print_metrics
 from rmkit.files import write_json
@@ -144,7 +143,7 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
             args=arguments,
             train_dataset=Dataset.from_dict(training_set.columns()),
             data_collator=PairCollator(
-                reward_model.encoder.tokenizer.pad_token_id, record.layout, reward_model.generation
+                training_set, reward_model.encoder.tokenizer.pad_token_id, record.layout, reward_model.generation
             ),
             processing_class=reward_model.encoder.tokenizer,
             peft_config=lora_config(recipe, reward_model),

@@ -43,13 +43,7 @@ from rmkit.training.launch import training_options
 from rmkit.training.pair_trainer import PairTrainerMixin
 
 TRAINERS = [ExplicitTrainer, ImplicitTrainer, GenerativeTrainer]
-COLUMNS = {
-    "row": [0, 1],
-    "chosen_ids": [[1, 2, 3], [4, 5]],
-    "chosen_start": [1, 1],
-    "rejected_ids": [[1, 2], [4, 6, 7, 8]],
-    "rejected_start": [1, 1],
-}
+COLUMNS = {"row": [0, 1], "tokens": [5, 6]}
 
 
 def test_a_tokenizer_is_written_as_json_and_read_again():
@@ -105,11 +99,18 @@ def test_trl_leaves_encoded_rows_as_they_are(trainers, trainer):
     assert trainers[trainer].train_dataset.to_dict() == COLUMNS
 
 
-@pytest.mark.parametrize("name", ["_prepare_dataset", "_precompute_ref_logps"])
-def test_dpo_trainer_asks_the_methods_that_rmkit_replaces(name):
-    assert name in vars(ImplicitTrainer)
-    assert f"self.{name}(" in inspect.getsource(DPOTrainer.__init__)
-    assert next(iter(list(inspect.signature(getattr(DPOTrainer, name)).parameters)[1:])) == "dataset"
+@pytest.mark.parametrize(
+    ("ours", "theirs", "name"),
+    [
+        (ExplicitTrainer, RewardTrainer, "_prepare_dataset"),
+        (ImplicitTrainer, DPOTrainer, "_prepare_dataset"),
+        (ImplicitTrainer, DPOTrainer, "_precompute_ref_logps"),
+    ],
+)
+def test_trl_calls_the_methods_that_rmkit_overrides(ours, theirs, name):
+    assert name in vars(ours)
+    assert f"self.{name}(" in inspect.getsource(theirs.__init__)
+    assert list(inspect.signature(getattr(theirs, name)).parameters)[1] == "dataset"
 
 
 def test_dpo_trainer_holds_no_second_model_when_told_that_references_are_computed(trainers):

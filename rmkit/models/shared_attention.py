@@ -1,13 +1,12 @@
-"""Attention over a row that holds every token once, however many sequences it is part of.
+"""Attention over a packed row, which stores each shared prefix of its sequences once.
 
-A row is what `encoding.batches.share` makes: sequences one after another, each without the tokens that it shares with
-the one before. A token sees the tokens that stand before it in its own sequences, wherever they lie in the row.
-Everything else of a language model (embeddings, norms, feed-forward layers) looks at tokens one by one and needs to
-know nothing.
+`encoding.batches.share` builds the row: sequences one after another, each without the prefix that it shares with the
+previous one. A token attends to the earlier tokens of its own sequences, wherever they are in the row. All other parts
+of a language model (embeddings, norms, feed-forward layers) are position-wise and need no change.
 
-transformers lets attention functions be registered. Each one here wraps one of its own: ordinary masks go through
-unchanged; a row is taken sequence by sequence, so that its own function still does soft-capping, grouped heads and
-dropout, and no entry outside the sequences is computed. On a GPU FlexAttention takes the row in one piece instead.
+The attention functions registered with transformers here wrap its own. Ordinary masks pass through unchanged. A packed
+row is computed sequence by sequence, so transformers' function still handles soft-capping, grouped heads and dropout,
+and nothing outside the sequences is computed. On a GPU, FlexAttention computes the whole row at once instead.
 """
 
 from __future__ import annotations
@@ -42,17 +41,17 @@ ARCHITECTURES = (
     "qwen2",
     "qwen3",
 )
-"""Those for which a test shows that a row says the same as its sequences apart (`model_type` of a configuration)."""
+"""Architectures (`model_type`) for which a test shows that a packed row gives the results of separate sequences."""
 
 FLEX_BLOCK = 128
-"""Rows are filled up to a multiple of this many tokens on a GPU, the block size of FlexAttention."""
+"""On a GPU, rows are padded to a multiple of this many tokens, the block size of FlexAttention."""
 
 
 def why_not_shared(config: PretrainedConfig, attention: str | None) -> str | None:
-    """Why a model cannot take shared rows, in a line; None if it can.
+    """One line on why a model cannot take packed rows; None if it can.
 
     Args:
-        attention: the attention function that is asked for; None leaves the choice.
+        attention: the requested attention function; None means no preference.
     """
     text = config.get_text_config()
     if text.model_type not in ARCHITECTURES:
@@ -65,34 +64,35 @@ def why_not_shared(config: PretrainedConfig, attention: str | None) -> str | Non
 
 
 def possible_layout(layout: Layout, config: PretrainedConfig, attention: str | None) -> tuple[Layout, list[str]]:
-    """The layout that a model takes where `layout` is asked for, and, if that is another, a line that says why."""
+    """The layout to use if `layout` is requested, and, if it is another one, a line that explains why."""
     refused = why_not_shared(config, attention) if layout == "shared" else None
     return ("padded", [f"layout: padded, since {refused}."]) if refused else (layout, [])
 
 
 def take_shared_rows(model: PreTrainedModel, attention: str | None) -> None:
-    """Let a model take rows beside padded batches; `attention` as asked for, else flex where there is a GPU."""
+    """Make a model accept packed rows too; on GPUs with FlexAttention unless `attention` names a function."""
     own = model.config.get_text_config()._attn_implementation
     model.set_attn_implementation(f"shared_{own}" if attention else f"shared_flex_{own}")
 
 
 def layout_of(model: torch.nn.Module) -> Layout:
-    """The layout of a model's batches: shared after `take_shared_rows`, on it or on the one within a wrapper."""
+    """The layout of a model's batches: shared after `take_shared_rows`. The model may be wrapped."""
     inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
-    takes = str(inner.config.get_text_config()._attn_implementation).startswith("shared_")
-    return "shared" if takes else "padded"
+    attention = str(inner.config.get_text_config()._attn_implementation)
+    return "shared" if attention.startswith("shared_") else "padded"
 
 
 class PackedRow:
-    """How the sequences of a row branch, and what follows from it for attention.
+    """How the sequences of a packed row branch, and the attention masks that follow.
 
     Args:
         branches: (shared, own) of each sequence: it starts with the first `shared` tokens of the sequence before it;
-            the next `own` tokens of the row go on from there. Token t of a sequence stands at position t.
+            the next `own` tokens of the row continue it. Token t of a sequence has position t.
 
     Attributes:
         own: [branches] the second numbers.
-        ends: [tokens] where in the row the sequences that a token is part of have ended: later tokens do not see it.
+        pieces: lengths of the pieces into which the row is cut wherever a sequence branches off or ends.
+        paths: [branches] the pieces that make up each sequence.
     """
 
     def __init__(self, branches: list[list[int]]):
@@ -102,12 +102,12 @@ class PackedRow:
         cuts = sorted({edge for path in paths for run in path for edge in run})
         self.pieces = [stop - start for start, stop in pairwise(cuts)]
         number = {start: index for index, start in enumerate(cuts)}
-        self.paths = [[each for start, stop in path for each in range(number[start], number[stop])] for path in paths]
+        self.paths = [[piece for start, stop in path for piece in range(number[start], number[stop])] for path in paths]
         self._masks: dict[Any, Tensor] = {}
         self._block_masks: dict[Any, BlockMask] = {}
 
     def mask(self, branch: int, window: int | None, like: Tensor) -> Tensor:
-        """0 where own tokens of a branch see a token of its sequence, else -inf [1, 1, own, shared + own]."""
+        """0 where own tokens of a branch attend to a token of its sequence, else -inf [1, 1, own, shared + own]."""
         key = (branch, window, like.dtype)
         if key not in self._masks:
             shared, own = self.branches[branch]
@@ -118,15 +118,15 @@ class PackedRow:
         return self._masks[key]
 
     def is_causal(self, branch: int, window: int | None) -> bool:
-        """Whether a branch is a whole sequence that sees all that is before: attention needs no mask then."""
+        """Whether plain causal attention computes a branch without a mask: a whole sequence within the window."""
         shared, own = self.branches[branch]
         return shared == 0 and (window is None or own <= window)
 
     def block_mask(self, tokens: int, window: int | None, device: torch.device) -> BlockMask:
-        """FlexAttention's mask over the row, filled up to so many tokens, which see themselves only."""
+        """FlexAttention's mask over the row, padded to `tokens`; padding attends only to itself."""
         if window not in self._block_masks:
-            # A mask of tokens x tokens is made once a batch: 32 bits hold its entries.
-            ends, positions = (each.to(device, torch.int32) for each in self.ends_and_positions(tokens))
+            # The mask has tokens x tokens entries, built once per batch, hence 32 bits.
+            ends, positions = (values.to(device, torch.int32) for values in self.ends_and_positions(tokens))
 
             def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
                 seen = (key <= query) & (query < ends[key])
@@ -136,9 +136,9 @@ class PackedRow:
         return self._block_masks[window]
 
     def ends_and_positions(self, tokens: int) -> tuple[Tensor, Tensor]:
-        """Where the sequences of each token have ended [tokens], and the position of each in them [tokens].
+        """The end of the last sequence that contains each token [tokens], and the token's position in it [tokens].
 
-        Sequences that share tokens stand together, so a token is seen from itself up to one place in the row.
+        Sequences that share tokens are adjacent, so a token is visible from itself up to one place in the row.
         """
         ends, positions = torch.arange(1, tokens + 1), torch.zeros(tokens, dtype=torch.long)
         total, start = sum(self.own), 0
@@ -154,7 +154,7 @@ class PackedRow:
 
 
 def _paths(branches: list[list[int]]) -> Iterator[list[tuple[int, int]]]:
-    """Where the tokens of each sequence lie in the row: runs (start, stop)."""
+    """The tokens of each sequence in the row, as runs (start, stop)."""
     path: list[tuple[int, int]] = []
     end = 0
     for shared, own in branches:
@@ -224,12 +224,12 @@ def _attend_by_branch(
     read_positions: Tensor | None,
     masked: bool,
 ) -> tuple[Tensor, None]:
-    """Attention branch by branch; `masked`: give `attend` a mask even where causal attention needs none."""
+    """Compute attention branch by branch; `masked`: pass a mask even where causal attention needs none."""
     keys, values = key.split(row.pieces, dim=2), value.split(row.pieces, dim=2)
     outputs, start = [], 0
     for branch, (queries, path) in enumerate(zip(query.split(row.own, dim=2), row.paths, strict=True)):
         own = row.own[branch]
-        its_keys, its_values = (_joined([pieces[number] for number in path]) for pieces in (keys, values))
+        branch_keys, branch_values = (_concatenate([pieces[piece] for piece in path]) for pieces in (keys, values))
         if read_positions is None:
             read = None
         else:
@@ -238,16 +238,17 @@ def _attend_by_branch(
             output = queries.new_zeros(1, own, queries.shape[1], value.shape[-1])
             if len(read):
                 mask = row.mask(branch, window, queries)[:, :, read]
-                output[:, read] = attend(queries[:, :, read], its_keys, its_values, mask)[0]
+                output[:, read] = attend(queries[:, :, read], branch_keys, branch_values, mask)[0]
         else:
             causal = not masked and row.is_causal(branch, window)
-            output = attend(queries, its_keys, its_values, None if causal else row.mask(branch, window, queries))[0]
+            own_mask = None if causal else row.mask(branch, window, queries)
+            output = attend(queries, branch_keys, branch_values, own_mask)[0]
         outputs.append(output)
         start += own
     return torch.cat(outputs, dim=1), None
 
 
-def _joined(pieces: list[Tensor]) -> Tensor:
+def _concatenate(pieces: list[Tensor]) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
 
 

@@ -74,13 +74,13 @@ def calls(model, head, reads, sequences, layout):
 
 
 @pytest.fixture
-def few_logits_at_once(monkeypatch):
-    monkeypatch.setattr(module, "_LOGITS_AT_ONCE", 1000)
+def few_logits(monkeypatch):
+    monkeypatch.setattr(module, "_MAX_LOGITS", 1000)
 
 
 @pytest.mark.parametrize("layout", ["shared", "padded"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_each_architecture_calls_the_same_modules_whatever_the_batch(architecture, layout, few_logits_at_once):
+def test_each_architecture_calls_the_same_modules_whatever_the_batch(architecture, layout, few_logits):
     model = language_model(architecture)
     use_unembedding(model)
     take_shared_rows(model, None)
@@ -91,7 +91,7 @@ def test_each_architecture_calls_the_same_modules_whatever_the_batch(architectur
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("kind", ["explicit", "mean", "implicit", "generative"])
-def test_each_type_calls_the_same_modules_whatever_the_batch(models, kind, adapter, few_logits_at_once):
+def test_each_type_calls_the_same_modules_whatever_the_batch(models, kind, adapter, few_logits):
     tokenizer, _ = load_tokenizer(models["llama"])
     content = {"base": {"name": "x"}, "reward_model": TYPES[kind], "data": {"train": {"name": "t", "path": "p"}}}
     settings = Recipe.model_validate(content | {"output_dir": "o"}).reward_model
@@ -172,8 +172,8 @@ def test_log_probabilities_in_chunks_are_those_of_the_models_own_logits(models, 
 
     expected = own()
     expected_gradients = gradients(expected)
-    for at_once in (2**25, 3000):
-        monkeypatch.setattr(module, "_LOGITS_AT_ONCE", at_once)
+    for max_logits in (2**25, 3000):
+        monkeypatch.setattr(module, "_MAX_LOGITS", max_logits)
         found = ours()
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(gradients(found), expected_gradients, rtol=1e-4, atol=1e-4)
