@@ -31,7 +31,7 @@ from datasets import Dataset
 from transformers import set_seed
 
 from rmkit.config.recipe import Recipe, load_recipe
-from rmkit.encoding.batches import PairCollator
+from rmkit.encoding.pairs import PairCollator
 from rmkit.errors import exit_on_error
 from rmkit.evaluation.tables import print_metrics
 from rmkit.files import write_json
@@ -133,7 +133,9 @@ def _make_trainer(run: TrainingRun, references: References) -> tuple[Any, list[C
             model=model,
             args=run.arguments,
             train_dataset=Dataset.from_dict(run.training_set.columns()),
-            data_collator=PairCollator(tokenizer.pad_token_id, metadata.layout, reward_model.generation),
+            data_collator=PairCollator(
+                run.training_set, tokenizer.pad_token_id, metadata.layout, reward_model.generation
+            ),
             processing_class=tokenizer,
             peft_config=lora_config(recipe, reward_model),
             reward_model=reward_model,

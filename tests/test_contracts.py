@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 from accelerate.data_loader import skip_first_batches
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import PartialState
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -46,13 +46,7 @@ from rmkit.training.micro_batches import MicroBatches
 from rmkit.training.pair_trainer import PairLoader, PairTrainerMixin
 
 TRAINERS = [ExplicitTrainer, ImplicitTrainer, GenerativeTrainer]
-COLUMNS = {
-    "row": [0, 1],
-    "chosen_ids": [[1, 2, 3], [4, 5]],
-    "chosen_start": [1, 1],
-    "rejected_ids": [[1, 2], [4, 6, 7, 8]],
-    "rejected_start": [1, 1],
-}
+COLUMNS = {"row": [0, 1], "tokens": [5, 6]}
 
 
 def test_a_tokenizer_is_written_as_json_and_read_again():
@@ -109,11 +103,18 @@ def test_trl_leaves_encoded_rows_as_they_are(trainers, trainer):
     assert trainers[trainer].train_dataset.to_dict() == COLUMNS
 
 
-@pytest.mark.parametrize("name", ["_prepare_dataset", "_precompute_ref_logps"])
-def test_dpo_trainer_calls_the_methods_that_rmkit_replaces(name):
-    assert name in vars(ImplicitTrainer)
-    assert f"self.{name}(" in inspect.getsource(DPOTrainer.__init__)
-    assert next(iter(list(inspect.signature(getattr(DPOTrainer, name)).parameters)[1:])) == "dataset"
+@pytest.mark.parametrize(
+    ("ours", "theirs", "name"),
+    [
+        (ExplicitTrainer, RewardTrainer, "_prepare_dataset"),
+        (ImplicitTrainer, DPOTrainer, "_prepare_dataset"),
+        (ImplicitTrainer, DPOTrainer, "_precompute_ref_logps"),
+    ],
+)
+def test_trl_calls_the_methods_that_rmkit_overrides(ours, theirs, name):
+    assert name in vars(ours)
+    assert f"self.{name}(" in inspect.getsource(theirs.__init__)
+    assert list(inspect.signature(getattr(theirs, name)).parameters)[1] == "dataset"
 
 
 def test_dpo_trainer_keeps_no_second_model_with_precomputed_references(trainers):
@@ -213,18 +214,6 @@ def test_fields_that_train_py_decides_cannot_be_set_in_a_recipe(monkeypatch, tmp
 
 
 # --- accelerate ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("state", [PartialState, AcceleratorState, GradientState])
-def test_accelerates_states_live_in_one_shared_dictionary(state):
-    """rmkit.models.tiny_base empties it and puts it back."""
-    PartialState()
-    shared = state._shared_state
-    before = dict(shared)
-    shared.clear()
-    shared.update(before)
-    assert state._shared_state is shared
-    assert dict(state._shared_state) == before
 
 
 def test_the_main_process_can_work_on_its_own():

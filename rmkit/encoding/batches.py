@@ -8,8 +8,7 @@ changes a reward.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -115,31 +114,6 @@ def collate(sequences: Sequence[TokenSequence], layout: Layout, pad_token_id: in
     return share(sequences) if layout == "shared" else pad(sequences, pad_token_id)
 
 
-@dataclass
-class PairCollator:
-    """Rows of an encoded training set to a batch of sequences chosen_0, rejected_0, chosen_1, ...
-
-    Beside the tensors of `Batch` it holds `index` [pairs] and, where the set has margins, `margin` [pairs]. With
-    `generation`, the same rows also hold the chosen responses as such, which a batch of that name reads.
-    """
-
-    pad_token_id: int
-    layout: Layout = "padded"
-    generation: bool = False
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        sequences = [_sequence(row, name) for row in rows for name in ("chosen", "rejected")]
-        read = len(sequences)
-        if self.generation:
-            sequences += [_sequence(row, "generation") for row in rows]
-        first, rest = split(collate(sequences, self.layout, self.pad_token_id), read)
-        batch: dict[str, Any] = {**first, "generation": rest} if self.generation else {**first}
-        batch["index"] = torch.tensor([row["row"] for row in rows])
-        if "margin" in rows[0]:
-            batch["margin"] = torch.tensor([row["margin"] for row in rows], dtype=torch.float32)
-        return batch
-
-
 def split(batch: Batch, number: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Two batches of the same rows, of which one reads the first `number` sequences and the other the rest."""
     tokens = int(batch["response_lengths"][:number].sum())
@@ -147,7 +121,3 @@ def split(batch: Batch, number: int) -> tuple[dict[str, Tensor], dict[str, Tenso
     for name, at in (("last", number), ("response_lengths", number), ("response", tokens), ("predictor", tokens)):
         first[name], rest[name] = batch[name][:at], batch[name][at:]
     return first, rest
-
-
-def _sequence(row: Mapping[str, Any], name: str) -> TokenSequence:
-    return TokenSequence(row[f"{name}_ids"], row[f"{name}_start"])

@@ -1,9 +1,9 @@
-"""Text stays text: a prompt or response that spells a control token, `<|im_end|>` say, never becomes that token.
+"""Keep text as text: a prompt or response that spells a control token, such as `<|im_end|>`, never becomes that token.
 
-Control tokens are the tokenizer's special tokens, and added tokens that the chat template itself writes to structure
-turns. To tell the template's own from those that a text spells, the conversation is rendered with the text's characters
-replaced. The template's tokens are then renamed, in the rendered text and in a copy of the tokenizer, to names that
-occur nowhere in the text. The copy gives them their ids and tokenises everything else as text.
+Control tokens are the tokenizer's special tokens, and added tokens that the chat template writes to structure turns. To
+tell the template's tokens from those that a text spells, the conversation is rendered with the text's characters
+replaced. The template's tokens are then renamed, in the rendered text and in a copy of the tokenizer, to names that do
+not occur in the text. The copy maps them to their ids and tokenizes everything else as text.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from transformers import PreTrainedTokenizerBase
 from rmkit.errors import RmkitError
 
 Render = Callable[..., str]
-"""The contents of messages -> the text that the chat template makes of them."""
+"""The contents of messages -> the text that the chat template renders."""
 
 _MARKUP = re.compile(r"[^\w\s](?=.*\w).*[^\w\s]")
-# Letters that normalisers and templates leave alone: Yi, Hangul, then private use.
+# Letters that normalizers and templates do not change: Yi, Hangul, then private use.
 _SPARE = (range(0xA000, 0xA48D), range(0xAC00, 0xD7A4), range(0xF0000, 0x10FFFE))
 
-_MOST_COPIES = 4  # one serves all texts without Yi letters
+_MAX_COPIES = 4  # a single one serves all texts without Yi letters
 
 
 class ControlTokens:
     """The control tokens of a tokenizer and its chat template.
 
     An added token that is not special (`<|im_start|>` in some tokenizers) is a control token if the template writes it
-    and it is markup: it begins and ends with a symbol, and is not one of a pair `<name>`, `</name>`, such as `<think>`,
-    which mark up contents. White space, words and a recipe's `added_tokens` thus stay what they are in any text.
+    and it is markup: it begins and ends with a symbol, and is not part of a pair `<name>`, `</name>`, as `<think>` is,
+    which marks up contents. Whitespace, words and a recipe's `added_tokens` are therefore never control tokens.
 
     Args:
-        written: the ids of a conversation of plain texts.
+        written: the ids of a rendered conversation of plain texts.
 
     Attributes:
         ids: the ids of the control tokens.
@@ -49,7 +49,7 @@ class ControlTokens:
         self._tokenizer = tokenizer
         added = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
         special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-        structure = {each for each in written if each in added and _is_structure(added[each], added.values())}
+        structure = {token for token in written if token in added and _is_structure(added[token], added.values())}
         self.ids = frozenset(special | structure | set(tokenizer.all_special_ids))
         self.spellings: tuple[str, ...] = tuple(tokenizer.convert_ids_to_tokens(sorted(self.ids)))
         self._unknown = tokenizer.unk_token_id
@@ -57,24 +57,24 @@ class ControlTokens:
         self._copies: dict[str, Tokenizer] = {}
 
     def written(self, text: str, ids: Iterable[int]) -> list[int]:
-        """The control tokens among the ids of a text, and last how often it spells the unknown token.
+        """The control tokens among the ids of a text, followed by the number of times it spells the unknown token.
 
-        The unknown token's id says nothing, since what the vocabulary lacks has it too.
+        The unknown token's id is no evidence, since anything outside the vocabulary has it too.
         """
         count = _folded(text).count(self._unknown_folded) if self._unknown_folded else 0
-        return [*(each for each in ids if each in self.ids and each != self._unknown), count]
+        return [*(token for token in ids if token in self.ids and token != self._unknown), count]
 
     def encode_as_text(self, render: Render, contents: Sequence[str], rendered: str | RmkitError) -> list[int]:
-        """The ids of rendered messages, in which the only control tokens are those that the template writes.
+        """Tokenize rendered messages such that the only control tokens are those that the template writes.
 
         Args:
             render: the contents of messages -> text.
-            contents: what the messages say.
-            rendered: what `render` makes of them, or the error with which it refuses them.
+            contents: the contents of the messages.
+            rendered: the text that `render` returns for them, or the error that it raises.
 
         Raises:
-            RmkitError: `rendered` if the contents spell no control token, or if the template refuses them even so; or
-                if this tokenizer cannot be kept from reading control tokens.
+            RmkitError: `rendered`, if the contents spell no control token or the template also refuses masked contents;
+                or if this tokenizer cannot read control tokens as text.
         """
         spare = _unused("".join([*contents, "" if isinstance(rendered, RmkitError) else rendered]))
         opening = next(spare)
@@ -83,70 +83,71 @@ class ControlTokens:
         structure = self._found(masked)
         pieces, end = [], 0
         for number, start, stop in structure:
-            pieces += [masked[end:start], _named(masked[start:stop], opening, number)]
+            pieces += [masked[end:start], _new_name(masked[start:stop], opening, number)]
             end = stop
-        text = _restored("".join([*pieces, masked[end:]]), masks)
+        text = _unmask("".join([*pieces, masked[end:]]), masks)
         ids: list[int] = self._copy(opening).encode(text, add_special_tokens=False).ids
         known = [number for number, _, _ in structure if number != self._unknown]
-        if [each for each in ids if each in self.ids and each != self._unknown] != known:
+        if [token for token in ids if token in self.ids and token != self._unknown] != known:
             raise self._unreadable()
         return ids
 
     def _unreadable(self) -> RmkitError:
         return RmkitError(
-            f"The tokenizer of {self._tokenizer.name_or_path} cannot read the control tokens in a text as text.",
+            f"The tokenizer of {self._tokenizer.name_or_path} cannot read control tokens as text.",
             "Set data.special_tokens: keep (or --special-tokens keep), or remove the text.",
         )
 
     def _masked(
         self, render: Render, contents: Sequence[str], rendered: str | RmkitError, masks: dict[str, str]
     ) -> str:
-        """The rendered text with so many of the contents' characters replaced that they spell no control token.
+        """The rendered text with enough of the contents' characters replaced that they spell no control token.
 
-        All of them, for a template that only copies the contents; of a template that looks at them, as for `</think>`,
-        those alone that spell control tokens or stand at an end, where the template could complete one.
+        All characters, if the template only copies the contents. If it inspects them, for example for `</think>`, only
+        those that spell control tokens, or are at an end, where the template could complete one.
         """
-        spelled = [{at for _, start, stop in self._found(each) for at in range(start, stop)} for each in contents]
+        spelled = [{at for _, start, stop in self._found(text) for at in range(start, stop)} for text in contents]
         refused = rendered if isinstance(rendered, RmkitError) else None
         if refused and not any(spelled):
             raise refused
-        ends = [at | _ends(each) for at, each in zip(spelled, contents, strict=True)]
-        everything = [set(range(len(each))) for each in contents]
+        ends = [at | _ends(text) for at, text in zip(spelled, contents, strict=True)]
+        everything = [set(range(len(text))) for text in contents]
         masked = None
         for places in [spelled] if refused else [everything, ends, spelled]:
             try:
-                masked = render(*_replaced(contents, places, masks))
+                masked = render(*_mask(contents, places, masks))
             except RmkitError:
                 continue
-            if _restored(masked, masks) == rendered:
+            if _unmask(masked, masks) == rendered:
                 return masked
         if masked is None:
             raise refused or self._unreadable()
-        return masked  # the template looks for control tokens in the contents: it is shown none
+        return masked  # the template looks for control tokens in the contents, and now finds none
 
     def _found(self, text: str) -> list[tuple[int, int, int]]:
         """The control tokens that the tokenizer reads in a text: id, start and end."""
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return [
-            (each, start, stop)
-            for each, (start, stop) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-            if each in self.ids
-            and (each != self._unknown or _folded(text[start:stop]).strip() == self._unknown_folded.strip())
+            (token, start, stop)
+            for token, (start, stop) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            if token in self.ids
+            and (token != self._unknown or _folded(text[start:stop]).strip() == self._unknown_folded.strip())
         ]
 
     def _copy(self, opening: str) -> Tokenizer:
-        """The tokenizer with its control tokens renamed; the names begin and end with a character of no text."""
+        """The tokenizer with its control tokens renamed; the names start and end with `opening`, which no text uses."""
         if opening not in self._copies:
-            if len(self._copies) == _MOST_COPIES:
+            if len(self._copies) == _MAX_COPIES:
                 self._copies.clear()
             content = json.loads(self._tokenizer.backend_tokenizer.to_str())
             tokens = zip(sorted(self.ids), self.spellings, strict=True)
-            self._copies[opening] = _renamed(content, {each: _named(text, opening, each) for each, text in tokens})
+            names = {number: _new_name(text, opening, number) for number, text in tokens}
+            self._copies[opening] = _rename_tokens(content, names)
         return self._copies[opening]
 
 
-def _renamed(content: dict[str, Any], names: dict[int, str]) -> Tokenizer:
-    """A tokenizer, from the content of its tokenizer.json, with other names for some of its tokens."""
+def _rename_tokens(content: dict[str, Any], names: dict[int, str]) -> Tokenizer:
+    """A tokenizer with some tokens renamed, from the content of its tokenizer.json."""
     model = content["model"]
     renamed = {token["content"]: names[token["id"]] for token in content["added_tokens"] if token["id"] in names}
     content["added_tokens"] = [
@@ -165,8 +166,8 @@ def _renamed(content: dict[str, Any], names: dict[int, str]) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(content))
 
 
-def _named(token: str, opening: str, number: int) -> str:
-    """Another name for a token; white space at its ends stays, which some tokens take with them."""
+def _new_name(token: str, opening: str, number: int) -> str:
+    """Another name for a token; keeps whitespace at its ends, which some tokens include."""
     return token.replace(token.strip() or token, f"{opening}{number}{opening}")
 
 
@@ -175,19 +176,19 @@ def _unused(text: str) -> Iterator[str]:
     return (chr(code) for code in itertools.chain(*_SPARE) if chr(code) not in used)
 
 
-def _replaced(contents: Sequence[str], places: Sequence[set[int]], masks: dict[str, str]) -> list[str]:
+def _mask(contents: Sequence[str], places: Sequence[set[int]], masks: dict[str, str]) -> list[str]:
     return [
         "".join(masks.get(char, char) if at in some else char for at, char in enumerate(content))
         for content, some in zip(contents, places, strict=True)
     ]
 
 
-def _restored(text: str, masks: dict[str, str]) -> str:
+def _unmask(text: str, masks: dict[str, str]) -> str:
     return text.translate({ord(mask): char for char, mask in masks.items()})
 
 
 def _ends(text: str) -> set[int]:
-    """Where the first and the last character stand, white space aside."""
+    """The indices of the first and the last character that are not whitespace."""
     return {len(text) - len(text.lstrip()), len(text.rstrip()) - 1}
 
 

@@ -1,16 +1,23 @@
-"""Preference pairs as token ids: every pair encoded once, by the same rules for every type of reward model."""
+"""Preference pairs as token ids: every pair encoded once, by the same rules for every type of reward model.
+
+`EncodedPairs` is the only holder of a set's token ids. Trainers get a table of pair numbers (`EncodedPairs.columns`),
+and `PairCollator` looks up the ids when it builds a batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, overload
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from rmkit.config.recipe import SpecialTokens
 from rmkit.data.preferences import PreferenceData, PreferencePair
-from rmkit.encoding.batches import common_prefix
+from rmkit.encoding.batches import Layout, collate, common_prefix, split
 from rmkit.encoding.chat import ChatEncoder, TokenSequence
 from rmkit.errors import RmkitError
 
@@ -28,6 +35,59 @@ class PairReader(Protocol):
         """The sequences that are read to reward each response."""
 
 
+@dataclass
+class TokenSequences(Sequence[TokenSequence]):
+    """Token sequences in flat arrays: 4 bytes per token, a tenth of what lists of Python integers take.
+
+    An index returns a `TokenSequence`, a slice a list of them.
+
+    Attributes:
+        ids: [tokens] of all sequences, one after another.
+        ends: [sequences + 1] offsets into `ids`, from 0.
+        starts: [sequences] `response_start` of each.
+        spells: [sequences] bit 0 is `prompt_spells`, bit 1 `response_spells`.
+    """
+
+    ids: array[int] = field(default_factory=lambda: array("i"))
+    ends: array[int] = field(default_factory=lambda: array("q", [0]))
+    starts: array[int] = field(default_factory=lambda: array("i"))
+    spells: bytearray = field(default_factory=bytearray)
+
+    def append(self, sequence: TokenSequence) -> None:
+        """Add a sequence."""
+        self.ids.extend(sequence.ids)
+        self.ends.append(len(self.ids))
+        self.starts.append(sequence.response_start)
+        self.spells.append(sequence.prompt_spells | sequence.response_spells << 1)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenSequence: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenSequence]: ...
+
+    def __getitem__(self, index: int | slice) -> TokenSequence | list[TokenSequence]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        number = range(len(self))[index]
+        ids = self.ids[self.ends[number] : self.ends[number + 1]].tolist()
+        spells = self.spells[number]
+        return TokenSequence(ids, self.starts[number], bool(spells & 1), bool(spells & 2))
+
+    def head(self, number: int) -> TokenSequences:
+        """The first sequences."""
+        ends = self.ends[: number + 1]
+        return TokenSequences(self.ids[: ends[-1]], ends, self.starts[:number], self.spells[:number])
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each sequence [sequences]."""
+        return np.diff(np.asarray(self.ends))
+
+
 @dataclass(frozen=True)
 class EncodedPairs:
     """A set of pairs with the sequences that a reward model reads.
@@ -35,19 +95,20 @@ class EncodedPairs:
     Attributes:
         pairs: the texts, in the order of the source.
         chosen, rejected: [pairs] sequences.
-        chosen_responses: [pairs] the prompt followed by the chosen response, whatever the type reads.
+        chosen_responses: [pairs] the prompt followed by the chosen response, whatever the type reads; the same object
+            as `chosen` for types that read responses.
         response_lengths: [pairs] tokens of the chosen and of the rejected response with template suffix, whatever the
             type reads, so that lengths compare across types.
         dropped: reason -> number of pairs left out.
-        control_texts: how many prompts and responses spell control tokens.
-        templated: how many prompts look as if a chat template had been applied to them.
+        control_texts: number of prompts and responses that spell control tokens.
+        templated: number of prompts to which a chat template seems to have been applied already.
     """
 
     name: str
     pairs: Sequence[PreferencePair]
-    chosen: Sequence[TokenSequence]
-    rejected: Sequence[TokenSequence]
-    chosen_responses: Sequence[TokenSequence]
+    chosen: TokenSequences
+    rejected: TokenSequences
+    chosen_responses: TokenSequences
     response_lengths: Sequence[tuple[int, int]]
     dropped: dict[str, int] = field(default_factory=dict)
     control_texts: int = 0
@@ -58,20 +119,22 @@ class EncodedPairs:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence that is read."""
+        """Tokens of the longest sequence."""
         return max(self.lengths)
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of the longer sequence of each pair [pairs]."""
-        return [max(len(one), len(other)) for one, other in zip(self.chosen, self.rejected, strict=True)]
+        lengths: list[int] = np.maximum(self.chosen.lengths, self.rejected.lengths).tolist()
+        return lengths
 
     @property
     def tokens(self) -> list[int]:
-        """Tokens of each pair [pairs], those with which both sequences start counted once."""
+        """Tokens of each pair [pairs]; the prefix that its two sequences share counts once."""
         both = zip(self.chosen, self.rejected, strict=True)
         return [
-            len(one) + len(other) - common_prefix(np.asarray(one.ids), np.asarray(other.ids)) for one, other in both
+            len(chosen) + len(rejected) - common_prefix(np.asarray(chosen.ids), np.asarray(rejected.ids))
+            for chosen, rejected in both
         ]
 
     def head(self, number: int) -> EncodedPairs:
@@ -79,24 +142,45 @@ class EncodedPairs:
         return EncodedPairs(
             self.name,
             self.pairs[:number],
-            self.chosen[:number],
-            self.rejected[:number],
-            self.chosen_responses[:number],
+            self.chosen.head(number),
+            self.rejected.head(number),
+            self.chosen_responses.head(number),
             self.response_lengths[:number],
         )
 
     def columns(self) -> dict[str, list[Any]]:
-        """What the trainers read; `row` counts the pairs of this set."""
+        """The table that a trainer iterates over: `row` is the number of a pair in this set; see `PairCollator`."""
         columns: dict[str, list[Any]] = {"row": list(range(len(self))), "tokens": self.tokens}
-        named = {"chosen": self.chosen, "rejected": self.rejected, "generation": self.chosen_responses}
-        if self.chosen == self.chosen_responses:
-            del named["generation"]
-        for name, sequences in named.items():
-            columns[f"{name}_ids"] = [sequence.ids for sequence in sequences]
-            columns[f"{name}_start"] = [sequence.response_start for sequence in sequences]
         if any(pair.margin is not None for pair in self.pairs):
             columns["margin"] = [pair.margin or 0.0 for pair in self.pairs]
         return columns
+
+
+@dataclass
+class PairCollator:
+    """Builds a batch of sequences chosen_0, rejected_0, chosen_1, ... from rows of `pairs.columns()`.
+
+    Besides the tensors of `Batch` it holds `index` [pairs] and, if the set has margins, `margin` [pairs]. With
+    `generation`, the batch also contains the chosen responses themselves, read by the nested batch of that name.
+    """
+
+    pairs: EncodedPairs
+    pad_token_id: int
+    layout: Layout = "padded"
+    generation: bool = False
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        numbers = [row["row"] for row in rows]
+        sequences = [each[number] for number in numbers for each in (self.pairs.chosen, self.pairs.rejected)]
+        count = len(sequences)
+        if self.generation:
+            sequences += [self.pairs.chosen_responses[number] for number in numbers]
+        first, rest = split(collate(sequences, self.layout, self.pad_token_id), count)
+        batch: dict[str, Any] = {**first, "generation": rest} if self.generation else {**first}
+        batch["index"] = torch.tensor(numbers)
+        if "margin" in rows[0]:
+            batch["margin"] = torch.tensor([row["margin"] for row in rows], dtype=torch.float32)
+        return batch
 
 
 @dataclass(frozen=True)
@@ -135,21 +219,34 @@ def encode_pairs(
     """
     dropped: dict[str, int] = {}
     options: dict[str, Any] = {"max_length": max_length, "over_length": over_length, "identical": identical}
-    return collect(data.name, list(iter_encoded(data, reader, dropped, **options)), dropped)
+    return collect(data.name, iter_encoded(data, reader, dropped, **options), dropped)
 
 
-def collect(name: str, pairs: Sequence[EncodedPair], dropped: dict[str, int]) -> EncodedPairs:
-    """Pairs as a set."""
+def collect(name: str, encoded: Iterable[EncodedPair], dropped: dict[str, int]) -> EncodedPairs:
+    """Pack pairs into a set. `dropped` may still be filled while `encoded` is iterated over."""
+    pairs: list[PreferencePair] = []
+    response_lengths: list[tuple[int, int]] = []
+    chosen, rejected, chosen_responses = TokenSequences(), TokenSequences(), TokenSequences()
+    control_texts = templated = 0
+    for pair in encoded:
+        pairs.append(pair.pair)
+        response_lengths.append(pair.response_lengths)
+        chosen.append(pair.chosen)
+        rejected.append(pair.rejected)
+        if pair.chosen_response is not pair.chosen:  # for all pairs or for none: the type decides
+            chosen_responses.append(pair.chosen_response)
+        control_texts += pair.control_texts
+        templated += pair.templated
     return EncodedPairs(
         name,
-        tuple(each.pair for each in pairs),
-        tuple(each.chosen for each in pairs),
-        tuple(each.rejected for each in pairs),
-        tuple(each.chosen_response for each in pairs),
-        tuple(each.response_lengths for each in pairs),
+        tuple(pairs),
+        chosen,
+        rejected,
+        chosen_responses if len(chosen_responses) else chosen,
+        tuple(response_lengths),
         dropped,
-        sum(each.control_texts for each in pairs),
-        sum(each.templated for each in pairs),
+        control_texts,
+        templated,
     )
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers made ready for reward models: a chat template, a pad token that ends no response, rows for new tokens."""
+"""Prepare tokenizers for reward models: a chat template, a safe pad token, embedding rows for new tokens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAPER_CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}[ASSISTANT]{% endif %}"
 )
-"""[USER]{prompt}[ASSISTANT]{response}[EOS] (Appendix D), for models that have no template of their own."""
+"""[USER]{prompt}[ASSISTANT]{response}[EOS] (Appendix D), for models without a chat template."""
 
 PAD_TOKEN = "[PAD]"
 _RESERVED_PADS = re.compile(
@@ -41,7 +41,7 @@ def load_tokenizer(
     added_tokens: Sequence[str] = (),
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedTokenizerBase, list[str]]:
-    """The tokenizer of a model, made ready, and what was changed (one line each, to be said to the user).
+    """Load and prepare a model's tokenizer; also returns what was changed, one line per change for the user.
 
     `added_tokens` are not "special" to the tokenizer: decoding without special tokens keeps them.
 
@@ -55,14 +55,14 @@ def load_tokenizer(
     check_config(str(name), revision)  # transformers reads it to find the tokenizer's class
     with library_errors(
         f"No tokenizer could be loaded from {name}",
-        "Give a folder that holds tokenizer files, or a hub id that this machine can reach.",
+        "Give a folder with tokenizer files, or a hub id that this machine can reach.",
     ):
         tokenizer = AutoTokenizer.from_pretrained(
             str(name), revision=revision, trust_remote_code=trust_remote_code, use_fast=True
         )
-        knows_words = bool(tokenizer("Yes", add_special_tokens=False)["input_ids"])
-    if not knows_words:  # made from a config.json alone
-        raise RmkitError(f"The tokenizer of {name} knows no words.", "Give a folder that holds its tokenizer files.")
+        has_vocabulary = bool(tokenizer("Yes", add_special_tokens=False)["input_ids"])
+    if not has_vocabulary:  # transformers built it from config.json alone
+        raise RmkitError(f"The tokenizer of {name} knows no words.", "Give a folder with its tokenizer files.")
     notes = []
     if chat_template is not None:
         try:
@@ -76,17 +76,17 @@ def load_tokenizer(
     note = ensure_pad_token(tokenizer)
     if note:
         notes.append(note)
-    # Last, so that the other tokens have the ids that they have in a reference that is loaded without these.
+    # Last, so that all other tokens have the same ids in a reference that is loaded without these.
     if tokenizer.add_tokens(list(added_tokens)):
         notes.append(f"Added tokens: {' '.join(added_tokens)}.")
     return tokenizer, notes
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Give the tokenizer a pad token that never ends a response; returns what was done, None if nothing.
+    """Give the tokenizer a pad token that never ends a response; returns a note if it was changed, else None.
 
-    A pad token that is also the EOS makes stock sequence classifiers read the score one token too early, so a reserved
-    token of the vocabulary is taken instead, or `[PAD]` is added.
+    If the pad token is also the EOS, stock sequence classifiers read the score one token too early, so a reserved token
+    of the vocabulary is used instead, or `[PAD]` is added.
     """
     enders = {tokenizer.eos_token, *PAPER_SPECIAL_TOKENS} - {None}
     enders |= {token for token in _special_tokens(tokenizer) if token in (tokenizer.chat_template or "")}
@@ -110,9 +110,9 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def add_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Grow the embeddings to the tokenizer's vocabulary; returns the number of rows added.
 
-    New rows are the mean of the old ones, in the input embeddings and in the unembedding. Being a function of the old
-    weights alone, they are the same for a policy and for a reference that is loaded again later, so that an untrained
-    implicit reward model rewards every response 0 (transformers draws random rows instead).
+    New rows are the mean of the old ones, in the input embeddings and in the unembedding. They depend on old weights
+    only, so a policy and a reference that is loaded later get the same rows, and an untrained implicit reward model
+    rewards every response with 0 (transformers draws random rows instead).
     """
     weight = model.get_input_embeddings().weight
     old = int(getattr(weight, "ds_shape", weight.shape)[0])  # partitioned by ZeRO-3, the local shape is empty
@@ -120,9 +120,9 @@ def add_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
         return 0
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     embeddings = {
-        id(each): each for each in (model.get_input_embeddings(), model.get_output_embeddings()) if each is not None
+        id(layer): layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None
     }
-    weights = {id(each.weight): each.weight for each in embeddings.values()}
+    weights = {id(layer.weight): layer.weight for layer in embeddings.values()}
     for weight in weights.values():
         with _gathered(weight), torch.no_grad():
             weight[old:] = weight[:old].float().mean(0, keepdim=True).to(weight.dtype)
@@ -130,7 +130,7 @@ def add_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _gathered(parameter: torch.nn.Parameter) -> contextlib.AbstractContextManager[Any]:
-    """The whole of a parameter that ZeRO-3 has partitioned; nothing to do otherwise."""
+    """Gather a parameter that ZeRO-3 has partitioned; does nothing for others."""
     if not hasattr(parameter, "ds_id"):
         return contextlib.nullcontext()
     import deepspeed

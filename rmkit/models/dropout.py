@@ -1,9 +1,9 @@
 """Dropout is off in training unless the recipe says `base.dropout: true`, the same for every type of reward model.
 
 TRL and transformers disagree here, per trainer and per architecture. The paper's rewards and an untrained IM-RM's loss
-of ln 2 assume a model without noise, so one function turns it off before the trainer sees the model: modules
-(nn.Dropout), probabilities that attention reads from a module or from the configuration, layer drop, and the noise that
-mixtures of experts add to their routers' input. Adapters come later and keep `lora.dropout`.
+of ln 2 assume a model without noise, so one function turns it off before the trainer gets the model: dropout modules,
+probabilities that attention reads from a module or the configuration, layer drop, and the noise that mixtures of
+experts add to their router's input. Adapters are added later and keep `lora.dropout`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from transformers import PretrainedConfig
 from rmkit.errors import RmkitError
 
 ConfigValue = tuple[PretrainedConfig, str, float]
-"""A configuration, the name of one of its entries, and its value."""
+"""A configuration, the name of one of its fields, and its value."""
 
 _NOISE = re.compile(r"dropout|pdrop|layerdrop|drop_(prob|rate|path)|jitter")
-_ROUTER_NOISE = "router_jitter_noise"  # Phi-3.5-MoE samples experts in training, and uses this in evaluation too
+_ROUTER_NOISE = "router_jitter_noise"  # Phi-3.5-MoE samples experts in training, and uses this value in evaluation too
 
 
 def turn_off_dropout(model: nn.Module) -> list[ConfigValue]:
-    """Set every probability of dropout in a model to 0; returns what its configurations said, for `own_dropout`.
+    """Set every dropout probability in a model to 0; returns the original values for `own_dropout`.
 
     Raises:
         RmkitError: if the model samples in training in a way that cannot be turned off.
@@ -39,7 +39,7 @@ def turn_off_dropout(model: nn.Module) -> list[ConfigValue]:
             )
         for name in _noisy(module):
             setattr(module, name, 0.0)
-    configs = {id(each.config): each.config for each in model.modules() if _has_config(each)}.values()
+    configs = {id(module.config): module.config for module in model.modules() if _has_config(module)}.values()
     values = [(config, name, getattr(config, name)) for config in configs for name in _noisy(config)]
     for config, name, _ in values:
         setattr(config, name, 0.0)
@@ -48,7 +48,7 @@ def turn_off_dropout(model: nn.Module) -> list[ConfigValue]:
 
 @contextmanager
 def own_dropout(values: Sequence[ConfigValue]) -> Iterator[None]:
-    """The base's own values inside, as a saved config.json has them: they mean nothing for scoring."""
+    """Restore the base's values inside the block, so that a saved config.json has them; scoring ignores them."""
     for config, name, value in values:
         setattr(config, name, value)
     try:
@@ -59,7 +59,7 @@ def own_dropout(values: Sequence[ConfigValue]) -> Iterator[None]:
 
 
 def _noisy(holder: Any) -> list[str]:
-    """The attributes of a module or configuration that are probabilities of noise, and not 0."""
+    """The attributes of a module or configuration that are nonzero noise probabilities."""
     return [
         name
         for name, value in vars(holder).items()

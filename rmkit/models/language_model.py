@@ -1,7 +1,7 @@
-"""What the reward models need of a transformers model: loading, hidden states, and the log-probabilities of tokens.
+"""Load transformers models, run reward heads on their hidden states, and compute log-probabilities of tokens.
 
-`bind` lets a head run inside the model's own forward, so that DDP, DeepSpeed and PEFT, which wrap the model, see one
-ordinary call. The head gets the last hidden states and computes only what it reads.
+`bind` makes a head run inside the model's own forward, so that DDP, DeepSpeed and PEFT, which wrap the model, see one
+ordinary call. The head gets the last hidden states and computes only what it needs.
 """
 
 from __future__ import annotations
@@ -26,13 +26,20 @@ from rmkit.encoding.batches import Batch, Layout
 from rmkit.library_errors import library_errors
 from rmkit.model_files.weights import check_config, check_finite, check_report, check_weights, weight_files
 from rmkit.models.numerics import at_least_float32
-from rmkit.models.shared_attention import ARCHITECTURES, FLEX_BLOCK, possible_layout, take_shared_rows
+from rmkit.models.shared_attention import (
+    ARCHITECTURES,
+    FLEX_BLOCK,
+    PackedRow,
+    layout_of,
+    possible_layout,
+    take_shared_rows,
+)
 
 Head = Callable[[PreTrainedModel, Tensor, Batch], Tensor]
 """(model, hidden states [positions, hidden size], batch) -> [sequences, outputs]."""
 
-_LOGITS_AT_ONCE = 2**25  # entries of [tokens, vocabulary] that are held at a time: 128 MiB in float32
-_LOADABLE = "Give a folder that holds config.json and *.safetensors, or a hub id that this machine can reach."
+_MAX_LOGITS = 2**25  # entries of [tokens, vocabulary] in memory at once: 128 MiB in float32
+_LOADABLE = "Give a folder with config.json and *.safetensors, or a hub id that this machine can reach."
 
 
 def load(
@@ -46,19 +53,19 @@ def load(
     trust_remote_code: bool = False,
     **config: Any,
 ) -> PreTrainedModel:
-    """A model from safetensors, bound to rmkit's forward, in evaluation mode.
+    """Load a model from safetensors, bound to rmkit's forward, in evaluation mode.
 
-    With `layout: shared` it takes shared rows beside padded batches, if its architecture can.
+    With `layout: shared` it takes packed rows as well as padded batches, if its architecture supports them.
 
     Raises:
-        RmkitError: if there is no such model, it has no weights, or some are missing, of another shape, not finite or
-            without a place in the model.
+        RmkitError: if there is no such model, it has no weights, or some are missing, unexpected, of the wrong shape or
+            not finite.
     """
     place = str(name)
     cause, remedy = f"No model could be loaded from {place}", _LOADABLE
     check_config(place, revision)
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its report of missing and unexpected weights is checked below
+    logging.set_verbosity_error()  # missing and unexpected weights are checked below
     try:
         with library_errors(cause, remedy):
             settings = AutoConfig.from_pretrained(
@@ -87,7 +94,7 @@ def load(
 
 
 def bind(model: PreTrainedModel) -> PreTrainedModel:
-    """Let `model(**inputs, reward_head=head)` return the head's outputs; without `reward_head` nothing changes."""
+    """Make `model(**inputs, reward_head=head)` return the head's outputs; without `reward_head` nothing changes."""
     model.forward = MethodType(_forward, model)  # type: ignore[method-assign]
     return model
 
@@ -95,21 +102,21 @@ def bind(model: PreTrainedModel) -> PreTrainedModel:
 def _forward(self: PreTrainedModel, *args: Any, reward_head: Callable[..., Tensor] | None = None, **kwargs: Any) -> Any:
     if reward_head is None:
         return type(self).forward(self, *args, **kwargs)
-    given = {key: value for key, value in kwargs.items() if value is not None}
-    hidden = backbone(self)(*args, **(given | {"use_cache": False})).last_hidden_state
+    inputs = {key: value for key, value in kwargs.items() if value is not None} | {"use_cache": False}
+    hidden = backbone(self)(*args, **inputs).last_hidden_state
     with torch.autocast(hidden.device.type, enabled=False):
         return reward_head(self, hidden.flatten(0, 1))
 
 
 def backbone(model: PreTrainedModel) -> nn.Module:
-    """The part whose `last_hidden_state` heads read."""
-    own: nn.Module = model.base_model
-    return own if own is not model else cast(nn.Module, model.model)  # Llama-4 names another attribute
+    """The submodule whose `last_hidden_state` heads read."""
+    base: nn.Module = model.base_model
+    return base if base is not model else cast(nn.Module, model.model)  # Llama-4 has another base_model_prefix
 
 
 @contextmanager
 def unbound(model: nn.Module) -> Iterator[None]:
-    """The models within `model` with their own forward, whose signature transformers' `generate` looks at."""
+    """Restore the original forward of all models in `model`: transformers' `generate` inspects its signature."""
     bound = [module for module in model.modules() if isinstance(module, PreTrainedModel) and "forward" in vars(module)]
     for module in bound:
         del module.forward
@@ -121,14 +128,15 @@ def unbound(model: nn.Module) -> Iterator[None]:
 
 
 def apply_head(model: nn.Module, head: Head, batch: Batch) -> Tensor:
-    """One forward pass of a bound model, wrapped or not: [sequences, outputs] of `head`."""
-    inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
+    """Run one forward pass of a bound model, wrapped or not; returns `head`'s [sequences, outputs]."""
+    inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "position_ids")}
     if "branches" in batch:
         if inputs["input_ids"].is_cuda:
-            more = -inputs["input_ids"].shape[1] % FLEX_BLOCK
-            inputs = {name: pad(ids, (0, more)) for name, ids in inputs.items()}
-        # A mask of four dimensions reaches the layers as it is.
-        inputs["attention_mask"] = batch["branches"][None, None]
+            padding = -inputs["input_ids"].shape[1] % FLEX_BLOCK
+            inputs = {name: pad(ids, (0, padding)) for name, ids in inputs.items()}
+        inputs["packed_row"] = PackedRow(batch["branches"].tolist())
+        # transformers passes a 4-D mask through unchanged, so an empty one keeps it from building its own.
+        inputs["attention_mask"] = inputs["input_ids"].new_empty(1, 1, 0, 0)
     else:
         inputs["attention_mask"] = batch["attention_mask"]
     return cast(Tensor, model(**inputs, reward_head=partial(_with_batch, head=head, batch=batch)))
@@ -136,31 +144,38 @@ def apply_head(model: nn.Module, head: Head, batch: Batch) -> Tensor:
 
 @contextmanager
 def only_read(model: nn.Module, positions: Tensor) -> Iterator[None]:
-    """Let the last layer compute only those positions of the flattened rows that a head reads.
+    """Compute the last layer only at the `positions` of the flattened rows that a head reads.
 
-    No other layer follows that would look at the rest, of which only keys and values are needed. For passes without
-    gradients; where an architecture names a part in another way, or has not been tested, it computes all positions.
+    No later layer reads the other positions, of which the last one needs keys and values only. Hooks on the parts of
+    that layer do this while the block runs. For passes without gradients; architectures that name these parts
+    differently, or that have not been tested, compute all positions.
     """
-    whole = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
-    if whole.config.get_text_config().model_type not in ARCHITECTURES:  # others mix positions after these parts
+    inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    if inner.config.get_text_config().model_type not in ARCHITECTURES:  # others mix positions after these parts
         yield
         return
-    inner = whole.base_model
-    layer = (getattr(inner, "layers", None) or getattr(inner, "h", None) or [nn.Module()])[-1]
+    base = inner.base_model
+    layer = (getattr(base, "layers", None) or getattr(base, "h", None) or [nn.Module()])[-1]
     attention = getattr(layer, "self_attn", nn.Module())
     parts = [getattr(attention, "q_proj", None), getattr(attention, "o_proj", None), getattr(layer, "mlp", None)]
-    handles = [handle for part in parts if part is not None for handle in _at(part, positions)]
-    attention.only_read = positions
+    handles = [handle for part in parts if part is not None for handle in _restrict(part, positions)]
+    if layout_of(inner) == "shared":
+        handles.append(attention.register_forward_pre_hook(partial(_add_read_positions, positions), with_kwargs=True))
     try:
         yield
     finally:
-        attention.only_read = None
         for handle in handles:
             handle.remove()
 
 
-def _at(part: nn.Module, positions: Tensor) -> list[Any]:
-    """Hooks that let a part, which looks at positions one by one, see only these; what it says of others is 0."""
+def _add_read_positions(
+    positions: Tensor, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, kwargs | {"read_positions": positions}
+
+
+def _restrict(part: nn.Module, positions: Tensor) -> list[Any]:
+    """Hooks that restrict a position-wise module to `positions`; its output is 0 elsewhere."""
     shapes = []
 
     def before(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
@@ -168,8 +183,8 @@ def _at(part: nn.Module, positions: Tensor) -> list[Any]:
         return (inputs[0].flatten(0, 1)[positions][None],)
 
     def after(_: nn.Module, __: tuple[Tensor], output: Tensor) -> Tensor:
-        whole = output.new_zeros(*shapes[-1], output.shape[-1]).flatten(0, 1)
-        return whole.index_copy(0, positions, output[0]).view(*shapes[-1], output.shape[-1])
+        full = output.new_zeros(*shapes[-1], output.shape[-1]).flatten(0, 1)
+        return full.index_copy(0, positions, output[0]).view(*shapes[-1], output.shape[-1])
 
     return [part.register_forward_pre_hook(before), part.register_forward_hook(after)]
 
@@ -179,11 +194,11 @@ def _with_batch(model: PreTrainedModel, hidden: Tensor, head: Head, batch: Batch
 
 
 class Unembedding(nn.Linear):
-    """transformers' `lm_head`, which also gives the log-probabilities of tokens, in one call however many there are.
+    """An `lm_head` that can also return log-probabilities of any number of tokens in a single call.
 
-    Under ZeRO-3 every call of a module is a collective, so all processes must make the same calls. The logits of many
-    tokens do not fit in memory at once, but their number differs from process to process: the loop over chunks of them
-    has to be inside the call.
+    Under ZeRO-3 every module call is a collective, so all processes must make the same calls. Logits of many tokens do
+    not fit in memory at once, and the number of tokens differs between processes, so the loop over chunks must be
+    inside the call.
     """
 
     def forward(
@@ -195,16 +210,16 @@ class Unembedding(nn.Linear):
     ) -> Tensor:
         """Logits [..., vocabulary] of hidden [..., hidden size]; with tokens [positions], ln pi(token) [positions].
 
-        Logits are formed for a bounded number of positions at a time, and formed again in the backward pass.
+        Logits are computed for a bounded number of positions at once, and recomputed in the backward pass.
 
         Args:
             cap: see `logit_cap`.
-            low_rank: [positions, rank] and [rank, vocabulary], whose product is added to the logits.
+            low_rank: [positions, rank] and [rank, vocabulary]; their product is added to the logits.
         """
         hidden = hidden.to(self.weight.dtype)
         if tokens is None:
             return super().forward(hidden)
-        size = max(1, _LOGITS_AT_ONCE // self.out_features)
+        size = max(1, _MAX_LOGITS // self.out_features)
         narrow, wide = low_rank or (hidden[:, :0], hidden.new_zeros(0, self.out_features))
         parts = []
         for chunk in zip(hidden.split(size), tokens.split(size), narrow.split(size), strict=True):
@@ -222,19 +237,32 @@ class Unembedding(nn.Linear):
 
 
 def use_unembedding(model: PreTrainedModel) -> None:
-    """Turn a language model's `lm_head` into an `Unembedding`; the module stays, as ZeRO-3 may have partitioned it."""
+    """Replace a language model's `lm_head` by an `Unembedding`."""
     unembedding = model.get_output_embeddings()
     if type(unembedding) is nn.Linear:
-        unembedding.__class__ = Unembedding
+        replace_linear(model, unembedding, Unembedding)
+
+
+def replace_linear(model: nn.Module, old: nn.Linear, new_class: type[nn.Linear]) -> None:
+    """Replace a layer of `model` by one of another class with the same parameters.
+
+    The parameters are the same objects under the same names, so ties, saved files and ZeRO-3's partitions stay.
+    Call it before optimizers, hooks or wrappers are set up.
+    """
+    name = next(name for name, module in model.named_modules() if module is old)
+    # On the meta device a layer takes no memory and draws no random numbers.
+    new = new_class(old.in_features, old.out_features, bias=old.bias is not None, device="meta")
+    new.weight, new.bias = old.weight, old.bias
+    model.set_submodule(name, new.train(old.training))
 
 
 def next_token_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Logits [positions, vocabulary], at least float32, of hidden [positions, hidden size]; capped as it caps."""
+    """Logits [positions, vocabulary], at least float32, of hidden [positions, hidden size], with the model's cap."""
     return _capped(at_least_float32(model.get_output_embeddings()(hidden)), logit_cap(model))
 
 
 def logit_cap(model: PreTrainedModel) -> float | None:
-    """c where the model caps its logits z to c tanh(z / c), as Gemma-2 does."""
+    """c if the model caps its logits z to c tanh(z / c), as Gemma-2 does; None without a cap."""
     cap: float | None = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return cap
 
@@ -242,7 +270,7 @@ def logit_cap(model: PreTrainedModel) -> float | None:
 def token_log_probs(model: PreTrainedModel, hidden: Tensor, tokens: Tensor) -> Tensor:
     """ln pi(token) [positions] under the distributions that hidden states [positions, hidden size] predict.
 
-    The unembedding and the parts of an adapter on it are called once each, also for no positions at all.
+    The unembedding, and every part of an adapter on it, is called exactly once, even for zero positions.
     """
     unembedding, cap = model.get_output_embeddings(), logit_cap(model)
     if isinstance(unembedding, lora.Linear) and _is_plain(unembedding):
@@ -254,31 +282,31 @@ def token_log_probs(model: PreTrainedModel, hidden: Tensor, tokens: Tensor) -> T
 
 
 def _is_plain(layer: lora.Linear) -> bool:
-    """Whether the adapters on an `Unembedding` add a product of two matrices to its weight, and nothing else."""
+    """Whether the adapters on an `Unembedding` only add a product of two matrices to its weight."""
     return isinstance(layer.base_layer, Unembedding) and not layer.lora_variant and not any(layer.lora_bias.values())
 
 
 def _low_rank(layer: lora.Linear, hidden: Tensor) -> tuple[Tensor, Tensor] | None:
-    """What the active adapters add to logits, as [positions, rank] and [rank, vocabulary]."""
+    """The logits that the active adapters add, as factors [positions, rank] and [rank, vocabulary]."""
     names = [name for name in layer.active_adapters if name in layer.lora_A]
     if layer.disable_adapters or layer.merged or not names:
         return None
     narrow, wide = [], []
     for name in names:
         down, up = layer.lora_A[name], layer.lora_B[name]
-        its = down(layer.lora_dropout[name](hidden.to(down.weight.dtype)))
-        narrow.append(its * layer.scaling[name])
-        wide.append(up(torch.eye(its.shape[-1], dtype=its.dtype, device=its.device)))
+        low = down(layer.lora_dropout[name](hidden.to(down.weight.dtype)))
+        narrow.append(low * layer.scaling[name])
+        wide.append(up(torch.eye(low.shape[-1], dtype=low.dtype, device=low.device)))
     return torch.cat(narrow, dim=-1), torch.cat(wide)
 
 
 def response_log_probs(model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
-    """ln pi(y|x) [sequences, 1], summed in float64: over hundreds of tokens float32 rounds too much."""
+    """ln pi(y|x) [sequences, 1], summed in float64: float32 rounds too much over hundreds of tokens."""
     return segment_sum(response_token_log_probs(model, hidden, batch), batch["response_lengths"])[:, None]
 
 
 def response_token_log_probs(model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
-    """ln pi of each token of the responses, given what is before it [response tokens]."""
+    """ln pi of each response token given the tokens before it [response tokens]."""
     tokens = batch["input_ids"].flatten()[batch["response"]]
     return token_log_probs(model, hidden[batch["predictor"]], tokens)
 
@@ -292,10 +320,10 @@ def _capped(logits: Tensor, cap: float | None) -> Tensor:
 
 
 def segment_sum(values: Tensor, lengths: Tensor) -> Tensor:
-    """Sums [segments] in float64 of consecutive stretches of values [positions]; the same bits on every run."""
+    """Sums [segments] in float64 of consecutive segments of values [positions]; deterministic."""
     return torch.segment_reduce(values.double(), "sum", lengths=lengths, axis=0)
 
 
 def segment_mean(values: Tensor, lengths: Tensor) -> Tensor:
-    """Means [segments, ...] of consecutive stretches of values [positions, ...]."""
+    """Means [segments, ...] of consecutive segments of values [positions, ...]."""
     return torch.segment_reduce(values, "mean", lengths=lengths, axis=0)

@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """The same values, bfloat16 as float32: rewards and losses would lie on a coarse grid. float64 stays as it is."""
+    """Convert bfloat16 and float16 to float32, in which rewards and losses are not rounded coarsely; keep float64."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,13 +1,12 @@
-"""Attention over a row that holds every token once, however many sequences it is part of.
+"""Attention over a packed row, which stores each shared prefix of its sequences once.
 
-A row is what `encoding.batches.share` makes: sequences one after another, each without the tokens that it shares with
-the one before. A token sees the tokens that stand before it in its own sequences, wherever they lie in the row.
-Everything else of a language model (embeddings, norms, feed-forward layers) looks at tokens one by one and needs to
-know nothing.
+`encoding.batches.share` builds the row: sequences one after another, each without the prefix that it shares with the
+previous one. A token attends to the earlier tokens of its own sequences, wherever they are in the row. All other parts
+of a language model (embeddings, norms, feed-forward layers) are position-wise and need no change.
 
-transformers lets attention functions be registered. Each one here wraps one of its own: ordinary masks go through
-unchanged; a row is taken sequence by sequence, so that its own function still does soft-capping, grouped heads and
-dropout, and no entry outside the sequences is computed. On a GPU FlexAttention takes the row in one piece instead.
+The attention functions registered with transformers here wrap its own. Ordinary masks pass through unchanged. A packed
+row is computed sequence by sequence, so transformers' function still handles soft-capping, grouped heads and dropout,
+and nothing outside the sequences is computed. On a GPU, FlexAttention computes the whole row at once instead.
 """
 
 from __future__ import annotations
@@ -42,17 +41,17 @@ ARCHITECTURES = (
     "qwen2",
     "qwen3",
 )
-"""Those for which a test shows that a row says the same as its sequences apart (`model_type` of a configuration)."""
+"""Architectures (`model_type`) for which a test shows that a packed row gives the results of separate sequences."""
 
 FLEX_BLOCK = 128
-"""Rows are filled up to a multiple of this many tokens on a GPU, the block size of FlexAttention."""
+"""On a GPU, rows are padded to a multiple of this many tokens, the block size of FlexAttention."""
 
 
 def why_not_shared(config: PretrainedConfig, attention: str | None) -> str | None:
-    """Why a model cannot take shared rows, in a line; None if it can.
+    """One line on why a model cannot take packed rows; None if it can.
 
     Args:
-        attention: the attention function that is asked for; None leaves the choice.
+        attention: the requested attention function; None means no preference.
     """
     text = config.get_text_config()
     if text.model_type not in ARCHITECTURES:
@@ -65,34 +64,35 @@ def why_not_shared(config: PretrainedConfig, attention: str | None) -> str | Non
 
 
 def possible_layout(layout: Layout, config: PretrainedConfig, attention: str | None) -> tuple[Layout, list[str]]:
-    """The layout that a model takes where `layout` is asked for, and, if that is another, a line that says why."""
+    """The layout to use if `layout` is requested, and, if it is another one, a line that explains why."""
     refused = why_not_shared(config, attention) if layout == "shared" else None
     return ("padded", [f"layout: padded, since {refused}."]) if refused else (layout, [])
 
 
 def take_shared_rows(model: PreTrainedModel, attention: str | None) -> None:
-    """Let a model take rows beside padded batches; `attention` as asked for, else flex where there is a GPU."""
+    """Make a model accept packed rows too; on GPUs with FlexAttention unless `attention` names a function."""
     own = model.config.get_text_config()._attn_implementation
     model.set_attn_implementation(f"shared_{own}" if attention else f"shared_flex_{own}")
 
 
 def layout_of(model: torch.nn.Module) -> Layout:
-    """The layout of a model's batches: shared after `take_shared_rows`, on it or on the one within a wrapper."""
+    """The layout of a model's batches: shared after `take_shared_rows`. The model may be wrapped."""
     inner = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
-    takes = str(inner.config.get_text_config()._attn_implementation).startswith("shared_")
-    return "shared" if takes else "padded"
+    attention = str(inner.config.get_text_config()._attn_implementation)
+    return "shared" if attention.startswith("shared_") else "padded"
 
 
 class PackedRow:
-    """How the sequences of a row branch, and what follows from it for attention.
+    """How the sequences of a packed row branch, and the attention masks that follow.
 
     Args:
         branches: (shared, own) of each sequence: it starts with the first `shared` tokens of the sequence before it;
-            the next `own` tokens of the row go on from there. Token t of a sequence stands at position t.
+            the next `own` tokens of the row continue it. Token t of a sequence has position t.
 
     Attributes:
         own: [branches] the second numbers.
-        ends: [tokens] where in the row the sequences that a token is part of have ended: later tokens do not see it.
+        pieces: lengths of the pieces into which the row is cut wherever a sequence branches off or ends.
+        paths: [branches] the pieces that make up each sequence.
     """
 
     def __init__(self, branches: list[list[int]]):
@@ -102,21 +102,12 @@ class PackedRow:
         cuts = sorted({edge for path in paths for run in path for edge in run})
         self.pieces = [stop - start for start, stop in pairwise(cuts)]
         number = {start: index for index, start in enumerate(cuts)}
-        self.paths = [[each for start, stop in path for each in range(number[start], number[stop])] for path in paths]
+        self.paths = [[piece for start, stop in path for piece in range(number[start], number[stop])] for path in paths]
         self._masks: dict[Any, Tensor] = {}
         self._block_masks: dict[Any, BlockMask] = {}
 
-    @classmethod
-    def of(cls, branches: Tensor) -> PackedRow:
-        """The row of branches [1, 1, branches, 2], made once and kept with the tensor, which all layers are given."""
-        row: PackedRow | None = getattr(branches, "row", None)
-        if row is None:
-            row = cls(branches[0, 0].tolist())
-            branches.row = row  # type: ignore[attr-defined]
-        return row
-
     def mask(self, branch: int, window: int | None, like: Tensor) -> Tensor:
-        """0 where own tokens of a branch see a token of its sequence, else -inf [1, 1, own, shared + own]."""
+        """0 where own tokens of a branch attend to a token of its sequence, else -inf [1, 1, own, shared + own]."""
         key = (branch, window, like.dtype)
         if key not in self._masks:
             shared, own = self.branches[branch]
@@ -127,15 +118,15 @@ class PackedRow:
         return self._masks[key]
 
     def is_causal(self, branch: int, window: int | None) -> bool:
-        """Whether a branch is a whole sequence that sees all that is before: attention needs no mask then."""
+        """Whether plain causal attention computes a branch without a mask: a whole sequence within the window."""
         shared, own = self.branches[branch]
         return shared == 0 and (window is None or own <= window)
 
     def block_mask(self, tokens: int, window: int | None, device: torch.device) -> BlockMask:
-        """FlexAttention's mask over the row, filled up to so many tokens, which see themselves only."""
+        """FlexAttention's mask over the row, padded to `tokens`; padding attends only to itself."""
         if window not in self._block_masks:
-            # A mask of tokens x tokens is made once a batch: 32 bits hold its entries.
-            ends, positions = (each.to(device, torch.int32) for each in self.ends_and_positions(tokens))
+            # The mask has tokens x tokens entries, built once per batch, hence 32 bits.
+            ends, positions = (values.to(device, torch.int32) for values in self.ends_and_positions(tokens))
 
             def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
                 seen = (key <= query) & (query < ends[key])
@@ -145,9 +136,9 @@ class PackedRow:
         return self._block_masks[window]
 
     def ends_and_positions(self, tokens: int) -> tuple[Tensor, Tensor]:
-        """Where the sequences of each token have ended [tokens], and the position of each in them [tokens].
+        """The end of the last sequence that contains each token [tokens], and the token's position in it [tokens].
 
-        Sequences that share tokens stand together, so a token is seen from itself up to one place in the row.
+        Sequences that share tokens are adjacent, so a token is visible from itself up to one place in the row.
         """
         ends, positions = torch.arange(1, tokens + 1), torch.zeros(tokens, dtype=torch.long)
         total, start = sum(self.own), 0
@@ -163,7 +154,7 @@ class PackedRow:
 
 
 def _paths(branches: list[list[int]]) -> Iterator[list[tuple[int, int]]]:
-    """Where the tokens of each sequence lie in the row: runs (start, stop)."""
+    """The tokens of each sequence in the row, as runs (start, stop)."""
     path: list[tuple[int, int]] = []
     end = 0
     for shared, own in branches:
@@ -186,49 +177,78 @@ def shared_attention(
     *,
     through: Literal["sdpa", "eager"],
     flex: bool,
+    packed_row: PackedRow | None = None,
+    read_positions: Tensor | None = None,
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """One of transformers' attention functions, which also takes a row: an integer mask [1, 1, branches, 2].
+    """One of transformers' attention functions, extended to packed rows.
+
+    transformers passes keyword arguments of a model's forward through every layer to its attention function. That is
+    how `packed_row` gets here, and it also holds when gradient checkpointing runs a layer again.
 
     Args:
         query, key, value: [rows, heads, tokens, head size].
-        through: the function that computes.
-        flex: whether FlexAttention computes instead where the row is on a GPU.
+        attention_mask: ignored for a packed row.
+        through: transformers' function that computes attention.
+        flex: use FlexAttention for packed rows on a GPU.
+        packed_row: how the sequences of a single row branch; None for a padded batch.
+        read_positions: positions of the packed row whose outputs are needed; None means all. Other outputs may be 0.
     """
-    inner = _function(module, through)
-    if not isinstance(attention_mask, Tensor) or attention_mask.dtype != torch.int64:
+    if packed_row is None:
+        inner = _function(module, through)
         return inner(module, query, key, value, attention_mask, sliding_window=sliding_window, **options)
     if torch.is_autocast_enabled(query.device.type):  # rotary embeddings leave queries and keys in float32
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    row = PackedRow.of(attention_mask)
+    output: tuple[Tensor, Tensor | None]
     if flex and query.is_cuda and not options.get("dropout"):
-        mask = row.block_mask(query.shape[2], sliding_window, query.device)
-        output: tuple[Tensor, Tensor | None] = flex_attention_forward(module, query, key, value, mask, **options)
-        return output
-    queries = query.split(row.own, dim=2)
+        mask = packed_row.block_mask(query.shape[2], sliding_window, query.device)
+        output = flex_attention_forward(module, query, key, value, mask, **options)
+    else:
+        attend = partial(_function(module, through), module, **options)
+        masked = through != "sdpa"
+        output = _attend_by_branch(attend, query, key, value, packed_row, sliding_window, read_positions, masked)
+    return output
+
+
+# The loop depends on the batch, so torch.compile would compile it again for every batch.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _attend_by_branch(
+    attend: Callable[..., tuple[Tensor, Tensor | None]],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row: PackedRow,
+    window: int | None,
+    read_positions: Tensor | None,
+    masked: bool,
+) -> tuple[Tensor, None]:
+    """Compute attention branch by branch; `masked`: pass a mask even where causal attention needs none."""
     keys, values = key.split(row.pieces, dim=2), value.split(row.pieces, dim=2)
-    only, start = getattr(module, "only_read", None), 0
-    outputs = []
-    for branch, (some, path) in enumerate(zip(queries, row.paths, strict=True)):
-        plain = through == "sdpa" and row.is_causal(branch, sliding_window)
-        seen = None if plain else row.mask(branch, sliding_window, some)
-        its_keys, its_values = (_joined([pieces[each] for each in path]) for pieces in (keys, values))
-        read = None if only is None else only[(only >= start) & (only < start + row.own[branch])] - start
-        if read is not None and len(read) < row.own[branch] / 4:  # of the last layer's outputs few are wanted
-            whole = some.new_zeros(1, row.own[branch], some.shape[1], value.shape[-1])
-            if len(read):
-                seen = row.mask(branch, sliding_window, some)[:, :, read]
-                whole[:, read] = inner(module, some[:, :, read], its_keys, its_values, seen, **options)[0]
-            outputs.append(whole)
+    outputs, start = [], 0
+    for branch, (queries, path) in enumerate(zip(query.split(row.own, dim=2), row.paths, strict=True)):
+        own = row.own[branch]
+        branch_keys, branch_values = (_concatenate([pieces[piece] for piece in path]) for pieces in (keys, values))
+        if read_positions is None:
+            read = None
         else:
-            outputs.append(inner(module, some, its_keys, its_values, seen, **options)[0])
-        start += row.own[branch]
+            read = read_positions[(read_positions >= start) & (read_positions < start + own)] - start
+        if read is not None and len(read) < own / 4:
+            output = queries.new_zeros(1, own, queries.shape[1], value.shape[-1])
+            if len(read):
+                mask = row.mask(branch, window, queries)[:, :, read]
+                output[:, read] = attend(queries[:, :, read], branch_keys, branch_values, mask)[0]
+        else:
+            causal = not masked and row.is_causal(branch, window)
+            own_mask = None if causal else row.mask(branch, window, queries)
+            output = attend(queries, branch_keys, branch_values, own_mask)[0]
+        outputs.append(output)
+        start += own
     return torch.cat(outputs, dim=1), None
 
 
-def _joined(pieces: list[Tensor]) -> Tensor:
+def _concatenate(pieces: list[Tensor]) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
 
 

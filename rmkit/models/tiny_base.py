@@ -1,27 +1,28 @@
-"""Small language models made on the spot (`base.build` of a recipe), so that rmkit runs without pretrained weights.
+"""Small language models trained from scratch (`base.build` of a recipe), so that rmkit runs without pretrained weights.
 
-A tokenizer and a Llama model are trained on the documents of a corpus and kept in a cache, under a name that says what
-they were made of: the same build is made once, whoever asks for it.
+A tokenizer and a Llama model are trained on a corpus and cached under a hash of settings and corpus, so each model is
+built once. Training runs in a subprocess (`python -m rmkit.models.tiny_base`), because the run that needs the base has
+its own accelerate state, launcher variables and random number generators.
 """
 
 from __future__ import annotations
 
-import contextlib
+import codecs
 import hashlib
 import itertools
 import json
 import os
-import random
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-import numpy as np
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from filelock import FileLock
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -36,7 +37,7 @@ from transformers import (
 from rmkit.config.recipe import BaseBuild
 from rmkit.data.preferences import PreferenceData
 from rmkit.encoding.tokenizer import PAD_TOKEN, PAPER_CHAT_TEMPLATE, PAPER_SPECIAL_TOKENS
-from rmkit.errors import RmkitError
+from rmkit.errors import EXIT_CODE, RmkitError
 from rmkit.files import rmkit_cache
 
 Document = list[dict[str, str]]
@@ -53,19 +54,18 @@ USER, ASSISTANT, END = PAPER_SPECIAL_TOKENS
 
 
 def ensure_base(build: BaseBuild, documents: Documents, fingerprint: str) -> Path:
-    """The folder of the language model of `build`, which is trained first unless the cache holds it.
+    """Return the folder of the language model of `build`, after training it unless the cache has it.
 
-    Processes that ask for the same model at the same time wait for the one that makes it. It becomes visible whole, by
-    a rename. It is trained on the CPU, by this process alone even within a distributed launch, and random number
-    generators, the environment and accelerate's state are afterwards as they were.
+    Processes that need the same model at the same time wait for the one that builds it. The folder appears complete, by
+    a rename. Training runs on the CPU in a subprocess, outside of any distributed launch; its output goes to stderr.
 
     Args:
         build: the settings.
-        documents: gives the corpus; it may be endless, and is called only if the model has to be made.
-        fingerprint: says which corpus it is; another fingerprint is another model.
+        documents: returns the corpus, which may be endless; called only if the model has to be built.
+        fingerprint: identifies the corpus; another fingerprint is another model.
 
     Raises:
-        RmkitError: if the cache cannot be written, the corpus is empty or the settings make no model.
+        RmkitError: if the cache is not writable, the corpus is empty or the settings are invalid.
     """
     folder = _folder(build, fingerprint)
     if _is_complete(folder):
@@ -80,10 +80,10 @@ def ensure_base(build: BaseBuild, documents: Documents, fingerprint: str) -> Pat
         FileLock(folder.parent / f".{folder.name}.lock"),
         tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as workspace,
     ):
-        if not _is_complete(folder):  # another process may have made it while this one waited
-            made = Path(workspace) / "model"
-            _build(build, documents, fingerprint, made)
-            _publish(made, folder)
+        if not _is_complete(folder):  # another process may have built it while this one waited
+            new = Path(workspace) / "model"
+            _build(build, documents, fingerprint, new)
+            _publish(new, folder)
     return folder
 
 
@@ -118,29 +118,33 @@ def _is_complete(folder: Path) -> bool:
     return (folder / "build.json").is_file()
 
 
-def _publish(made: Path, folder: Path) -> None:
-    """Rename `made` to `folder`; what is there without being complete goes, what is complete stays."""
+def _publish(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`, in place of an incomplete folder; a complete one is kept."""
     if folder.exists() and not _is_complete(folder):
         shutil.rmtree(folder)
     try:
-        made.rename(folder)
-    except OSError:  # file systems without locks: another process came first
+        new.rename(folder)
+    except OSError:  # on file systems without locks another process may have come first
         if not _is_complete(folder):
             raise
 
 
 def _build(build: BaseBuild, documents: Documents, fingerprint: str, folder: Path) -> None:
-    started = time.monotonic()
-    # More documents than the training can use are not read: the corpus may have no end.
+    # The corpus may be endless: read no more documents than training uses.
     corpus = list(itertools.islice(documents(), max(build.steps * build.batch_size, TOKENIZER_DOCUMENTS)))
     if not corpus:
-        raise RmkitError(f"The corpus of base.build ({build.corpus}) holds no documents.", "Check the training set.")
-    with _nothing_left_behind():
-        tokenizer = train_tokenizer(build, corpus)
-        model, loss = _train_model(build, tokenizer, corpus[: build.steps * build.batch_size])
-        model.save_pretrained(folder)
+        raise RmkitError(f"The corpus of base.build ({build.corpus}) has no documents.", "Check the training set.")
+    build_in_subprocess(build, corpus, fingerprint, folder)
+
+
+def build_base(build: BaseBuild, corpus: list[Document], fingerprint: str, folder: Path) -> None:
+    """Train tokenizer and model in this process, which should do nothing else, and save them."""
+    started = time.monotonic()
+    tokenizer = train_tokenizer(build, corpus)
+    model, loss = _train_model(build, tokenizer, corpus[: build.steps * build.batch_size])
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    about = {
+    metadata = {
         "build": build.model_dump(mode="json"),
         "fingerprint": fingerprint,
         "format": FORMAT,
@@ -150,7 +154,91 @@ def _build(build: BaseBuild, documents: Documents, fingerprint: str, folder: Pat
         "final_loss": round(loss, 4),
         "seconds": round(time.monotonic() - started, 1),
     }
-    (folder / "build.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    (folder / "build.json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+
+
+def training_documents(build: BaseBuild, training_set: PreferenceData) -> tuple[Documents, str]:
+    """The documents of a build's corpus, and their fingerprint.
+
+    For `training_texts` these are both responses of every training pair with their prompts: chosen and rejected are
+    taken alike, so the base learns no preference.
+    """
+    if build.corpus == "quickstart":
+        from rmkit.data.corpus import corpus_fingerprint, quickstart_documents
+
+        return (lambda: quickstart_documents(build.seed)), corpus_fingerprint(build.seed)
+    conversations = {
+        (pair.prompt, response): None for pair in training_set for response in (pair.chosen, pair.rejected)
+    }
+    documents = [
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        for prompt, response in conversations
+    ]
+    return (lambda: documents), training_set.fingerprint
+
+
+# --- subprocess ----------------------------------------------------------------------------------------------------
+
+_LAUNCHER_PREFIXES = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "PARALLELISM_CONFIG_", "PMI_", "OMPI_", "MV2_")
+_LAUNCHER_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+_COMMAND = [sys.executable, "-P", "-m", "rmkit.models.tiny_base"]
+
+
+def build_in_subprocess(build: BaseBuild, corpus: list[Document], fingerprint: str, folder: Path) -> None:
+    """Run `build_base` in a subprocess and copy its output to stderr.
+
+    The subprocess ends with this process: it is killed when this process is interrupted, and if this process is killed,
+    the next line of progress fails.
+
+    Raises:
+        RmkitError: the one that `build_base` raises; or if a signal ended the subprocess.
+    """
+    request, refusal = folder.with_name("request.json"), folder.with_name("error.json")
+    content = {
+        "build": build.model_dump(mode="json"),
+        "corpus": corpus,
+        "fingerprint": fingerprint,
+        "threads": torch.get_num_threads(),  # sums depend on it
+    }
+    request.write_text(json.dumps(content), encoding="utf-8")
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _LAUNCHER_VARIABLES and not name.startswith(_LAUNCHER_PREFIXES)
+    }
+    environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)  # the same modules
+    command = [*_COMMAND, str(request), str(folder), str(refusal)]
+    output = ""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process:
+        try:
+            chunks = iter(cast(BufferedReader, process.stdout).read1, b"")
+            for text in codecs.iterdecode(chunks, "utf-8", errors="replace"):
+                output = (output + text)[-10_000:]
+                sys.stderr.write(text)
+                sys.stderr.flush()
+        except BaseException:
+            process.kill()
+            raise
+    if refusal.exists():
+        raise RmkitError(**json.loads(refusal.read_text(encoding="utf-8")))
+    if process.returncode < 0:
+        raise RmkitError(
+            f"Building the base model was ended by signal {-process.returncode}.",
+            "If memory ran out, lower base.build.batch_size or base.build.hidden_size; then run it again.",
+        )
+    if process.returncode:
+        raise RuntimeError(f"Building the base model failed:\n{output}")
+
+
+def main(request: Path, folder: Path, refusal: Path) -> None:
+    """The subprocess of `build_in_subprocess`; an `RmkitError` is written to `refusal`."""
+    content = json.loads(request.read_text(encoding="utf-8"))
+    torch.set_num_threads(content["threads"])
+    try:
+        build_base(BaseBuild(**content["build"]), content["corpus"], content["fingerprint"], folder)
+    except RmkitError as error:
+        refusal.write_text(json.dumps({"cause": error.cause, "remedy": error.remedy}), encoding="utf-8")
+        sys.exit(EXIT_CODE)
 
 
 # --- tokenizer -----------------------------------------------------------------------------------------------------
@@ -281,53 +369,5 @@ def _config(build: BaseBuild, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig
     )
 
 
-# --- alone ---------------------------------------------------------------------------------------------------------
-
-_LAUNCHED_BY = ("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "PARALLELISM_CONFIG_", "PMI_", "OMPI_", "MV2_")
-_LAUNCH_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-
-
-@contextlib.contextmanager
-def _nothing_left_behind() -> Iterator[None]:
-    """Train as a process of its own would: outside of any distributed launch, and put all global state back."""
-    environment = dict(os.environ)
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    singletons: list[tuple[Any, dict[str, Any]]] = [
-        (each._shared_state, dict(each._shared_state)) for each in (PartialState, AcceleratorState, GradientState)
-    ]
-    for name in environment:
-        if name in _LAUNCH_VARIABLES or name.startswith(_LAUNCHED_BY):
-            del os.environ[name]
-    for state, _ in singletons:
-        state.clear()
-    try:
-        with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):
-            yield
-    finally:
-        os.environ.clear()
-        os.environ.update(environment)
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        for state, before in singletons:
-            state.clear()
-            state.update(before)
-
-
-def training_documents(build: BaseBuild, training_set: PreferenceData) -> tuple[Documents, str]:
-    """The documents of a build's corpus, and their fingerprint.
-
-    For `training_texts` these are both responses of every training pair with their prompts: chosen and rejected are
-    taken alike, so the base learns no preference.
-    """
-    if build.corpus == "quickstart":
-        from rmkit.data.corpus import corpus_fingerprint, quickstart_documents
-
-        return (lambda: quickstart_documents(build.seed)), corpus_fingerprint(build.seed)
-    conversations = {
-        (pair.prompt, response): None for pair in training_set for response in (pair.chosen, pair.rejected)
-    }
-    documents = [
-        [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-        for prompt, response in conversations
-    ]
-    return (lambda: documents), training_set.fingerprint
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

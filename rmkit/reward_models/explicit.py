@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from rmkit.config.recipe import Explicit
 from rmkit.encoding.batches import Batch
 from rmkit.encoding.chat import ChatEncoder, TokenSequence
-from rmkit.models.language_model import segment_mean
+from rmkit.models.language_model import replace_linear, segment_mean
 from rmkit.models.numerics import at_least_float32
 from rmkit.reward_models.base import RewardModel
 from rmkit.reward_models.losses import bradley_terry
@@ -51,8 +51,8 @@ class ExplicitRewardModel(RewardModel[Explicit]):
         self.reads = "response" if settings.pooling == "mean" else "last"
 
     def adapt_model(self, model: PreTrainedModel) -> None:
-        # The module stays, with another forward: ZeRO-3 may have partitioned its weight already.
-        model.score.__class__ = RewardHead
+        if not isinstance(model.score, RewardHead):
+            replace_linear(model, model.score, RewardHead)
         if not hasattr(model.score.weight, "ds_id"):
             model.score.float()
 

@@ -9,8 +9,8 @@ import tiny
 
 from rmkit.config.recipe import Explicit, Generative, Implicit
 from rmkit.data.preferences import PreferenceData, PreferencePair
-from rmkit.encoding.chat import ChatEncoder
-from rmkit.encoding.pairs import encode_pairs
+from rmkit.encoding.chat import ChatEncoder, TokenSequence
+from rmkit.encoding.pairs import PairCollator, TokenSequences, encode_pairs
 from rmkit.encoding.tokenizer import ensure_pad_token
 from rmkit.errors import RmkitError
 from rmkit.reward_models import make_reward_model
@@ -127,19 +127,63 @@ def test_lengths_are_those_of_the_responses_whatever_the_type_reads(kinds):
 
 def test_many_pairs_are_encoded_as_few(kinds, monkeypatch):
     whole = encode_pairs(data(), kinds[0])
-    monkeypatch.setattr("rmkit.encoding.pairs._AT_ONCE", 2)
+    monkeypatch.setattr("rmkit.encoding.pairs._CHUNK", 2)
     assert encode_pairs(data(), kinds[0]) == whole
 
 
-def test_columns_hold_what_the_collator_reads(kinds):
+def test_the_collator_looks_up_the_rows_of_the_columns(kinds):
     margins = data(*(dataclasses.replace(pair, margin=pair.index / 2) for pair in PAIRS))
-    explicit, generative = (encode_pairs(margins, kinds[number]).columns() for number in (0, 3))
-    assert explicit["row"] == [0, 1, 2, 3, 4]
-    assert explicit["margin"] == [1.0, 12.0, 2.0, 7.0, 4.0]
-    assert "generation_ids" not in explicit  # the same as chosen_ids
-    assert generative["generation_ids"] == explicit["chosen_ids"]
-    assert generative["chosen_ids"] != explicit["chosen_ids"]
+    for kind in kinds:
+        encoded = encode_pairs(margins, kind)
+        columns = encoded.columns()
+        assert columns["row"] == [0, 1, 2, 3, 4]
+        assert columns["margin"] == [1.0, 12.0, 2.0, 7.0, 4.0]
+        rows = [{name: values[number] for name, values in columns.items()} for number in (3, 0)]
+        batch = PairCollator(encoded, 0, generation=kind.generation)(rows)
+        texts = [pair for number in (3, 0) for pair in (encoded.chosen[number], encoded.rejected[number])]
+        assert batch["index"].tolist() == [3, 0]
+        assert batch["margin"].tolist() == [7.0, 1.0]
+        assert [
+            ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        ][:4] == [text.ids for text in texts]
+        if kind.generation:
+            responses = kind.encoder.response_sequences(["why?"] * 2, [PAIRS[3].chosen, PAIRS[0].chosen])
+            assert batch["generation"]["response_lengths"].tolist() == [
+                len(text) - text.response_start for text in responses
+            ]
     assert "margin" not in encode_pairs(data(), kinds[0]).columns()
+
+
+def test_types_that_read_responses_hold_them_once(kinds):
+    for kind in kinds:
+        encoded = encode_pairs(data(), kind)
+        assert (encoded.chosen_responses is encoded.chosen) == kind.reads_responses
+        responses = kind.encoder.response_sequences([pair.prompt for pair in PAIRS], [pair.chosen for pair in PAIRS])
+        assert list(encoded.chosen_responses) == responses
+
+
+def test_packed_sequences_are_those_that_were_added():
+    sequences = [
+        TokenSequence([3, 70_000, 5], 2, prompt_spells=True),
+        TokenSequence([], 0, response_spells=True),
+        TokenSequence([2**31 - 1], 1, True, True),
+    ]
+    packed = TokenSequences()
+    for sequence in sequences:
+        packed.append(sequence)
+    assert list(packed) == packed[:] == sequences
+    assert [(each.prompt_spells, each.response_spells) for each in packed] == [
+        (True, False),
+        (False, True),
+        (True, True),
+    ]
+    assert packed[-1] == sequences[-1]
+    assert packed[1:] == sequences[1:]
+    assert packed.lengths.tolist() == [3, 0, 1]
+    assert list(packed.head(2)) == sequences[:2]
+    assert packed.head(9) == packed != packed.head(2)
+    with pytest.raises(IndexError):
+        packed[3]
 
 
 def test_the_head_of_a_set(kinds):

@@ -200,8 +200,7 @@ def test_a_token_sees_what_is_before_it_in_its_own_sequences(window):
         for position, token in enumerate(path):
             start = 0 if window is None else max(0, position + 1 - window)
             visible[token, path[start : position + 1]] = True
-    row = PackedRow.of(batch["branches"][None, None])
-    assert PackedRow.of(batch["branches"][None, None].clone()).own == row.own
+    row = PackedRow(batch["branches"].tolist())
     ends, positions = (each.numpy() for each in row.ends_and_positions(tokens + 5))
     here = np.arange(tokens)
     seen = (here[None] <= here[:, None]) & (here[:, None] < ends[None, :tokens])
@@ -221,7 +220,7 @@ def test_a_token_sees_what_is_before_it_in_its_own_sequences(window):
 def test_flex_attention_with_the_rows_mask_is_attention_with_its_dense_one(window):
     batch = share(sequences())
     tokens = batch["input_ids"].shape[1]
-    row = PackedRow.of(batch["branches"][None, None])
+    row = PackedRow(batch["branches"].tolist())
     generator = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, 1, 2, tokens, 16, generator=generator)
     block = row.block_mask(tokens, window, torch.device("cpu"))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import os
 import random
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
+import psutil
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rmkit.config.recipe import VERIFICATION_PROMPT, BaseBuild
@@ -34,9 +37,20 @@ def digest(folder):
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
+    """An empty cache; models are built in this process, which saves a Python start for every build."""
     monkeypatch.setenv("RMKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(bases, "TOKENIZER_DOCUMENTS", 50)
+    monkeypatch.setattr(bases, "build_in_subprocess", bases.build_base)
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def subprocess(cache, monkeypatch):
+    """Models are built in a subprocess, as users build them."""
+    monkeypatch.setattr(bases, "build_in_subprocess", build_in_subprocess)
+
+
+build_in_subprocess = bases.build_in_subprocess
 
 
 @pytest.fixture(scope="module")
@@ -151,18 +165,66 @@ def test_a_small_corpus_is_gone_through_again():
     assert json.loads((folder / "build.json").read_text())["documents"] == 6
 
 
-def test_nothing_is_left_behind(monkeypatch):
+# --- subprocess ----------------------------------------------------------------------------------------------------
+
+
+def test_a_subprocess_builds_the_same_weights_outside_of_the_launch(cache, tmp_path, monkeypatch, capfd):
+    """It shows its progress, and leaves the state of this process alone."""
+    expected = digest(bases.ensure_base(TINY, quickstart, "a"))
+    monkeypatch.setattr(bases, "build_in_subprocess", build_in_subprocess)
+    monkeypatch.setenv("RMKIT_CACHE", str(tmp_path / "other"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    environment, python, numpy, cpu = dict(os.environ), random.getstate(), np.random.get_state(), torch.get_rng_state()
-    bases.ensure_base(TINY, quickstart, "a")
-    assert dict(os.environ) == environment
-    assert random.getstate() == python
-    assert np.array_equal(np.random.get_state()[1], numpy[1])
+    environment, python, cpu = dict(os.environ), random.getstate(), torch.get_rng_state()
+    shared = [dict(state._shared_state) for state in (PartialState, AcceleratorState, GradientState)]
+    capfd.readouterr()
+    assert digest(bases.ensure_base(TINY, quickstart, "a")) == expected
+    assert "4/4" in capfd.readouterr().err
+    assert [dict(state._shared_state) for state in (PartialState, AcceleratorState, GradientState)] == shared
+    assert (dict(os.environ), random.getstate()) == (environment, python)
     assert torch.equal(torch.get_rng_state(), cpu)
     assert not torch.distributed.is_initialized()
+
+
+def test_errors_of_the_subprocess_keep_their_remedy(subprocess, cache):
+    with pytest.raises(RmkitError) as error:
+        bases.ensure_base(BaseBuild(vocabulary_size=100), quickstart, "a")
+    assert "vocabulary_size 100" in error.value.cause
+    assert error.value.remedy.startswith("Make it at least ")
+    assert not [path for path in (cache / "bases").iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "message"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", RmkitError, "ended by signal 9"),
+        ("raise ValueError('a bug')", RuntimeError, "(?s)Traceback.*a bug"),
+    ],
+)
+def test_a_subprocess_that_dies_is_reported(subprocess, cache, monkeypatch, code, error, message):
+    monkeypatch.setattr(bases, "_COMMAND", [sys.executable, "-c", code])
+    with pytest.raises(error, match=message):
+        bases.ensure_base(TINY, quickstart, "a")
+    assert not [path for path in (cache / "bases").iterdir() if path.is_dir()]
+
+
+def test_an_interrupt_ends_the_subprocess(subprocess, cache, monkeypatch):
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    monkeypatch.setattr(bases, "_COMMAND", [sys.executable, "-c", code])
+    output = []
+
+    class Interrupted(io.StringIO):
+        def write(self, text):
+            output.append(text)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stderr", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        bases.ensure_base(TINY, quickstart, "a")
+    assert not psutil.pid_exists(int(output[0]))
+    assert not [path for path in (cache / "bases").iterdir() if path.is_dir()]
 
 
 # --- cache ---------------------------------------------------------------------------------------------------------
@@ -188,24 +250,14 @@ def test_a_half_written_base_is_made_again():
     assert digest(folder) == before
 
 
-def test_an_interrupted_build_leaves_nothing(cache, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(bases, "_train_model", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        bases.ensure_base(TINY, quickstart, "a")
-    assert not [each for each in (cache / "bases").iterdir() if each.is_dir()]
-
-
 def test_two_at_once_both_end_well(monkeypatch):
-    made = []
+    built = []
     build = bases._build
-    monkeypatch.setattr(bases, "_build", lambda *arguments: (made.append(1), build(*arguments)))
+    monkeypatch.setattr(bases, "_build", lambda *arguments: (built.append(1), build(*arguments)))
     with ThreadPoolExecutor(2) as pool:
         folders = list(pool.map(lambda _: bases.ensure_base(TINY, quickstart, "a"), range(2)))
     assert folders[0] == folders[1]
-    assert len(made) == 1
+    assert len(built) == 1
 
 
 def test_who_comes_second_keeps_what_is_there(tmp_path):
@@ -218,7 +270,7 @@ def test_who_comes_second_keeps_what_is_there(tmp_path):
 
 
 def test_mistakes_are_explained(tmp_path, monkeypatch):
-    with pytest.raises(RmkitError, match="no documents"):
+    with pytest.raises(RmkitError, match="has no documents"):
         bases.ensure_base(TINY, lambda: [], "none")
     with pytest.raises(RmkitError, match="hidden_size 18"):
         bases.ensure_base(TINY.model_copy(update={"hidden_size": 18}), quickstart, "a")

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rmkit import RmkitError
 from rmkit.config.recipe import load_recipe
 from rmkit.models.dropout import own_dropout, turn_off_dropout
-from rmkit.models.language_model import apply_head as apply_head
+from rmkit.models.language_model import run as run
 from rmkit.training.pair_trainer import PairTrainerMixin
 
 pytestmark = pytest.mark.smoke
@@ -106,7 +106,7 @@ def test_nothing_is_left_active_in_any_architecture_that_can_be_built_small():
     assert built > 40
 
 
-def test_a_model_that_samples_experts_is_refused_and_trains_where_that_is_asked_for(apply_head, models, tmp_path):
+def test_a_model_that_samples_experts_is_refused_and_trains_where_that_is_asked_for(run, models, tmp_path):
     folder = tmp_path / "phimoe"
     shutil.copytree(models["llama"], folder)
     config = AutoConfig.for_model("phimoe", **SMALL | {"vocab_size": 420})
@@ -114,9 +114,9 @@ def test_a_model_that_samples_experts_is_refused_and_trains_where_that_is_asked_
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     base = {"name": str(folder), "date_string": "26 Jul 2024"}
     with pytest.raises(RmkitError, match="samples its experts") as error:
-        apply_head("explicit", base=base)
+        run("explicit", base=base)
     assert "base.dropout: true" in error.value.remedy
-    assert apply_head("explicit", base=base | {"dropout": True}).read()["training"]["steps"] == 3
+    assert run("explicit", base=base | {"dropout": True}).read()["training"]["steps"] == 3
 
 
 # --- runs ----------------------------------------------------------------------------------------------------------
@@ -145,8 +145,8 @@ def passes(monkeypatch):
 
     def noting(self, model, inputs, *rest, **options):
         with torch.no_grad():
-            train, again = (apply_head(model, self.reward_model.outputs, inputs) for _ in range(2))
-            evaluated = apply_head(model.eval(), self.reward_model.outputs, inputs)
+            train, again = (run(model, self.reward_model.outputs, inputs) for _ in range(2))
+            evaluated = run(model.eval(), self.reward_model.outputs, inputs)
         model.train()
         seen.append((train, again, evaluated))
         return original(self, model, inputs, *rest, **options)
@@ -158,17 +158,17 @@ def passes(monkeypatch):
 TRAINING = {"batch_size": 24, "per_device_train_batch_size": 24, "logging_steps": 1, "learning_rate": 1e-2}
 
 
-def test_the_loss_of_an_untrained_implicit_model_is_ln_2(apply_head, with_dropout):
-    directory = apply_head("implicit", base=with_dropout("qwen2"), training=TRAINING)
+def test_the_loss_of_an_untrained_implicit_model_is_ln_2(run, with_dropout):
+    directory = run("implicit", base=with_dropout("qwen2"), training=TRAINING)
     assert directory.read()["training"]["log"][0]["pair_loss"] == pytest.approx(math.log(2), abs=1e-6)
     config = json.loads((directory.model / "config.json").read_text())
     assert config["attention_dropout"] == 0.5  # what whoever trains it next expects
 
 
 @pytest.mark.parametrize("kind", ["explicit", "implicit", "generative"])
-def test_a_bases_dropout_is_off_and_an_adapters_acts_in_training_alone(apply_head, with_dropout, passes, kind):
+def test_a_bases_dropout_is_off_and_an_adapters_acts_in_training_alone(run, with_dropout, passes, kind):
     training = TRAINING | {"num_train_epochs": 2}
-    apply_head(kind, base=with_dropout("gpt_neox"), lora={"r": 4, "dropout": 0.5}, training=training)
+    run(kind, base=with_dropout("gpt_neox"), lora={"r": 4, "dropout": 0.5}, training=training)
     (train, again, evaluated), (later, other, _) = passes
     assert torch.equal(train, again)  # new adapters add nothing, so only the base's dropout could differ
     torch.testing.assert_close(train, evaluated)
@@ -176,8 +176,8 @@ def test_a_bases_dropout_is_off_and_an_adapters_acts_in_training_alone(apply_hea
 
 
 @pytest.mark.parametrize("kind", ["explicit", "implicit", "generative"])
-def test_dropout_acts_on_every_type_where_the_recipe_asks_for_it(apply_head, with_dropout, passes, kind):
-    apply_head(kind, base=with_dropout("gpt_neox") | {"dropout": True}, training=TRAINING)
+def test_dropout_acts_on_every_type_where_the_recipe_asks_for_it(run, with_dropout, passes, kind):
+    run(kind, base=with_dropout("gpt_neox") | {"dropout": True}, training=TRAINING)
     ((train, again, _),) = passes
     assert not torch.equal(train, again)
 

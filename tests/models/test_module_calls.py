@@ -16,8 +16,15 @@ from rmkit.encoding.batches import collate, split
 from rmkit.encoding.chat import ChatEncoder, TokenSequence
 from rmkit.encoding.tokenizer import load_tokenizer
 from rmkit.models import language_model as module
-from rmkit.models.language_model import apply_head as one_pass
-from rmkit.models.language_model import load, only_read, response_log_probs, token_log_probs, use_unembedding
+from rmkit.models.language_model import (
+    Unembedding,
+    apply_head,
+    load,
+    only_read,
+    response_log_probs,
+    token_log_probs,
+    use_unembedding,
+)
 from rmkit.models.shared_attention import ARCHITECTURES, take_shared_rows
 from rmkit.reward_models import make_reward_model
 from rmkit.reward_models.loading import load_model
@@ -56,9 +63,9 @@ def calls(model, head, reads, sequences, layout):
     batch = collate(sequences, layout, 0)
     model.eval()
     with torch.no_grad(), only_read(model, batch[reads].unique()):
-        one_pass(model, head, batch)
+        apply_head(model, head, batch)
     model.train()
-    outputs = one_pass(model, head, batch)
+    outputs = apply_head(model, head, batch)
     outputs.sum().backward()
     for hook in hooks:
         hook.remove()
@@ -68,13 +75,13 @@ def calls(model, head, reads, sequences, layout):
 
 
 @pytest.fixture
-def few_logits_at_once(monkeypatch):
-    monkeypatch.setattr(module, "_LOGITS_AT_ONCE", 1000)
+def few_logits(monkeypatch):
+    monkeypatch.setattr(module, "_MAX_LOGITS", 1000)
 
 
 @pytest.mark.parametrize("layout", ["shared", "padded"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_each_architecture_calls_the_same_modules_whatever_the_batch(architecture, layout, few_logits_at_once):
+def test_each_architecture_calls_the_same_modules_whatever_the_batch(architecture, layout, few_logits):
     model = language_model(architecture)
     use_unembedding(model)
     take_shared_rows(model, None)
@@ -85,7 +92,7 @@ def test_each_architecture_calls_the_same_modules_whatever_the_batch(architectur
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("kind", ["explicit", "mean", "implicit", "generative"])
-def test_each_type_calls_the_same_modules_whatever_the_batch(models, kind, adapter, few_logits_at_once):
+def test_each_type_calls_the_same_modules_whatever_the_batch(models, kind, adapter, few_logits):
     tokenizer, _ = load_tokenizer(models["llama"])
     content = {"base": {"name": "x"}, "reward_model": TYPES[kind], "data": {"train": {"name": "t", "path": "p"}}}
     settings = Recipe.model_validate(content | {"output_dir": "o"}).reward_model
@@ -104,7 +111,7 @@ def test_each_type_calls_the_same_modules_whatever_the_batch(models, kind, adapt
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("kind", ["explicit", "implicit", "generative", "generative_lambda"])
-def test_a_training_batch_goes_through_the_model_once(apply_head, monkeypatch, kind):
+def test_a_training_batch_goes_through_the_model_once(run, monkeypatch, kind):
     """DeepSpeed's ZeRO-3 cannot go through the experts of a Mixtral twice before it goes back."""
     passes = {"training": 0, "batches": 0}
     loss, forward = PairTrainerMixin.compute_loss, Qwen2Model.forward
@@ -119,7 +126,7 @@ def test_a_training_batch_goes_through_the_model_once(apply_head, monkeypatch, k
 
     monkeypatch.setattr(Qwen2Model, "forward", counting)
     monkeypatch.setattr(PairTrainerMixin, "compute_loss", noting)
-    apply_head(kind)
+    run(kind)
     assert passes == {"training": 6, "batches": 6}
 
 
@@ -166,8 +173,8 @@ def test_log_probabilities_in_chunks_are_those_of_the_models_own_logits(models, 
 
     expected = own()
     expected_gradients = gradients(expected)
-    for at_once in (2**25, 3000):
-        monkeypatch.setattr(module, "_LOGITS_AT_ONCE", at_once)
+    for max_logits in (2**25, 3000):
+        monkeypatch.setattr(module, "_MAX_LOGITS", max_logits)
         found = ours()
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(gradients(found), expected_gradients, rtol=1e-4, atol=1e-4)
@@ -175,3 +182,20 @@ def test_log_probabilities_in_chunks_are_those_of_the_models_own_logits(models, 
         with trained.disable_adapter():
             torch.testing.assert_close(ours(), own())
             assert (ours() - expected).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])  # untied, tied
+def test_a_replaced_layer_holds_the_same_parameters(models, architecture):
+    """Names, ties and random numbers do not change; nor do the logits."""
+    model = load(AutoModelForCausalLM, models[architecture])
+    parameters, keys, state = dict(model.named_parameters()), list(model.state_dict()), torch.get_rng_state()
+    ids = torch.arange(5, 15)[None]
+    expected = model(ids).logits
+    use_unembedding(model)
+    assert type(model.get_output_embeddings()) is Unembedding
+    assert list(model.state_dict()) == keys
+    assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert tied == model.config.tie_word_embeddings == (architecture == "qwen2")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(model(ids).logits, expected)

@@ -529,7 +529,7 @@ from rmkit.processes import skipping_teardown
 from rmkit.models import language_model
 from rmkit.config.recipe import load_recipe
 from rmkit.train import train
-language_model._LOGITS_AT_ONCE = 3000  # 7 positions of this vocabulary
+language_model._MAX_LOGITS = 3000  # 7 positions of this vocabulary
 with skipping_teardown():
     train(load_recipe(sys.argv[1], sys.argv[2:]))
 """
