@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 import psutil
 
+from rmkit.config.resources import find_accelerate_config
 from rmkit.config.strict_yaml import load_yaml
 from rmkit.errors import RmkitError
 from rmkit.files import write_text
@@ -50,11 +51,9 @@ class Task:
     @property
     def processes(self) -> int | None:
         """How many processes, one a GPU, the recipe's accelerate configuration asks for; None if it names none."""
-        from rmkit.training.launch import config_file
-
         if self.distributed is None:
             return None
-        return int(load_yaml(config_file(self.distributed)).get("num_processes", 1))
+        return int(load_yaml(find_accelerate_config(self.distributed)).get("num_processes", 1))
 
 
 class Launcher(Protocol):

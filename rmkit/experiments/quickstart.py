@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from transformers.utils import logging as transformers_logging
 
 from rmkit.config.recipe import PreferenceSet, Recipe, SourceSettings, load_recipe
+from rmkit.config.resources import RECIPES
 from rmkit.data.corpus import corpus_fingerprint, quickstart_documents
 from rmkit.data.sources.use import locate
 from rmkit.errors import RmkitError
@@ -31,7 +32,6 @@ from rmkit.runs import environment
 from rmkit.runs.directory import RunDirectory
 from rmkit.train import train
 
-RECIPES = Path(__file__).parents[2] / "recipes" / "quickstart"
 RECIPE_NAMES = ("exrm", "imrm", "exgrm")
 
 
@@ -68,16 +68,11 @@ def recipes(output: Path, seeds: int, overrides: Sequence[str] = ()) -> list[Rec
         overrides: section.key=value, for all recipes.
 
     Raises:
-        RmkitError: if rmkit is installed without its recipes, or an override is wrong.
+        RmkitError: if an override is wrong.
     """
-    if not RECIPES.is_dir():
-        raise RmkitError(
-            "The quickstart's recipes are not beside the rmkit package.",
-            "Run it from a clone of the repository: pip install -e . && rmkit quickstart",
-        )
     return [
         load_recipe(
-            RECIPES / f"{name}.yaml",
+            RECIPES / "quickstart" / f"{name}.yaml",
             [
                 *overrides,
                 f"data.root={json.dumps(str(output / 'data'))}",

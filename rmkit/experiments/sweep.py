@@ -1,6 +1,6 @@
 """Sweeps: a YAML file with a base recipe and a grid, each point of which is an ordinary recipe and run directory.
 
-    base: recipes/llama8b_exrm.yaml   # below this file's folder or the working directory
+    base: recipes/llama8b_exrm.yaml   # relative to this file or the working directory; or a shipped recipe's name
     changes: {data.root: /data}       # optional: keys of every point
     axes:
       model:                          # an axis of bundles: keys that change together, under a name
@@ -34,13 +34,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rmkit.config.recipe import Recipe, SetName, load_recipe, read_recipe
+from rmkit.config.resources import find_recipe, find_sweep
 from rmkit.config.strict_yaml import StrictModel, load_yaml, validate
 from rmkit.errors import RmkitError
 from rmkit.experiments.launchers import Launcher, Task
 from rmkit.files import write_text
 from rmkit.runs.directory import RunDirectory
 
-SHIPPED = Path(__file__).resolve().parents[2] / "recipes" / "sweeps"
 RECIPES, LOGS = "recipes", "logs"
 """Folders beside the run directories."""
 
@@ -129,12 +129,7 @@ def load_sweep(path: Path | str) -> tuple[Path, Sweep]:
     Raises:
         RmkitError: naming the file and the key.
     """
-    file = Path(path)
-    if not file.exists() and file.suffix == "" and (SHIPPED / f"{path}.yaml").exists():
-        file = SHIPPED / f"{path}.yaml"
-    if not file.exists():
-        shipped = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.yaml")))
-        raise RmkitError(f"{path} is no sweep file.", f"Give a path, or the name of a shipped sweep: {shipped}.")
+    file = find_sweep(path)
     return file, validate(Sweep, load_yaml(file), str(file))
 
 
@@ -160,7 +155,8 @@ def expand(
             sweep.check(only)
         except ValueError as error:
             raise RmkitError(f"{file}: {error}.", "Mend --only.") from None
-    base = file.parent / sweep.base if (file.parent / sweep.base).exists() else sweep.base
+    beside = file.parent / sweep.base
+    base = beside if beside.is_file() else find_recipe(sweep.base)
     folder = output or Path("runs") / file.stem
     points = []
     for chosen in itertools.product(*sweep.axes.values()):

@@ -18,13 +18,13 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import ComputeEnvironment
 
 from rmkit.config.recipe import Recipe
+from rmkit.config.resources import ACCELERATE_CONFIGS, find_accelerate_config
 from rmkit.config.strict_yaml import load_yaml
 from rmkit.errors import RmkitError
 from rmkit.processes import running_sharding, visible_gpus
 
 _THREADS = "num_cpu_threads_per_process"
 _CONFIG_FILE, _PROCESSES = "RMKIT_CONFIG_FILE", "RMKIT_NUM_PROCESSES"
-CONFIGS = Path(__file__).resolve().parents[2] / "accelerate_configs"
 
 # YAML takes a bare NO for false.
 _TYPES = (False, DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.DEEPSPEED)
@@ -67,7 +67,7 @@ def launch_options(name: str | None, processes: int) -> list[str]:
     several = ["--multi_gpu"] if processes > 1 and _sharding_of(config) == "none" else []
     port = [] if config.get("main_process_port") else ["--main_process_port", "0"]  # any free one
     # Always a file: without one accelerate reads the user's own default, whatever `rmkit train` was told.
-    where = ["--config_file", str(config_file(name or "single_gpu"))]
+    where = ["--config_file", str(find_accelerate_config(name or "single_gpu"))]
     return [*several, *where, *port, "--num_processes", str(processes)]
 
 
@@ -106,31 +106,18 @@ def launcher_env(config: str | None, processes: int) -> dict[str, str]:
     return {variable: value for variable, value in said.items() if value}
 
 
-def config_file(name: str) -> Path:
-    """The accelerate configuration of a name in accelerate_configs/ or of a path.
-
-    Raises:
-        RmkitError: if there is none.
-    """
-    for candidate in (CONFIGS / f"{name}.yaml", Path(name)):
-        if candidate.is_file():
-            return candidate
-    known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-    raise RmkitError(f"distributed: {name} is neither a file nor one of {known}.", "Name one of these.")
-
-
 def read_config(name: str) -> dict[str, Any]:
     """The content of an accelerate configuration, by name or path.
 
     Raises:
         RmkitError: if there is none, accelerate does not take it, or it asks for what rmkit does not do.
     """
-    path = config_file(name)
+    path = find_accelerate_config(name)
     config = load_yaml(path)
     try:
         parsed = load_config_from_file(str(path))
     except (ValueError, TypeError) as error:
-        raise RmkitError(f"{path}: {error}.", f"Compare it with {CONFIGS / 'ddp.yaml'}.") from None
+        raise RmkitError(f"{path}: {error}.", f"Compare it with {ACCELERATE_CONFIGS / 'ddp.yaml'}.") from None
     if parsed.compute_environment != ComputeEnvironment.LOCAL_MACHINE or parsed.distributed_type not in _TYPES:
         kind = getattr(parsed.distributed_type, "value", parsed.distributed_type)
         where = getattr(parsed.compute_environment, "value", parsed.compute_environment)
@@ -142,7 +129,7 @@ def read_config(name: str) -> dict[str, Any]:
     if parsed.distributed_type == DistributedType.DEEPSPEED and parsed.deepspeed_config.get("zero_stage") not in stages:
         raise RmkitError(
             f"{path}: deepspeed_config.zero_stage must be 0, 1, 2 or 3; rmkit takes no file of DeepSpeed's own.",
-            f"Compare it with {CONFIGS / 'zero3.yaml'}.",
+            f"Compare it with {ACCELERATE_CONFIGS / 'zero3.yaml'}.",
         )
     return config
 

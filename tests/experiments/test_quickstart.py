@@ -13,10 +13,12 @@ import datasets
 import pandas as pd
 import pytest
 import typer
+from conftest import REPOSITORY
 from typer.testing import CliRunner
 
 from rmkit.commands.quickstart import quickstart as command
 from rmkit.config.recipe import load_recipe
+from rmkit.config.resources import RECIPES
 from rmkit.data.corpus import persona_pairs
 from rmkit.data.preferences import load_preferences
 from rmkit.experiments import quickstart
@@ -62,12 +64,12 @@ def rewards(run, state="final"):
 
 @pytest.mark.parametrize("name", quickstart.RECIPE_NAMES)
 def test_a_recipe_begins_with_its_launch_command(name):
-    first = (quickstart.RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+    first = (RECIPES / "quickstart" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
     assert first == f"# accelerate launch rmkit/train.py recipes/quickstart/{name}.yaml"
 
 
 def test_recipes_differ_in_the_reward_model_and_the_output_only():
-    loaded = [load_recipe(quickstart.RECIPES / f"{name}.yaml") for name in quickstart.RECIPE_NAMES]
+    loaded = [load_recipe(RECIPES / "quickstart" / f"{name}.yaml") for name in quickstart.RECIPE_NAMES]
     assert [recipe.reward_model.type for recipe in loaded] == ["explicit", "implicit", "generative"]
     assert [recipe.output_dir for recipe in loaded] == [
         Path("runs/quickstart") / name for name in quickstart.RECIPE_NAMES
@@ -79,7 +81,7 @@ def test_recipes_differ_in_the_reward_model_and_the_output_only():
 
 def test_the_recipes_find_the_pairs_that_are_written(tmp_path):
     root = quickstart.prepare(tmp_path)
-    data = load_recipe(quickstart.RECIPES / "exrm.yaml").data
+    data = load_recipe(RECIPES / "quickstart" / "exrm.yaml").data
     for source in (data.train, *data.evaluation):
         loaded = load_preferences(source.path, split=source.split, root=root)
         name = "original_train" if source.name == "train" else source.name
@@ -127,7 +129,7 @@ def test_the_page_stands_alone_and_says_what_must_be_said(made):
 
 
 def test_the_documentation_says_it_too():
-    path = quickstart.RECIPES.parents[1] / "docs" / "quickstart.md"
+    path = REPOSITORY / "docs" / "quickstart.md"
     said = " ".join(path.read_text(encoding="utf-8").split())
     for title, text in READING.items():
         assert f"### {title} {text}" in said
@@ -195,7 +197,7 @@ def test_a_run_among_others_is_bit_for_bit_the_run_of_a_process_of_its_own(made,
     script, alone = Path(quickstart.__file__).parents[1] / "train.py", RunDirectory(tmp_path / "alone")
     options = [*SMALL, f"data.root={root}", f"output_dir={alone.path}"]
     subprocess.run(
-        [sys.executable, str(script), str(quickstart.RECIPES / "exgrm.yaml"), *options],
+        [sys.executable, str(script), str(RECIPES / "quickstart" / "exgrm.yaml"), *options],
         check=True,
         capture_output=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

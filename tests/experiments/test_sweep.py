@@ -20,9 +20,10 @@ from typer.testing import CliRunner
 from rmkit import RmkitError
 from rmkit.commands.sweep import sweep as command
 from rmkit.config.recipe import load_recipe
+from rmkit.config.resources import SUITES, SWEEPS
 from rmkit.experiments import launchers
 from rmkit.experiments.launchers import ClusterLauncher, LocalLauncher, Task, job_file, share_out
-from rmkit.experiments.sweep import SHIPPED, expand, last_lines, load_sweep, run_sweep, state
+from rmkit.experiments.sweep import expand, last_lines, load_sweep, run_sweep, state
 
 STAND_IN = Path(__file__).parents[1] / "stand_in.py"
 BASE = {
@@ -139,7 +140,7 @@ def test_names_of_values(folder):
         ({"exclude": [{"seed": 0}]}, [], "seed is no axis; the axes are reward_model, training.seed"),
         ({"only": [{"training.seed": 5}]}, [], "5 is not on the axis training.seed: 0, 1"),
         ({"exclude": [{"training.seed": [0, 1]}]}, [], "no point is left"),
-        ({"base": "nowhere.yaml"}, [], "nowhere.yaml does not exist"),
+        ({"base": "nowhere.yaml"}, [], "Recipe not found: nowhere.yaml"),
         ({}, ["training.seed=3"], "exrm_seed0 and exrm_seed1 are the same run"),
         ({}, ["hub.push=end", "hub.repo_id=us/one"], "exrm_seed0 and exrm_seed1 would both be pushed to us/one"),
         ({}, ["output_dir=x"], "Say where they go with --output"),
@@ -451,7 +452,7 @@ def shipped(name):
     return expand(name)
 
 
-@pytest.mark.parametrize("name", sorted(file.stem for file in SHIPPED.glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(file.stem for file in SWEEPS.glob("*.yaml")))
 def test_shipped_grids_are_valid_and_the_paper_s_optimisation(name):
     points = shipped(name)
     assert len({point.name for point in points}) == len(points)
@@ -492,7 +493,7 @@ def test_section_5_2(name):
         assert ("llama" in recipe.base.name) == (recipe.base.date_string is not None)
         assert recipe.data.train.path == {"general_chat": "ultrafeedback", "math": "rewardmath"}[name]
         assert recipe.data.train.limit == {"general_chat": None, "math": 1000}[name]
-        suite = yaml.safe_load((SHIPPED.parent / "suites" / f"{name}.yaml").read_text())["sets"]
+        suite = yaml.safe_load((SUITES / f"{name}.yaml").read_text())["sets"]
         assert {each.name: (each.path, each.category) for each in recipe.data.evaluation} == {
             each["name"]: (each["path"], each["category"]) for each in suite
         }

@@ -26,12 +26,13 @@ from transformers import Trainer, TrainerCallback
 
 from rmkit import RmkitError, load_reward_model
 from rmkit.config.recipe import Recipe, load_recipe, training_arguments
+from rmkit.config.resources import ACCELERATE_CONFIGS
 from rmkit.data.preferences import load_preferences
 from rmkit.runs.directory import RunDirectory
 from rmkit.train import train
 from rmkit.training import launch
 
-CONFIGS = sorted(launch.CONFIGS.glob("*.yaml"))
+CONFIGS = sorted(ACCELERATE_CONFIGS.glob("*.yaml"))
 
 
 def recipe(**changes):
@@ -101,7 +102,7 @@ def test_a_recipe_alone_wants_all_visible_gpus(monkeypatch):
 
 
 def test_a_config_file_of_the_launcher_goes_before_the_recipe(monkeypatch):
-    path = str(launch.CONFIGS / "zero2.yaml")
+    path = str(ACCELERATE_CONFIGS / "zero2.yaml")
     command = ["python", "accelerate", "launch", "--config_file", path, "--num_processes=3", "rmkit/train.py"]
     monkeypatch.setattr(launch, "launcher_command", lambda: command)
     plan = launch.plan(recipe(distributed="zero3"))
@@ -362,7 +363,7 @@ def test_what_the_launcher_tells_deepspeed_is_what_the_recipe_says(monkeypatch, 
 
 
 def test_an_unknown_configuration_names_the_known_ones():
-    with pytest.raises(RmkitError, match="neither a file nor one of cpu, cpu_zero3, ddp"):
+    with pytest.raises(RmkitError, match=r"Accelerate configuration not found: zero4.* cpu, cpu_zero3, ddp"):
         launch.plan(recipe(distributed="zero4"))
 
 
@@ -377,7 +378,7 @@ def test_a_batch_that_does_not_divide_is_an_error():
 
 
 def test_deepspeed_gathers_weights_on_saving():
-    config = yaml.safe_load((launch.CONFIGS / "zero3.yaml").read_text())
+    config = yaml.safe_load((ACCELERATE_CONFIGS / "zero3.yaml").read_text())
     made = launch.deepspeed_config(config)
     assert made["zero_optimization"]["stage"] == 3
     assert made["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
@@ -478,7 +479,7 @@ def launched(tmp_path):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        launcher = ["-m", "accelerate.commands.launch", "--config_file", str(launch.CONFIGS / "cpu_zero3.yaml")]
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", str(ACCELERATE_CONFIGS / "cpu_zero3.yaml")]
         return subprocess.run(
             [sys.executable, *launcher, "--main_process_port", str(port), str(tmp_path / "script.py"), *arguments],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
