@@ -14,6 +14,8 @@ from conftest import REPOSITORY
 from fresh_clone import write_fresh_clone
 from released_clone import write_clone
 
+from rmkit.commands.extras import EXTRAS
+
 pytestmark = pytest.mark.slow
 
 SHORT = ["base.build.steps=20", "training.num_train_epochs=1"]
@@ -30,10 +32,14 @@ def installed(tmp_path_factory):
     (wheel,) = folder.glob("rmkit-*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", str(folder / "site"), str(wheel)], check=True)
     clone.rename(folder / "gone")  # nothing may refer to it
+    (folder / "hidden").mkdir()  # packages of extras, which no command below may import
+    for module in (module for modules in EXTRAS.values() for module in modules):
+        (folder / "hidden" / f"{module}.py").write_text("raise ImportError('an extra is imported')")
     (folder / "elsewhere").mkdir()
 
     def rmkit(*arguments, code=0):
-        own = {"PYTHONPATH": str(folder / "site"), "RMKIT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+        path = f"{folder / 'site'}:{folder / 'hidden'}"
+        own = {"PYTHONPATH": path, "RMKIT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [sys.executable, "-m", "rmkit", *arguments],
             cwd=folder / "elsewhere",
