@@ -28,7 +28,7 @@ from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.tokenizer import add_rows, load_tokenizer
 from rmkit.errors import RmkitError
 from rmkit.files import replacing, write_json
-from rmkit.hub import push as hub
+from rmkit.hub.fetch import fetch_published
 from rmkit.hub.publication import RECORD
 from rmkit.library_errors import library_errors, template_limit
 from rmkit.model_files.adapters import Adapter, attach, chain, check_tokens, find_adapter, merge
@@ -253,7 +253,7 @@ def load(
         raise RmkitError(f"special_tokens {special_tokens!r} is not known.", "Give text, keep or error.")
     options = {key: value for key, value in (options or {}).items() if value is not None}
     named = ModelRef(name=name, revision=revision)
-    if not os.path.exists(name) and (published := hub.fetch(name, revision)) is not None:
+    if not os.path.exists(name) and (published := fetch_published(name, revision)) is not None:
         name, revision = str(published), None
     recorded = read_record(name)
     told = None if recorded is None else recorded.base
