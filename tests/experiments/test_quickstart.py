@@ -52,7 +52,7 @@ def made(code, tmp_path_factory):
 
 
 def run_of(made, name):
-    return next(run for run in made.runs if run.path.name == name)
+    return next(run_dir for run_dir in made.run_dirs if run_dir.path.name == name)
 
 
 def rewards(run, state="final"):
@@ -111,7 +111,7 @@ def test_results_are_those_of_the_runs(made):
 
 
 def test_results_take_nothing_but_the_records(made):
-    record = json.loads(made.runs[0].record.read_text())
+    record = json.loads(made.run_dirs[0].record.read_text())
     record["history"][0]["sets"]["swapped_test"]["accuracy"] = 0.125
     frame = results([record])
     assert frame[(frame["epoch"] == 0) & (frame["dataset"] == "swapped_test")]["accuracy"].item() == 0.125
@@ -192,7 +192,7 @@ def test_an_interrupted_run_is_trained_again(made):
 @pytest.mark.smoke
 def test_a_run_among_others_is_bit_for_bit_the_run_of_a_process_of_its_own(made, tmp_path):
     """The generative model is trained last, when anything left behind would show."""
-    assert made.runs[-1].path.name == "exgrm_seed0"
+    assert made.run_dirs[-1].path.name == "exgrm_seed0"
     root = made.page.parents[1] / "data"
     script, alone = Path(quickstart.__file__).parents[1] / "train.py", RunDirectory(tmp_path / "alone")
     options = [*SMALL, f"data.root={root}", f"output_dir={alone.path}"]
@@ -203,7 +203,7 @@ def test_a_run_among_others_is_bit_for_bit_the_run_of_a_process_of_its_own(made,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     for state in ("initial", "final"):
-        among_others = rewards(made.runs[-1], state)
+        among_others = rewards(made.run_dirs[-1], state)
         assert all(among_others[name].equals(each) for name, each in rewards(alone, state).items())
 
 
