@@ -21,16 +21,16 @@ install: .venv/.installed  ## make .venv and install rmkit with its tested versi
 quickstart: install  ## the controlled experiment of Section 5.1 from scratch, on a CPU: report/index.html
 	$(BIN)/rmkit quickstart
 
-bench: install  ## rmkit beside stock TRL, 75 minutes on two cores; SIZE=1b or 3b on a GPU; ARGS="--resume ..."
+bench: install  ## rmkit against stock TRL, 75 minutes on two cores; SIZE=1b or 3b on a GPU; ARGS="--resume ..."
 	$(BIN)/python -m benchmarks --size $(SIZE) $(ARGS)
 
-bench-growth: install  ## start-up time, and seconds and memory of `rmkit score` on 1k, 10k and 100k rows
+bench-growth: install  ## start-up time; seconds and memory of `rmkit score` on 1k, 10k and 100k rows
 	$(BIN)/python -m benchmarks growth $(ARGS)
 
 test: install  ## the fast tests, on two processes: no GPU, no network
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not dist and not slow"
 
-test-slow: install  ## all other tests that need no GPU: several processes, kills, long runs on the released sets
+test-slow: install  ## all other tests that need no GPU: several processes, kills, long runs on the released sets, the wheel
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "(slow or dist) and not gpu" --durations 20
 
 test-dist: install  ## the tests that run several processes (ZeRO on CPU processes)
@@ -44,7 +44,7 @@ lint: install  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: install  ## let ruff put the code in order
+format: install  ## format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

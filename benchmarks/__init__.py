@@ -1,4 +1,4 @@
-"""How fast rmkit is, beside stock TRL and a plain transformers loop: `python -m benchmarks` (docs/speed.md).
+"""The speed of rmkit against stock TRL and a plain transformers loop: `python -m benchmarks` (docs/speed.md).
 
 Not installed with rmkit; run it from the root of the repository.
 """

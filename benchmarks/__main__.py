@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: the table. `python -m benchmarks growth`: start-up, growth with rows. See docs/speed.md."""
+"""`python -m benchmarks`: the table. `python -m benchmarks growth`: start-up, growth with rows (docs/speed.md)."""
 
 from __future__ import annotations
 
@@ -24,26 +24,32 @@ from rmkit.files import write_json
 RESULTS = Path(__file__).resolve().parent / "results"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
-Cache = Annotated[Path | None, typer.Option(help="Where models are kept between runs; a folder in rmkit's cache.")]
+Cache = Annotated[
+    Path | None, typer.Option(help="Folder for models, kept between runs.", show_default="in rmkit's cache")
+]
 
 
 @app.callback(invoke_without_command=True)
 def table(
     context: typer.Context,
     size: Annotated[str, typer.Option(help=f"The model: {', '.join(SHAPES)}; 1b and 3b need a GPU.")] = "19m",
-    work: Annotated[list[str] | None, typer.Option(help="Only these works.")] = None,
-    micro_batch: Annotated[list[int] | None, typer.Option(min=1, help="Pairs a micro-batch: 4 and 8.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Couples of baseline and rmkit a line.")] = 3,
+    work: Annotated[list[str] | None, typer.Option(help="Only these workloads.")] = None,
+    micro_batch: Annotated[list[int] | None, typer.Option(min=1, help="Pairs per micro-batch: 4 and 8.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of baseline and rmkit per line.")] = 3,
     pairs: Annotated[int | None, typer.Option(min=1, help="Training pairs: 48, on a GPU 192.")] = None,
-    scoring_pairs: Annotated[int | None, typer.Option(min=1, help="Pairs a scored set: 40, on a GPU 160.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pairs of an optimizer step.")] = 16,
-    warm_up: Annotated[bool | None, typer.Option(help="Work once before measuring; on by default on GPUs.")] = None,
+    scoring_pairs: Annotated[int | None, typer.Option(min=1, help="Pairs per scored set: 40, on a GPU 160.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pairs per optimizer step.")] = 16,
+    warm_up: Annotated[
+        bool | None, typer.Option(help="Run every workload once before measuring; on by default on GPUs.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="The folder of the released sets; $RMKIT_DATA.")] = None,
-    output: Annotated[Path | None, typer.Option(help="The results file; the figure goes beside it.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep the couples of this setting in the file.")] = False,
+    output: Annotated[Path | None, typer.Option(help="The results file; the figure goes next to it.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep the measurements of this setting in the file.")
+    ] = False,
     cache: Cache = None,
 ) -> None:
-    """Measure rmkit beside its baselines, print the table, write it and its figure."""
+    """Measure rmkit against its baselines; print the table, write it and its figure."""
     if context.invoked_subcommand is not None:
         return
     with exit_on_error():
@@ -55,14 +61,14 @@ def table(
         counted = Workspace(workspace).read_counts()
         measure = Processes(setting, workspace).measure
         kept = results.read(output)
-        same = {each.line: each for each in kept if each.setting == setting}
-        entries = {line: each for line, each in same.items() if resume or line not in lines}
-        done: dict[Line, list[Couple]] = {line: list(each.couples) for line, each in entries.items()}
-        others = [each for each in kept if each.size != size]
-        there = sum(len(done.get(line, [])) for line in lines)
+        same = {entry.line: entry for entry in kept if entry.setting == setting}
+        entries = {line: entry for line, entry in same.items() if resume or line not in lines}
+        done: dict[Line, list[Couple]] = {line: list(entry.couples) for line, entry in entries.items()}
+        others = [entry for entry in kept if entry.size != size]
+        measured = sum(len(done.get(line, [])) for line in lines)
         console.print(
             f"{size}: {setting.shape.parameters / 1e6:.1f}M parameters, {setting.shape.dtype}, {setting.pairs} pairs. "
-            f"{len(lines)} lines, {repeats} couples each, of which {there} are there already.",
+            f"{len(lines)} lines, {repeats} measurements per line; {measured} are in the file already.",
             highlight=False,
         )
 
@@ -84,7 +90,7 @@ def table(
 @app.command()
 def growth(
     rows: Annotated[list[int] | None, typer.Option(min=1, help="Numbers of rows: 1000, 10000 and 100000.")] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Runs of each --help.")] = 5,
+    runs: Annotated[int, typer.Option(min=1, help="Runs of every --help.")] = 5,
     output: Annotated[Path, typer.Option(help="The results file.")] = RESULTS / "cpu_growth.json",
     cache: Cache = None,
 ) -> None:
@@ -112,19 +118,19 @@ def figure(file: Annotated[Path, typer.Argument(help="A results file.")]) -> Non
     with exit_on_error():
         entries = results.read(file)
         if not entries:
-            raise RmkitError(f"{file} holds no results.", "Give a file that `python -m benchmarks` has written.")
-        for size in dict.fromkeys(each.size for each in entries):
-            of_size = [each for each in entries if each.size == size]
+            raise RmkitError(f"No results in {file}.", "Give a file written by `python -m benchmarks`.")
+        for size in dict.fromkeys(entry.size for entry in entries):
+            of_size = [entry for entry in entries if entry.size == size]
             results.print_table(of_size, _console())
             drawing.draw(of_size, _picture(file, size))
 
 
-# --- what the table starts as processes of their own ---------------------------------------------------------------
+# --- the processes that the table starts ---------------------------------------------------------------------------
 
 
 @app.command(hidden=True)
 def prepare(setting: str, data: str, folder: Path, output: Path) -> None:
-    """Make a workspace."""
+    """Write a workspace."""
     with exit_on_error():
         from benchmarks.prepare import prepare as make
 
@@ -155,29 +161,31 @@ def worker(job: str, output: Path) -> None:
 
 
 def _console() -> Console:
-    """As wide as the table where nothing says how wide it is."""
+    """A console as wide as the table if the width is unknown."""
     console = Console()
     return console if console.is_terminal else Console(width=120)
 
 
 def _picture(file: Path, size: str) -> Path:
-    """Where the figure of a size goes; the sizes for a GPU share a results file."""
+    """The figure of a size; the GPU sizes share a results file."""
     return file.with_name(f"{file.stem}_{size}.png") if SHAPES[size].device == "gpu" else file.with_suffix(".png")
 
 
 def _setting(
     size: str, pairs: int | None, scoring_pairs: int | None, batch_size: int, warm_up: bool | None, data: Path | None
 ) -> tuple[Setting, Path | None]:
-    """The setting, and the folder of the released sets where it takes pairs from there."""
+    """The setting, and the folder of the released sets if it uses them."""
     if size not in SHAPES:
-        raise RmkitError(f"There is no size {size}.", f"Give one of {', '.join(SHAPES)}.")
+        raise RmkitError(f"Unknown size {size}.", f"Give one of {', '.join(SHAPES)}.")
     on_gpu = SHAPES[size].device == "gpu"
     pairs = pairs or (192 if on_gpu else 48)
     if pairs % batch_size:
-        raise RmkitError(f"{pairs} pairs are no whole number of steps of {batch_size}.", "Change --pairs.")
+        raise RmkitError(f"{pairs} pairs are not a multiple of the batch size {batch_size}.", "Change --pairs.")
     folder = data or (None if size == "tiny" else released_folder())
     if folder is not None and not folder.is_dir():
-        raise RmkitError(f"The released sets are not in {folder}.", "Give --data or RMKIT_DATA, or --size tiny.")
+        raise RmkitError(
+            f"{folder} does not exist; the released sets should be there.", "Give --data or RMKIT_DATA, or --size tiny."
+        )
     content: dict[str, Any] = {
         "size": size,
         "source": "made" if folder is None else "released",
@@ -189,28 +197,31 @@ def _setting(
     return Setting.model_validate_json(json.dumps(content)), folder
 
 
-def _works(asked: list[str] | None) -> list[Work]:
+def _works(names: list[str] | None) -> list[Work]:
     known = get_args(Work)
-    for name in asked or []:
+    for name in names or []:
         if name not in known:
-            raise RmkitError(f"There is no work {name}.", f"Give one of {', '.join(known)}.")
-    return [work for work in known if asked is None or work in asked]
+            raise RmkitError(f"Unknown workload {name}.", f"Give one of {', '.join(known)}.")
+    return [work for work in known if names is None or work in names]
 
 
-def _micro_batches(asked: list[int] | None, setting: Setting) -> list[int]:
-    sizes = asked or [4, 8]
+def _micro_batches(given: list[int] | None, setting: Setting) -> list[int]:
+    sizes = given or [4, 8]
     for size in sizes:
         if setting.batch_size % size:
-            raise RmkitError(f"{setting.batch_size} pairs are no whole number of {size}.", "Change --micro-batch.")
+            raise RmkitError(
+                f"The batch size {setting.batch_size} is not a multiple of the micro-batch size {size}.",
+                "Change --micro-batch.",
+            )
     return sizes
 
 
 def _in_order(entries: dict[Line, Entry]) -> list[Entry]:
-    """By work, micro-batch and baseline, as the table is read."""
+    """Sorted by workload, micro-batch and baseline, as in the table."""
     works, baselines = get_args(Work), list(results.BASELINES)
     return sorted(
         entries.values(),
-        key=lambda each: (works.index(each.work), each.micro_batch, baselines.index(each.baseline)),
+        key=lambda entry: (works.index(entry.work), entry.micro_batch, baselines.index(entry.baseline)),
     )
 
 

@@ -1,4 +1,4 @@
-"""What has to be computed: tokens counted once, and the arithmetic of the linear layers on them. No torch."""
+"""The necessary work: unique tokens, and the FLOPs of the linear layers on them. No torch."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Tokens(Protocol):
 
 @dataclass(frozen=True)
 class Counts:
-    """Of a set of pairs.
+    """Token counts of a set of pairs.
 
     Attributes:
-        tokens: of both sequences of every pair, the prompt twice and no padding.
-        unique_tokens: the prefix that the sequences of a pair share counted once, plus the two rests.
-        heads_read: positions at which the model's head is read.
+        tokens: tokens of both sequences of every pair: the prompt twice, no padding.
+        unique_tokens: the common prefix of a pair's sequences counted once, plus the two remainders.
+        heads_read: number of positions at which the model's head is read.
     """
 
     pairs: int
@@ -42,7 +42,7 @@ class Counts:
 
 
 def shared_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """Tokens up to where two sequences first differ."""
+    """Length of the common prefix of two sequences."""
     for position, (one, other) in enumerate(zip(first, second, strict=False)):
         if one != other:
             return position
@@ -50,11 +50,11 @@ def shared_prefix(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def counts(work: Work, pairs: Iterable[tuple[Tokens, Tokens]]) -> Counts:
-    """Of the (chosen, rejected) sequences that a type of reward model reads.
+    """Count the (chosen, rejected) sequences that a type of reward model reads.
 
-    A reward head, and the verdict of a generative model, is read at the last token of each sequence. An implicit model
+    A reward head, and the verdict of a generative model, is read at the last token of a sequence. An implicit model
     predicts every token of both responses: it is read from the token before the first to the one before the last, and
-    once where the sequences are still the same.
+    once per position of the common prefix.
     """
     number = tokens = unique = read = 0
     for chosen, rejected in pairs:
@@ -65,24 +65,24 @@ def counts(work: Work, pairs: Iterable[tuple[Tokens, Tokens]]) -> Counts:
         if work != "implicit":
             read += 2
             continue
-        responses = [len(each.ids) - each.response_start for each in (chosen, rejected)]
+        responses = [len(sequence.ids) - sequence.response_start for sequence in (chosen, rejected)]
         read += sum(responses) - (shared - chosen.response_start + 1)
     return Counts(number, tokens, unique, read)
 
 
 def forward_flops(work: Work, shape: Shape, counted: Counts) -> int:
-    """2 (W U + H R), the multiplications and additions of the linear maps in one forward pass.
+    """2 (W U + H R), the multiplications and additions of the linear layers in one forward pass.
 
-    W are the weights of the layers' linear maps and U the unique tokens; H are the weights of the head (hidden size
-    for a reward head, vocabulary x hidden size for a language model) and R the positions at which it is read. The
-    products of attention itself, norms and embeddings are left out.
+    W is the number of weights of the linear layers and U of unique tokens; H is the number of weights of the head
+    (hidden size for a reward head, vocabulary x hidden size for a language model) and R the number of positions at
+    which it is read. The products of attention itself, norms and embeddings are left out.
     """
     head = shape.hidden_size if work in ("explicit", "scoring") else shape.head_weights
     return 2 * (shape.layer_weights * counted.unique_tokens + head * counted.heads_read)
 
 
 def flops(work: Work, shape: Shape, counted: Counts, epochs: int, reference_passes: int) -> int:
-    """Of a whole work: scoring is one forward pass; an epoch is three (the backward pass is two)."""
+    """FLOPs of a workload: scoring is one forward pass, an epoch three (the backward pass counts as two)."""
     passes = 1 if work == "scoring" else 3 * epochs + reference_passes
     return passes * forward_flops(work, shape, counted)
 

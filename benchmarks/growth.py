@@ -1,4 +1,4 @@
-"""Start-up time, and how `rmkit score` grows with the number of rows. No torch."""
+"""Start-up time, and time and memory of `rmkit score` by number of rows. No torch."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from rmkit.errors import RmkitError
 
 
 def start_up(runs: int) -> dict[str, dict[str, float]]:
-    """Seconds of `rmkit --help` and `trl --help`, in turn, after one run each that does not count."""
+    """Seconds of `rmkit --help` and `trl --help`, alternating, after one warm-up run of both."""
     scripts = Path(sys.executable).parent
     commands = {name: [str(scripts / name), "--help"] for name in ("rmkit", "trl")}
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(runs + 1):
         for name, command in commands.items():
-            seconds[name].append(run_apart(command)["seconds"])
+            seconds[name].append(run_measured(command)["seconds"])
     return {name: dict(zip(("min", "median", "max"), spread(each[1:]), strict=True)) for name, each in seconds.items()}
 
 
 def growth(
     workspace: Path, rows: Sequence[int], note: Callable[[dict[str, float]], None] = lambda _: None
 ) -> list[dict[str, float]]:
-    """`rmkit score` on so many pairs of short texts: rows, seconds and peak MiB of the process, start-up included."""
+    """Rows, seconds and peak MiB of `rmkit score` processes on pairs of short texts, start-up included."""
     found = []
     for number in rows:
         with tempfile.TemporaryDirectory(dir=workspace) as folder:
@@ -41,21 +41,21 @@ def growth(
             write_pairs(data, short_pairs(number))
             model, output = str(Workspace(workspace).classifier), str(Path(folder) / "rewards.parquet")
             command = [sys.executable, "-m", "rmkit", "score", model, str(data), "--output", output]
-            found.append({"rows": number} | run_apart(command))
+            found.append({"rows": number} | run_measured(command))
         note(found[-1])
     return found
 
 
 def short_pairs(number: int) -> itertools.chain[PreferencePair]:
-    """Pairs of a few words, a thousand at a time so that making them takes no memory."""
+    """Pairs of a few words, generated in chunks of a thousand to save memory."""
     starts = range(0, number, 1000)
     return itertools.chain.from_iterable(
         made_pairs(min(1000, number - start), seed=start, prompt=3, response=4) for start in starts
     )
 
 
-def run_apart(command: Sequence[str]) -> dict[str, float]:
-    """Seconds and peak MiB of a process, by the operating system's account.
+def run_measured(command: Sequence[str]) -> dict[str, float]:
+    """Seconds and peak MiB of a process, as reported by the operating system.
 
     Raises:
         RmkitError: if it fails.
@@ -74,6 +74,8 @@ def run_apart(command: Sequence[str]) -> dict[str, float]:
         if process.returncode != 0:
             printed.seek(0)
             lines = printed.read().strip().splitlines() or [f"exit code {process.returncode}"]
-            raise RmkitError(f"{' '.join(command[:4])} failed: {lines[-1]}", "Run it by hand to see the whole.")
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+            raise RmkitError(
+                f"{' '.join(command[:4])} failed: {lines[-1]}", "Run the command yourself to see its whole output."
+            )
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
     return {"seconds": seconds, "peak_mib": usage.ru_maxrss * unit / 2**20}

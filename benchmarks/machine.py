@@ -1,4 +1,4 @@
-"""What the machine can do: the rate of matrix products at the model's own shapes."""
+"""The machine's speed: the rate of matrix products with the model's shapes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TIMES = {"cpu": 5, "gpu": 20}
 
 
 def matmul_rate(shape: Shape) -> float:
-    """Multiplications and additions a second in the products of one layer of the model, each the best of several."""
+    """FLOP/s of the matrix products of one layer of the model, each the best of several."""
     device = torch.device("cuda" if shape.device == "gpu" else "cpu")
     tokens, dtype = _TOKENS[shape.device], getattr(torch, shape.dtype)
     seconds, arithmetic = 0.0, 0
@@ -27,7 +27,7 @@ def matmul_rate(shape: Shape) -> float:
 
 
 def best_of(work: Callable[[], object], times: int, device: torch.device) -> float:
-    """The least seconds of several runs, after one that does not count."""
+    """Seconds of the fastest of several runs, after one warm-up run."""
 
     def once() -> float:
         started = time.perf_counter()

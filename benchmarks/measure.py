@@ -1,4 +1,4 @@
-"""Baseline and rmkit in turn, each measurement a process of its own. No torch."""
+"""Measure the baseline and rmkit alternately, every measurement in its own process. No torch."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from rmkit.errors import RmkitError
 from rmkit.files import rmkit_cache
 
 FORMAT = 1
-"""Part of a workspace's name: raise it when the same setting would make another one."""
+"""Part of a workspace's name: raise it when the same setting would write a different workspace."""
 
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 
 
 def plan(works: Iterable[Work] = get_args(Work), micro_batches: Sequence[int] = (4, 8)) -> list[Line]:
-    """The lines of the table, in an order that brings every work early."""
+    """The lines of the table, ordered so that every workload comes early."""
     works = list(works)
     lines = [Line("scoring", SCORING_BATCH, "plain")] if "scoring" in works else []
     for micro_batch in micro_batches:
@@ -40,13 +40,13 @@ def plan(works: Iterable[Work] = get_args(Work), micro_batches: Sequence[int] = 
 
 @dataclass(frozen=True)
 class Processes:
-    """Starts the processes that measure; all read one workspace."""
+    """Starts the measuring processes, which share one workspace."""
 
     setting: Setting
     workspace: Path
 
     def measure(self, line: Line, side: Side) -> Measurement:
-        """One side of a line."""
+        """Measure one side of a line."""
         job = Job(
             setting=self.setting,
             workspace=str(self.workspace),
@@ -59,10 +59,10 @@ class Processes:
 
 
 def run_process(arguments: Sequence[str], log_folder: Path, setting: Setting) -> Any:
-    """What `python -m benchmarks ARGUMENTS OUTPUT` writes to OUTPUT, read as JSON; whatever is beside it is removed.
+    """Run `python -m benchmarks ARGUMENTS OUTPUT` and return the JSON it writes; its other files are removed.
 
     Raises:
-        RmkitError: with the last line of what it printed, if it fails.
+        RmkitError: with the last line of its output, if it fails.
     """
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
@@ -81,19 +81,19 @@ def run_process(arguments: Sequence[str], log_folder: Path, setting: Setting) ->
         )
         if done.returncode == 0 and output.exists():
             return json.loads(output.read_text(encoding="utf-8"))
-    cause = last_words(log.read_text(encoding="utf-8", errors="replace")) or f"exit code {done.returncode}"
-    raise RmkitError(f"`{arguments[0]}` failed: {cause}", f"The whole of what it printed is in {log}.")
+    cause = find_cause(log.read_text(encoding="utf-8", errors="replace")) or f"exit code {done.returncode}"
+    raise RmkitError(f"`{arguments[0]}` failed: {cause}", f"The full output is in {log}.")
 
 
-def last_words(printed: str) -> str:
-    """What a process that failed said was wrong: its error message, else its last line."""
+def find_cause(printed: str) -> str:
+    """The error message in the output of a failed process, else its last line."""
     lines = printed.strip().splitlines() or [""]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (errors or lines)[-1]
 
 
 def ensure_workspace(setting: Setting, data: Path | None, cache: Path | None = None) -> Path:
-    """The folder that all measurements of a setting read, made first if it is not there."""
+    """The folder that all measurements of a setting read; written if it does not exist."""
     place = str(data.resolve()) if data else ""
     content = setting.model_dump_json() + place + str(setting.shape) + str(FORMAT)
     name = f"{setting.size}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
@@ -111,15 +111,16 @@ def measure_all(
     note: Callable[[Line, list[Couple]], None],
     setting: Setting,
 ) -> None:
-    """Measure every line `repeats` times, the baseline and then rmkit; `done` holds and gets the couples.
+    """Measure every line `repeats` times, the baseline and then rmkit; the couples are added to `done`.
 
-    All lines once, then all again: so every line has a figure early, and a slow spell of the machine meets all alike.
+    All lines are measured once before any is repeated: every line has a number early, and a slow phase of the machine
+    affects all lines alike.
 
     Args:
-        note: called after every couple with the couples of its line.
+        note: called after every couple with all couples of its line.
 
     Raises:
-        RmkitError: if the two sides of a couple did not compute the same.
+        RmkitError: if the two sides of a couple computed different things.
     """
     for repeat in range(repeats):
         for line in lines:
@@ -133,15 +134,15 @@ def measure_all(
 
 
 def difference(line: Line, baseline: Measurement, ours: Measurement, setting: Setting) -> float | None:
-    """By how much rewards, or the losses of the steps, differ at most; None where the order of the pairs does.
+    """The largest difference in rewards, or in losses of steps; None if the order of the pairs differs.
 
     Raises:
-        RmkitError: if it is more than rounding.
+        RmkitError: if it is larger than rounding.
     """
     if (len(baseline.losses), len(baseline.rewards)) != (len(ours.losses), len(ours.rewards)):
         raise RmkitError(
             f"{line}: {len(baseline.losses)} steps and {len(baseline.rewards)} rewards, but {len(ours.losses)} and "
-            f"{len(ours.rewards)} by rmkit.",
+            f"{len(ours.rewards)} with rmkit.",
             "Report this as a bug.",
         )
     if line.baseline == "stock_best":
@@ -153,6 +154,6 @@ def difference(line: Line, baseline: Measurement, ours: Measurement, setting: Se
     largest = max(abs(one - other) for one, other in couples)
     if not largest <= _TOLERANCE[setting.shape.dtype]:
         raise RmkitError(
-            f"{line}: the two sides differ by {largest:.2g}.", "They do not compute the same: report this as a bug."
+            f"{line}: the two sides differ by {largest:.2g}.", "They should compute the same: report this as a bug."
         )
     return largest

@@ -1,4 +1,4 @@
-"""rmkit's side: training by a recipe, scoring by the scorer of `rmkit evaluate`."""
+"""rmkit's side: training from a recipe, scoring with the scorer of `rmkit evaluate`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TYPES: dict[str, dict[str, Any]] = {
 
 
 def train(job: Job, scratch: Path) -> Measurement:
-    """One epoch by `rmkit.train.train`, in a run directory and with a cache of its own, so that nothing is reused."""
+    """One epoch of `rmkit.train.train`, with its own run directory and cache, so that nothing is reused."""
     from rmkit.train import train as run_recipe
 
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
@@ -62,7 +62,7 @@ def recipe(job: Job, output_dir: Path) -> Recipe:
 
 
 def score(job: Job, _: Path) -> Measurement:
-    """The rewards of all sets, texts to rewards; the model is loaded before."""
+    """Score all sets, from texts to rewards; loading the model is not measured."""
     workspace = Workspace(job.workspace)
     scorer = load_reward_model(str(workspace.classifier), dtype=job.setting.shape.dtype)
     sets = [load_preferences(str(path)) for path in workspace.scored]
@@ -72,12 +72,12 @@ def score(job: Job, _: Path) -> Measurement:
 
 
 def rewards_of(scorer: Scorer, sets: list[PreferenceData]) -> list[tuple[float, float]]:
-    """Rewards [pairs, 2] of all sets, one set after another, as `rmkit evaluate` scores them."""
+    """Rewards [pairs, 2] of all sets, concatenated, as `rmkit evaluate` scores them."""
     found = scorer.score_sets({pairs.name: pairs for pairs in sets}, SCORING_BATCH)
     return [(chosen, rejected) for each in found.values() for chosen, rejected in each.rewards.rewards.tolist()]
 
 
 def peak_mib() -> float:
-    """The most memory that this process has held: of its GPU if it has one, else of the host."""
+    """Peak memory of this process: GPU memory if it has a GPU, else host memory."""
     peak = environment.peak_memory_mib()
     return peak.get("gpu", peak["host"])

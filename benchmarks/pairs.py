@@ -1,4 +1,4 @@
-"""The pairs: UltraFeedback as released for training, the five released sets for scoring; made ones for size tiny."""
+"""The pairs: released UltraFeedback for training, five released sets for scoring; synthetic pairs for size tiny."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _SYLLABLES = ["ba", "de", "fi", "go", "ku", "la", "me", "ni", "po", "ru", "sa", 
 
 
 def released_folder() -> Path:
-    """Where the released sets are: `$RMKIT_DATA`, else beside the repository."""
+    """The folder of the released sets: `$RMKIT_DATA`, else one next to the repository."""
     return Path(os.environ.get("RMKIT_DATA", REPOSITORY.parent / "shared" / "data"))
 
 
 def training_pairs(folder: Path | None, number: int) -> list[PreferencePair]:
-    """The first training pairs of UltraFeedback, or made ones without a folder.
+    """The first training pairs of UltraFeedback, or synthetic ones without a folder.
 
     Raises:
-        RmkitError: if the folder does not hold so many.
+        RmkitError: if the folder has fewer than `number`.
     """
     if folder is None:
         return made_pairs(number, seed=0)
@@ -43,7 +43,7 @@ def training_pairs(folder: Path | None, number: int) -> list[PreferencePair]:
 
 
 def scored_pairs(folder: Path | None, number: int) -> dict[str, list[PreferencePair]]:
-    """The first test pairs of every released set by its name, or made ones without a folder."""
+    """Set name -> its first test pairs, or synthetic ones without a folder."""
     if folder is None:
         return {f"made_{seed}": made_pairs(number, seed) for seed in (1, 2)}
     return {name: list(load_preferences(name, root=folder, split="test", limit=number).pairs) for name in SCORED_SETS}

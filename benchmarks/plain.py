@@ -17,7 +17,7 @@ from rmkit.data.preferences import PreferencePair, load_preferences
 
 @torch.no_grad()
 def score(job: Job, _: Path) -> Measurement:
-    """All sets in input order by a plain transformers loop, texts to rewards; the model is loaded before."""
+    """Score all sets in input order, from texts to rewards; loading the model is not measured."""
     workspace = Workspace(job.workspace)
     device = "cuda" if job.setting.shape.device == "gpu" else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(workspace.classifier, padding_side="right")
@@ -36,7 +36,7 @@ def score(job: Job, _: Path) -> Measurement:
 
 
 def _texts(tokenizer: Any, pairs: list[PreferencePair]) -> Iterator[list[str]]:
-    """The conversations chosen_0, rejected_0, chosen_1, ... under the chat template, a batch at a time."""
+    """The conversations chosen_0, rejected_0, chosen_1, ... under the chat template, in batches."""
     responses = [(pair.prompt, response) for pair in pairs for response in (pair.chosen, pair.rejected)]
     for start in range(0, len(responses), SCORING_BATCH):
         yield [

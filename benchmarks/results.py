@@ -1,4 +1,4 @@
-"""The figures of a table, its file (a JSON list, one object a line) and its print. No torch."""
+"""The numbers of a table, its results file (a JSON list, one object per line) and its printout. No torch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Line:
 
     @property
     def epochs(self) -> int:
-        """What `seconds` are for. An implicit model's reference pass, made once, is spread over the paper's epochs."""
+        """Epochs that `seconds` cover: the paper's for implicit models, whose reference pass is computed once."""
         return PAPER_EPOCHS if self.work == "implicit" else 1
 
     @property
@@ -49,9 +49,10 @@ class Line:
 
 
 class Couple(StrictModel):
-    """A baseline and rmkit right after it. Seconds are of one epoch (or of scoring) and of the reference pass.
+    """A measurement of the baseline and one of rmkit right after it.
 
-    `matmul_rate` is the better of two measurements, one after each side; versions and machine are in `machine`.
+    Seconds are for one epoch (or scoring) and for the reference pass. `matmul_rate` is the better of the two
+    measurements; versions and machine are in `machine`.
     """
 
     baseline_seconds: float
@@ -66,7 +67,7 @@ class Couple(StrictModel):
 
     @classmethod
     def of(cls, baseline: Measurement, ours: Measurement, difference: float | None) -> Couple:
-        """The couple of two measurements."""
+        """Combine two measurements."""
         return cls(
             baseline_seconds=baseline.seconds,
             baseline_reference_seconds=baseline.reference_seconds,
@@ -80,7 +81,7 @@ class Couple(StrictModel):
         )
 
     def totals(self, epochs: int) -> tuple[float, float]:
-        """Seconds of the baseline and of rmkit: the reference pass and so many epochs."""
+        """Seconds of the baseline and of rmkit for the reference pass and `epochs` epochs."""
         return (
             self.baseline_reference_seconds + epochs * self.baseline_seconds,
             self.reference_seconds + epochs * self.seconds,
@@ -90,10 +91,10 @@ class Couple(StrictModel):
 class Entry(BaseModel):
     """A line of the results file.
 
-    Ratios are seconds of the baseline over those of rmkit, couple by couple. `seconds` and `baseline_seconds` are
-    medians, for `epochs` epochs with their reference pass; memory and `matmul_rate` (FLOP/s) are the most of all
-    couples; `differ_by` is the most by which losses or rewards of the two sides differ (null where they see the pairs
-    in another order).
+    Ratios are seconds of the baseline over seconds of rmkit, per couple. `seconds` and `baseline_seconds` are medians,
+    for `epochs` epochs with their reference pass; memory and `matmul_rate` (FLOP/s) are maxima over all couples;
+    `differ_by` is the largest difference of losses or rewards between the two sides (null if they see the pairs in
+    different orders).
     """
 
     work: Work
@@ -126,9 +127,9 @@ class Entry(BaseModel):
 
     @classmethod
     def of(cls, line: Line, couples: Sequence[Couple], setting: Setting, counted: Counts) -> Entry:
-        """The figures of a line's couples."""
+        """Summarize the couples of a line."""
         totals = [couple.totals(line.epochs) for couple in couples]
-        baseline_seconds, seconds = (spread([each[side] for each in totals])[1] for side in (0, 1))
+        baseline_seconds, seconds = (spread([total[side] for total in totals])[1] for side in (0, 1))
         least, median, most = spread([theirs / mine for theirs, mine in totals])
         arithmetic = flops(line.work, setting.shape, counted, line.epochs, line.reference_passes)
         possible = max(couple.matmul_rate for couple in couples)
@@ -162,45 +163,45 @@ class Entry(BaseModel):
 
 
 def read(path: Path) -> list[Entry]:
-    """The entries of a results file; none where there is no such file, or it is of another format."""
+    """The entries of a results file; empty if the file is missing or has another format."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return [Entry.model_validate_json(json.dumps(each)) for each in content]
+        return [Entry.model_validate_json(json.dumps(entry)) for entry in content]
     except (OSError, ValueError, ValidationError):
         return []
 
 
 def write(path: Path, entries: Sequence[Entry]) -> None:
-    """The results file, atomically."""
-    write_text(path, json.dumps([each.model_dump(mode="json") for each in entries], indent=1) + "\n")
+    """Write the results file atomically."""
+    write_text(path, json.dumps([entry.model_dump(mode="json") for entry in entries], indent=1) + "\n")
 
 
 def print_table(entries: Sequence[Entry], console: Console) -> None:
-    """A row a line; what the columns mean below."""
+    """Print one row per line, and a caption that explains the columns."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for name in ("work", "mb", "against"):
+    for name in ("workload", "mb", "baseline"):
         table.add_column(name, justify="right" if name == "mb" else "left", no_wrap=True)
     for name in ("ratio", "seconds", "theirs", "tokens/s", "share", "MiB", "theirs"):
         table.add_column(name, justify="right", no_wrap=True)
-    for each in entries:
+    for entry in entries:
         table.add_row(
-            each.work,
-            str(each.micro_batch),
-            BASELINES[each.baseline],
-            f"{each.ratio_median:.2f}x ({each.ratio_min:.2f}-{each.ratio_max:.2f})",
-            f"{each.seconds:.1f}",
-            f"{each.baseline_seconds:.1f}",
-            f"{each.tokens_per_second:.0f}",
-            f"{each.matmul_share:.0%}",
-            f"{each.peak_mib:.0f}",
-            f"{each.baseline_peak_mib:.0f}",
+            entry.work,
+            str(entry.micro_batch),
+            BASELINES[entry.baseline],
+            f"{entry.ratio_median:.2f}x ({entry.ratio_min:.2f}-{entry.ratio_max:.2f})",
+            f"{entry.seconds:.1f}",
+            f"{entry.baseline_seconds:.1f}",
+            f"{entry.tokens_per_second:.0f}",
+            f"{entry.matmul_share:.0%}",
+            f"{entry.peak_mib:.0f}",
+            f"{entry.baseline_peak_mib:.0f}",
         )
     console.print(table)
     console.print(CAPTION, highlight=False, soft_wrap=True)
 
 
 CAPTION = f"""\
-mb: pairs (scoring: responses) a micro-batch. ratio: seconds of the baseline over those of rmkit, couple by couple.
+mb: pairs (scoring: responses) per micro-batch. ratio: seconds of the baseline over seconds of rmkit, per couple.
 seconds: medians, of an epoch or of scoring; implicit: of {PAPER_EPOCHS} epochs and the pass of a precomputed reference.
-tokens/s: every token of a pair counted once. share: arithmetic of the linear layers on these tokens, as a share of the
-measured rate of matrix products. MiB: peak memory of the process, or of its GPU."""
+tokens/s: the unique tokens of pairs. share: FLOP/s of the linear layers on these tokens, as a fraction of the measured
+rate of matrix products. MiB: peak memory of the process, or of its GPU."""

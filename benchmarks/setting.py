@@ -1,4 +1,4 @@
-"""What a table measures: the setting that all measurements share, and the job of one worker. No torch."""
+"""What is measured: the setting shared by all measurements of a table, and the job of one worker. No torch."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SEED = 0
 
 
 class Setting(StrictModel):
-    """All that must be the same for two measurements to be of one table.
+    """Everything that must be equal for measurements to be comparable.
 
     Attributes:
-        source: whether the pairs are those of the released sets or made ones.
-        pairs: training pairs; an epoch goes once over them.
-        scoring_pairs: pairs of each set that is scored.
-        batch_size: pairs of an optimizer step.
-        warm_up: whether each worker does its work once before the work that is measured (compilation on a GPU).
+        source: the released sets, or synthetic pairs ("made").
+        pairs: training pairs of an epoch.
+        scoring_pairs: pairs per scored set.
+        batch_size: pairs per optimizer step.
+        warm_up: run every workload once before the measured run (compilation on a GPU).
     """
 
     size: Literal["tiny", "19m", "1b", "3b"]
@@ -56,8 +56,8 @@ class Job(StrictModel):
 class Measurement(StrictModel):
     """What a worker measured: seconds of one epoch (or of scoring) and of the reference pass; peak memory in MiB.
 
-    `losses` are those of the optimizer steps and `rewards` [pairs, 2] those of scoring, to see that sides agree.
-    `matmul_rate` is what the machine could do right afterwards, see `benchmarks.machine`.
+    `losses` per optimizer step and `rewards` [pairs, 2] of scoring show that both sides agree. `matmul_rate` (FLOP/s)
+    is measured right afterwards, see `benchmarks.machine`.
     """
 
     seconds: NonNegativeFloat
@@ -70,7 +70,7 @@ class Measurement(StrictModel):
 
 
 class Workspace:
-    """The folder with what all workers share, made once by `benchmarks.prepare`."""
+    """The folder that all workers share, written once by `benchmarks.prepare`."""
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
@@ -98,5 +98,5 @@ class Workspace:
         return self.path / "counts.json"
 
     def read_counts(self) -> dict[Work, Counts]:
-        """Of each work's pairs."""
-        return {work: Counts(**each) for work, each in json.loads(self.counts.read_text(encoding="utf-8")).items()}
+        """Token counts by workload."""
+        return {work: Counts(**entry) for work, entry in json.loads(self.counts.read_text(encoding="utf-8")).items()}

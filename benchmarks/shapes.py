@@ -15,8 +15,8 @@ class Shape:
 
     Attributes:
         vocabulary_size: rows of the embeddings. The tokenizer, trained on the pairs' texts, has at most as many tokens.
-        head_size: of one attention head; `heads` of them for queries, `key_value_heads` for keys and for values.
-        dtype: of the weights, and so of the arithmetic.
+        head_size: size of an attention head; there are `heads` for queries, `key_value_heads` for keys and values.
+        dtype: of the weights and the computation.
     """
 
     vocabulary_size: int
@@ -31,7 +31,7 @@ class Shape:
 
     @property
     def products(self) -> list[tuple[int, int]]:
-        """(inputs, outputs) of the linear maps of one layer: q, k, v, o of attention; gate, up, down of the MLP."""
+        """(inputs, outputs) of the linear layers of one block: q, k, v, o of attention; gate, up, down of the MLP."""
         queries, keys = self.heads * self.head_size, self.key_value_heads * self.head_size
         hidden, inner = self.hidden_size, self.intermediate_size
         attention = [(hidden, queries), (hidden, keys), (hidden, keys), (queries, hidden)]
@@ -39,17 +39,17 @@ class Shape:
 
     @property
     def layer_weights(self) -> int:
-        """Weights of the linear maps of all layers."""
+        """Number of weights of all linear layers."""
         return self.layers * sum(inputs * outputs for inputs, outputs in self.products)
 
     @property
     def head_weights(self) -> int:
-        """Weights of the language model's head."""
+        """Number of weights of the language model's head."""
         return self.vocabulary_size * self.hidden_size
 
     @property
     def parameters(self) -> int:
-        """All of them: linear maps, embeddings (which are the head too) and norms."""
+        """Number of parameters: linear layers, embeddings (tied to the head) and norms."""
         return self.layer_weights + self.head_weights + (2 * self.layers + 1) * self.hidden_size
 
 

@@ -1,4 +1,4 @@
-"""The baseline of training: TRL's RewardTrainer and DPOTrainer, as documented and at their best."""
+"""The baseline of training: TRL's RewardTrainer and DPOTrainer, as documented and at their fastest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rmkit.errors import RmkitError
 
 
 class TimedDPOTrainer(DPOTrainer):
-    """DPOTrainer that notes how long its own pass of the reference takes."""
+    """DPOTrainer that measures the time of its reference pass."""
 
     reference_seconds = 0.0
 
@@ -34,7 +34,7 @@ def train(job: Job, scratch: Path) -> Measurement:
     """One epoch of stock TRL: `stock` as documented; `stock_best` grouped by length, its reference precomputed.
 
     Raises:
-        RmkitError: if TRL reads other tokens than rmkit does: the two would not be comparable.
+        RmkitError: if TRL reads different tokens than rmkit, so that the two are not comparable.
     """
     workspace = Workspace(job.workspace)
     pairs = list(load_preferences(str(workspace.train)))
@@ -42,7 +42,7 @@ def train(job: Job, scratch: Path) -> Measurement:
     best = job.side == "stock_best"
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         trainer = _trainer(job, folder, str(workspace.base), conversations(pairs, encoded if best else None))
-        _refuse_other_tokens(trainer.train_dataset, encoded)
+        _check_same_tokens(trainer.train_dataset, encoded)
         outcome = trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return Measurement(
@@ -61,7 +61,7 @@ def _trainer(job: Job, folder: str, base: str, dataset: Dataset) -> Any:
         "num_train_epochs": 1,
         "per_device_train_batch_size": job.micro_batch,
         "gradient_accumulation_steps": job.setting.batch_size // job.micro_batch,
-        # What both sides have: the paper's optimisation, weights in the shape's dtype, nothing computed twice.
+        # The same on both sides: the paper's optimizer, weights in the shape's dtype, no recomputation.
         "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "constant",
         "max_grad_norm": 0.0,
@@ -72,14 +72,14 @@ def _trainer(job: Job, folder: str, base: str, dataset: Dataset) -> Any:
         "model_init_kwargs": {"dtype": shape.dtype},
         "gradient_checkpointing": False,
         "dataloader_pin_memory": shape.device == "gpu",
-        # No saving, no evaluation, no bars.
+        # No saving, evaluation or progress bars.
         "save_strategy": "no",
         "eval_strategy": "no",
         "report_to": "none",
         "logging_steps": 1,
         "disable_tqdm": True,
     }
-    if best:  # the sampler needs the column of lengths, which would be removed with the other unused ones
+    if best:  # the sampler needs the column of lengths, which would be removed as unused
         options |= {"train_sampling_strategy": "group_by_length", "remove_unused_columns": False}
     if job.work == "explicit":
         return RewardTrainer(model=base, args=RewardConfig(**options), train_dataset=dataset)
@@ -88,7 +88,7 @@ def _trainer(job: Job, folder: str, base: str, dataset: Dataset) -> Any:
 
 
 def conversations(pairs: list[PreferencePair], lengths_of: list[tuple[TokenSequence, TokenSequence]] | None) -> Dataset:
-    """The pairs as TRL documents them, with the tokens of the longer response's row where a sampler asks for them."""
+    """The pairs in TRL's documented format; `lengths_of` adds the longer sequence's token count for the sampler."""
     columns: dict[str, list[Any]] = {
         "prompt": [[{"role": "user", "content": pair.prompt}] for pair in pairs],
         "chosen": [[{"role": "assistant", "content": pair.chosen}] for pair in pairs],
@@ -100,7 +100,7 @@ def conversations(pairs: list[PreferencePair], lengths_of: list[tuple[TokenSeque
 
 
 def sequences(workspace: Workspace, pairs: list[PreferencePair]) -> list[tuple[TokenSequence, TokenSequence]]:
-    """What rmkit reads of each pair."""
+    """The token sequences that rmkit reads for every pair."""
     encoder = ChatEncoder(load_tokenizer(workspace.base)[0])
     prompts = [pair.prompt for pair in pairs]
     chosen, rejected = (
@@ -110,9 +110,9 @@ def sequences(workspace: Workspace, pairs: list[PreferencePair]) -> list[tuple[T
     return list(zip(chosen, rejected, strict=True))
 
 
-def _refuse_other_tokens(dataset: Dataset, encoded: list[tuple[TokenSequence, TokenSequence]]) -> None:
+def _check_same_tokens(dataset: Dataset, encoded: list[tuple[TokenSequence, TokenSequence]]) -> None:
     for number, row in enumerate(dataset):
         before = row.get("prompt_ids", [])
         theirs = (before + row["chosen_ids"], before + row["rejected_ids"])
-        if theirs != tuple(each.ids for each in encoded[number]):
-            raise RmkitError(f"TRL reads other tokens of pair {number} than rmkit.", "Report this as a bug.")
+        if theirs != tuple(sequence.ids for sequence in encoded[number]):
+            raise RmkitError(f"TRL and rmkit read different tokens of pair {number}.", "Report this as a bug.")

@@ -1,4 +1,4 @@
-"""One measurement, in a process of its own."""
+"""One measurement, in its own process."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rmkit.runs import environment
 
 
 def measure(job: Job, scratch: Path) -> Measurement:
-    """Do the work of a job, before it once for nothing where the setting says so, and measure it and the machine.
+    """Run the workload of a job, after a warm-up run if the setting asks for one, and measure it and the machine.
 
-    What the work writes goes below `scratch`.
+    Its files go to `scratch`.
     """
     work = _work(job)
     if job.setting.warm_up:

@@ -14,7 +14,7 @@ from benchmarks import growth, results
 from benchmarks.__main__ import app
 from benchmarks.arithmetic import Counts, counts, flops, forward_flops, shared_prefix, spread
 from benchmarks.figure import draw, ratios
-from benchmarks.measure import difference, last_words, measure_all, plan, run_process
+from benchmarks.measure import difference, find_cause, measure_all, plan, run_process
 from benchmarks.pairs import made_pairs, write_pairs
 from benchmarks.prepare import prepare
 from benchmarks.results import Couple, Entry, Line
@@ -335,10 +335,10 @@ def test_both_sides_of_training(workspace, work, baseline, tmp_path, monkeypatch
 
 
 def test_a_process_that_fails_says_why(tmp_path):
-    with pytest.raises(RmkitError, match="holds no results"):
+    with pytest.raises(RmkitError, match="No results in"):
         run_process(["figure"], tmp_path, SETTING)
-    assert last_words("Traceback\nValueError: no\n") == "ValueError: no"
-    assert last_words("error: no pairs\n  fix: give some\n") == "no pairs"
+    assert find_cause("Traceback\nValueError: no\n") == "ValueError: no"
+    assert find_cause("error: no pairs\n  fix: give some\n") == "no pairs"
 
 
 @pytest.mark.parametrize(
@@ -352,11 +352,11 @@ def test_what_cannot_be_measured_is_refused(arguments):
 
 
 def test_seconds_and_memory_of_a_process():
-    found = growth.run_apart([sys.executable, "-c", "x = bytearray(100 * 2**20)"])
+    found = growth.run_measured([sys.executable, "-c", "x = bytearray(100 * 2**20)"])
     assert found["peak_mib"] > 100
     assert found["seconds"] > 0
     with pytest.raises(RmkitError, match="broken"):
-        growth.run_apart([sys.executable, "-c", "raise SystemExit('broken')"])
+        growth.run_measured([sys.executable, "-c", "raise SystemExit('broken')"])
 
 
 def test_short_pairs_are_as_many_as_asked_for(tmp_path):

@@ -21,7 +21,7 @@ from rmkit.config.recipe import Hub, Recipe, load_recipe
 from rmkit.config.strict_yaml import load_yaml
 from rmkit.evaluation.suites import load_suite
 from rmkit.hub import cards
-from rmkit.hub.publication import publication, refuse_secrets
+from rmkit.hub.publication import build_publication, refuse_secrets
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -73,7 +73,7 @@ def test_a_run_that_publishes_leaves_the_token_nowhere(models, tmp_path):
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
         lines = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "  fix: "))]
-        assert lines[1] == f"  fix: The run is whole; push again with: rmkit push {tmp_path / 'run'} someone/other"
+        assert lines[1] == f"  fix: The run is complete; push again with: rmkit push {tmp_path / 'run'} someone/other"
         said.append(done.stdout + done.stderr)
         files = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
         assert len(files) > 10  # checkpoints too
@@ -91,17 +91,17 @@ def test_publishing_needs_no_torch():
 def test_a_token_or_a_path_in_a_text_of_the_recipe_is_not_published(finished):
     model, content = finished
     recipe = content["recipe"]
-    made = publication(model, content, HUB)
+    made = build_publication(model, content, HUB)
     refuse_secrets(made.files, recipe, ["hf_secret"])
     leaking = copy.deepcopy(content)
     leaking["recipe"]["training"]["run_name"] = "with hf_secret"
-    made = publication(model, leaking, HUB)
-    with pytest.raises(RmkitError, match=r"recipe.yaml would show your access token") as error:
+    made = build_publication(model, leaking, HUB)
+    with pytest.raises(RmkitError, match=r"recipe.yaml would publish your access token") as error:
         refuse_secrets(made.files, recipe, ["hf_secret"])
     assert "hf_secret" not in str(error.value)
     leaking["recipe"]["training"]["run_name"] = f"in {recipe['output_dir']}"
-    made = publication(model, leaking, HUB)
-    with pytest.raises(RmkitError, match=r"recipe.yaml would show a path of this machine"):
+    made = build_publication(model, leaking, HUB)
+    with pytest.raises(RmkitError, match=r"recipe.yaml would publish a local path"):
         refuse_secrets(made.files, recipe, [])
 
 
@@ -267,7 +267,7 @@ def test_cards_take_nothing_for_markup(finished, kind):
     test = content["recipe"]["data"]["evaluation"][0]
     test |= {"path": HOSTILE, "split": HOSTILE, "subset": HOSTILE, "revision": HOSTILE, "where": {HOSTILE: HOSTILE}}
     content["data"]["test"] |= {"category": HOSTILE, "fingerprint": HOSTILE, "dropped": {HOSTILE: 1}}
-    text = cards.card(publication(model, content, HUB), content, "someone/rm")
+    text = cards.model_card(build_publication(model, content, HUB), content, "someone/rm")
 
     card = ModelCard(text)
     assert "license" not in card.data.to_dict()

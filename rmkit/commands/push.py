@@ -16,7 +16,7 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
     base: Annotated[
         str | None,
-        typer.Option(help="Where others get a base that is a folder here: its hub id[@revision], or `beside`."),
+        typer.Option(help="Where others get a base that is a folder here: its hub id[@revision], or `upload`."),
     ] = None,
 ) -> None:
     """Publish a run's model, tokenizer, card and recipe on the Hugging Face Hub."""

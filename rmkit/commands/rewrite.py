@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from rmkit.commands.extras import require_extra
 from rmkit.errors import RmkitError, exit_on_error
 
 if TYPE_CHECKING:  # heavy, and not needed for --help
@@ -72,6 +73,7 @@ def rewrite(
 ) -> None:
     """Rewrite the responses of a set: paraphrased, translated, or in another form."""
     with exit_on_error():
+        require_extra("rewrite", "rmkit rewrite")
         from rmkit.data.preferences import load_preferences
         from rmkit.data.rewriting import sets
         from rmkit.data.rewriting.checks import Bounds

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rmkit.commands.extras import require_extra
 from rmkit.errors import exit_on_error
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def _launcher(
         console.print(f"{task.name}: started {place}, log {task.log}".replace(" ,", ","), markup=False, soft_wrap=True)
 
     if where is Where.slurm:
+        require_extra("slurm", "--launcher slurm")
         return ClusterLauncher(parameters, started=started)
     return LocalLauncher(max_parallel, started)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rmkit.commands.extras import require_extra
 from rmkit.commands.score import Base, NoVerify
 from rmkit.errors import RmkitError, exit_on_error
 
@@ -163,6 +164,7 @@ def separator(
 ) -> None:
     """Compute the max-margin separator of hidden states (Eq. 6), and its products with unseen pairs (footnote 3)."""
     with exit_on_error():
+        require_extra("theory", "rmkit theory separator")
         place = _figure_place(json, figure)
         _check_dtype(dtype)
         from rmkit.data.preferences import load_preferences
@@ -239,6 +241,7 @@ def unseen_tokens(
 ) -> None:
     """Rank tokens unseen in training (Theorem 2): implicit models cannot, explicit ones rank like u*."""
     with exit_on_error():
+        require_extra("theory", "rmkit theory unseen-tokens")
         place = _figure_place(json, figure)
         _check_dtype(dtype)
         if beta <= 0:

@@ -22,6 +22,7 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
@@ -255,7 +256,7 @@ class Hub(StrictModel):
     """Publishing to the Hugging Face Hub: the finished run, or also the model at every save while training.
 
     `base` says where others get a base that is a local folder here: a hub id (owner/name or owner/name@revision), or
-    `beside`, to upload it into the repository.
+    `upload`, to upload it to the repository.
     """
 
     push: Literal["end", "every_save"]
@@ -263,12 +264,17 @@ class Hub(StrictModel):
     private: bool = True
     base: str | None = None
 
+    @field_validator("base")
+    @classmethod
+    def _accept_the_former_name(cls, base: str | None) -> str | None:
+        return "upload" if base == "beside" else base
+
     @model_validator(mode="after")
     def _names_are_the_hubs(self) -> Hub:
         if not _HUB_ID.fullmatch(self.repo_id) or "/" not in self.repo_id:
             raise ValueError(f"repo_id {self.repo_id!r} is not of the form owner/name")
         if self.base is not None and not _HUB_ID.fullmatch(self.base.partition("@")[0]):
-            raise ValueError(f"base {self.base!r} is neither a hub id (owner/name or owner/name@revision) nor beside")
+            raise ValueError(f"base {self.base!r} is neither a hub id (owner/name or owner/name@revision) nor upload")
         return self
 
 

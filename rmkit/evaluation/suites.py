@@ -20,13 +20,13 @@ from numpy.typing import ArrayLike
 from pydantic import PositiveFloat, model_validator
 
 from rmkit.config.recipe import EvaluationSet
+from rmkit.config.resources import find_suite
 from rmkit.config.strict_yaml import StrictModel, load_yaml, validate
 from rmkit.data.preferences import PreferenceData, PreferencePair, drop_identical, load_rows, matching, row_pair
 from rmkit.data.sources.use import load_set as load_pairs
 from rmkit.data.sources.use import locate
 from rmkit.errors import RmkitError
 
-ROOT = Path(__file__).resolve().parents[2] / "recipes" / "suites"
 OVERALL = "overall"
 
 
@@ -70,12 +70,7 @@ def load_suite(path: Path | str, root: Path | str | None = None) -> Suite:
     Raises:
         RmkitError: naming the file, the key and the nearest known key.
     """
-    file = Path(path)
-    if not file.exists() and file.suffix == "" and (ROOT / f"{path}.yaml").exists():
-        file = ROOT / f"{path}.yaml"
-    if not file.exists():
-        shipped = ", ".join(sorted(each.stem for each in ROOT.glob("*.yaml")))
-        raise RmkitError(f"{path} is no suite file.", f"Give a path, or the name of a shipped suite: {shipped}.")
+    file = find_suite(path)
     suite = validate(Suite, load_yaml(file), str(file))
     return suite if root is None else suite.model_copy(update={"root": Path(root)})
 

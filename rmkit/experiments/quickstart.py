@@ -1,7 +1,7 @@
-"""The quickstart: the controlled experiment of Section 5.1, from nothing to a page of results, on a CPU in minutes.
+"""The quickstart: the controlled experiment of Section 5.1 from scratch, on a CPU in minutes, with a page of results.
 
-The pairs are generated, the base language model is built (`models.tiny_base`), and the three types of reward model are
-trained and scored by `rmkit.train.train` from the recipes in recipes/quickstart/, as `accelerate launch` would.
+It generates the pairs, builds the base language model (`models.tiny_base`), and trains and scores the three types of
+reward model through `rmkit.train.train` from the recipes in recipes/quickstart/, as `accelerate launch` would.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from transformers.utils import logging as transformers_logging
 
 from rmkit.config.recipe import PreferenceSet, Recipe, SourceSettings, load_recipe
+from rmkit.config.resources import RECIPES
 from rmkit.data.corpus import corpus_fingerprint, quickstart_documents
 from rmkit.data.sources.use import locate
 from rmkit.errors import RmkitError
@@ -31,53 +32,49 @@ from rmkit.runs import environment
 from rmkit.runs.directory import RunDirectory
 from rmkit.train import train
 
-RECIPES = Path(__file__).parents[2] / "recipes" / "quickstart"
 RECIPE_NAMES = ("exrm", "imrm", "exgrm")
 
 
 @dataclass(frozen=True)
 class Quickstart:
-    """What a quickstart left: the results (columns as in `RESULT_COLUMNS`), the page, and the run directories."""
+    """The output of a quickstart: results (columns `RESULT_COLUMNS`), the page, and the run directories."""
 
     results: pd.DataFrame
     page: Path
-    runs: Sequence[RunDirectory]
+    run_dirs: Sequence[RunDirectory]
 
 
 def prepare(output: Path) -> Path:
-    """Prepare the six sets of pairs in data/quickstart/ below `output`, unless they are there; returns data/.
+    """Write the six sets of pairs to data/quickstart/ in `output`, unless they exist; returns data/.
 
     Raises:
-        RmkitError: if that folder cannot be made.
+        RmkitError: if that folder cannot be created.
     """
     root = output / "data"
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RmkitError(f"{output} cannot hold data, runs and a report: {error}.", "Give another --output.") from None
+        raise RmkitError(
+            f"Cannot write data, runs and a report to {output}: {error}.", "Use another --output."
+        ) from None
     locate(PreferenceSet(name="quickstart", path="quickstart", source=SourceSettings(name="quickstart")), root)
     return root
 
 
 def recipes(output: Path, seeds: int, overrides: Sequence[str] = ()) -> list[Recipe]:
-    """The recipes of all runs, a seed after the other.
+    """The recipes of all runs, ordered by seed.
 
     Args:
-        output: data/ and runs/ are in this folder.
-        seeds: each type is trained with the seeds 0 to `seeds` - 1.
+        output: the folder of data/ and runs/.
+        seeds: every type is trained with the seeds 0 to `seeds` - 1.
         overrides: section.key=value, for all recipes.
 
     Raises:
-        RmkitError: if rmkit is installed without its recipes, or an override is wrong.
+        RmkitError: if an override is invalid.
     """
-    if not RECIPES.is_dir():
-        raise RmkitError(
-            "The quickstart's recipes are not beside the rmkit package.",
-            "Run it from a clone of the repository: pip install -e . && rmkit quickstart",
-        )
     return [
         load_recipe(
-            RECIPES / f"{name}.yaml",
+            RECIPES / "quickstart" / f"{name}.yaml",
             [
                 *overrides,
                 f"data.root={json.dumps(str(output / 'data'))}",
@@ -95,14 +92,14 @@ def quickstart(
 ) -> Quickstart:
     """Prepare the pairs, build the base, train every type with every seed, and write report/.
 
-    A finished run of the same recipe by the same rmkit is kept, so that a second call only does what is missing; any
-    other run in its place, finished or not, is replaced. The folders are the quickstart's own.
+    Finished runs of the same recipe and the same rmkit are kept, so a second call only trains what is missing; any
+    other run in their folders, finished or not, is replaced.
 
     Args:
-        output: data/, runs/ and report/ go into this folder.
-        seeds: how many seeds, from 0.
+        output: the folder of data/, runs/ and report/.
+        seeds: number of seeds, from 0.
         overrides: section.key=value, for all recipes.
-        overwrite: train again what is finished.
+        overwrite: train finished runs again.
         console: where progress is shown.
 
     Raises:
@@ -111,14 +108,14 @@ def quickstart(
     console = console or Console(file=sys.stdout)
     planned = recipes(output, seeds, overrides)
     prepare(output)
-    runs = [RunDirectory(recipe.output_dir) for recipe in planned]
+    run_dirs = [RunDirectory(recipe.output_dir) for recipe in planned]
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         TimeElapsedColumn(),
         console=console,
-        redirect_stdout=False,  # what is printed meanwhile is set aside, see `_quiet`
+        redirect_stdout=False,  # `_quiet` captures what runs print
         redirect_stderr=False,
     )
     with bar, _one_thread():
@@ -126,37 +123,37 @@ def quickstart(
         with _quiet():
             _ensure_base(planned[0])
         bar.advance(task)
-        for recipe, run in zip(planned, runs, strict=True):
+        for recipe, run_dir in zip(planned, run_dirs, strict=True):
             what = f"{recipe.reward_model.type} reward model, seed {recipe.training['seed']}"
             bar.update(task, description=f"Training the {what}")
-            if overwrite or not _is_current(run, recipe):
+            if overwrite or not _is_current(run_dir, recipe):
                 with _quiet():
                     train(recipe, overwrite=True)
             else:
-                console.print(f"Kept from before: {what} (--overwrite trains it again)")
+                console.print(f"Kept: {what} (--overwrite trains it again)")
             bar.advance(task)
         bar.update(task, description="Done")
-    records = [run.read() for run in runs]
+    records = [run_dir.read() for run_dir in run_dirs]
     frame = results(records)
-    return Quickstart(frame, write_report(frame, records, output / "report"), runs)
+    return Quickstart(frame, write_report(frame, records, output / "report"), run_dirs)
 
 
 def _ensure_base(recipe: Recipe) -> None:
-    """Build the base before the first run; one that an override makes of something else is left to `train`."""
+    """Build the base before the first run, unless an override changed its corpus: `train` builds that one."""
     build = recipe.base.build
     if build is not None and build.corpus == "quickstart":
         ensure_base(build, lambda: quickstart_documents(build.seed), corpus_fingerprint(build.seed))
 
 
-def _is_current(run: RunDirectory, recipe: Recipe) -> bool:
-    """Whether the folder holds a finished run of this very recipe, by this very rmkit."""
+def _is_current(run_dir: RunDirectory, recipe: Recipe) -> bool:
+    """Whether the folder holds a finished run of the same recipe and the same rmkit."""
     try:
-        record = run.read()
+        record = run_dir.read()
     except RmkitError:
         return False
     here = environment.describe()
     same_code = all(record.get(key) == here[key] for key in ("rmkit_version", "git", "versions"))
-    changed = bool(here["git"]) and here["git"]["dirty"]  # uncommitted changes: nobody knows which
+    changed = bool(here["git"]) and here["git"]["dirty"]  # uncommitted changes are not recorded
     return same_code and not changed and record.get("recipe") == recipe.model_dump(mode="json")
 
 
@@ -164,8 +161,8 @@ def _is_current(run: RunDirectory, recipe: Recipe) -> bool:
 def _one_thread() -> Iterator[None]:
     """Compute on one CPU thread, as `accelerate launch` does by default.
 
-    The models are too small for more to pay, and threads that wait for each other are slow on busy machines. The
-    numbers do not depend on the machine's number of cores either.
+    The models are too small to gain from more threads, which slow each other down on a busy machine. It also makes the
+    numbers independent of the number of cores.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -177,19 +174,19 @@ def _one_thread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Set aside what a run prints (bars, tables, warnings); an unexpected error shows it."""
-    said = io.StringIO()
+    """Capture what a run prints (bars, tables, warnings); it is shown after an unexpected error."""
+    captured = io.StringIO()
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), warnings.catch_warnings():
+        with contextlib.redirect_stdout(captured), contextlib.redirect_stderr(captured), warnings.catch_warnings():
             yield
     except RmkitError:
         raise
     except Exception:
-        sys.stderr.write(said.getvalue())
+        sys.stderr.write(captured.getvalue())
         raise
     finally:
         transformers_logging.set_verbosity(verbosity)

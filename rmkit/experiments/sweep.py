@@ -1,7 +1,7 @@
-"""Sweeps: a YAML file with a base recipe and a grid, each point of which is an ordinary recipe and run directory.
+"""Sweeps: a YAML file with a base recipe and a grid; every point is an ordinary recipe and run directory.
 
-    base: recipes/llama8b_exrm.yaml   # below this file's folder or the working directory
-    changes: {data.root: /data}       # optional: keys of every point
+    base: recipes/llama8b_exrm.yaml   # relative to this file or the working directory; or a shipped recipe's name
+    changes: {data.root: /data}       # optional: keys for every point
     axes:
       model:                          # an axis of bundles: keys that change together, under a name
         - {name: llama1b, base.name: meta-llama/Llama-3.2-1B-Instruct, base.dtype: float32, distributed: single_gpu}
@@ -10,11 +10,11 @@
         - {name: exrm, reward_model: {type: explicit}}
         - {name: imrm, reward_model: {type: implicit, beta: 0.01}}
       training.seed: [0, 1, 2]        # an axis of values: the key itself
-    exclude:                          # optional, and `only` too: points that have all of these values
+    exclude:                          # optional, as is `only`: points that have all of these values
       - {model: llama8b, training.seed: [1, 2]}
 
-A point's run directory is OUTPUT/llama1b_exrm_seed0. Call `run_sweep` again at any time: finished points are kept,
-what a killed run left is replaced, and a failed point stops no other.
+A point's run directory is OUTPUT/llama1b_exrm_seed0. `run_sweep` can be called again at any time: finished points are
+kept, leftovers of a killed run are replaced, and a failed point does not stop the others.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rmkit.config.recipe import Recipe, SetName, load_recipe, read_recipe
+from rmkit.config.resources import find_recipe, find_sweep
 from rmkit.config.strict_yaml import StrictModel, load_yaml, validate
 from rmkit.errors import RmkitError
 from rmkit.experiments.launchers import Launcher, Task
 from rmkit.files import write_text
 from rmkit.runs.directory import RunDirectory
 
-SHIPPED = Path(__file__).resolve().parents[2] / "recipes" / "sweeps"
 RECIPES, LOGS = "recipes", "logs"
-"""Folders beside the run directories."""
+"""Folders next to the run directories."""
 
 Value = bool | int | float | str | None
 State = Literal["finished", "unfinished", "missing"]
 
 
 class Bundle(BaseModel):
-    """A named point of an axis: keys of the recipe, dotted, and their values."""
+    """A named value of an axis: dotted recipe keys and their values."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -63,11 +63,11 @@ class Bundle(BaseModel):
 
 Axis = Annotated[list[Bundle | Value], Field(min_length=1)]
 Selection = dict[str, Value | list[Value]]
-"""axis -> a value, or a list of them; a bundle's value is its name."""
+"""Axis -> a value or a list of values; the value of a bundle is its name."""
 
 
 class Sweep(StrictModel):
-    """The content of a sweep file; see this module's description."""
+    """The content of a sweep file; see the module docstring."""
 
     base: Annotated[Path, Field(strict=False)]
     axes: Annotated[dict[str, Axis], Field(min_length=1)]
@@ -76,25 +76,25 @@ class Sweep(StrictModel):
     only: list[Selection] = []
 
     @model_validator(mode="after")
-    def _the_grid_makes_sense(self) -> Sweep:
+    def _check_grid(self) -> Sweep:
         for axis, choices in self.axes.items():
             labels = [label(axis, choice) for choice in choices]
-            twice = sorted({each for each in labels if labels.count(each) > 1})
-            if twice:
-                raise ValueError(f"the axis {axis} has two points called {twice[0]}")
+            duplicates = sorted({name for name in labels if labels.count(name) > 1})
+            if duplicates:
+                raise ValueError(f"the axis {axis} has two points named {duplicates[0]}")
         for selection in [*self.exclude, *self.only]:
             self.check(selection)
         return self
 
     def check(self, selection: Selection) -> None:
-        """Raises ValueError: if it names no axis, or a value that its axis does not have."""
+        """Raises ValueError: for an unknown axis, or a value that is not on its axis."""
         for axis, wanted in selection.items():
             if axis not in self.axes:
-                raise ValueError(f"{axis} is no axis; the axes are {', '.join(self.axes)}")
+                raise ValueError(f"unknown axis {axis}; the axes are {', '.join(self.axes)}")
             known = [_value(choice) for choice in self.axes[axis]]
-            for each in _values(wanted):
-                if each not in known:
-                    raise ValueError(f"{each} is not on the axis {axis}: {', '.join(map(str, known))}")
+            for value in _values(wanted):
+                if value not in known:
+                    raise ValueError(f"{value} is not on the axis {axis}: {', '.join(map(str, known))}")
 
 
 @dataclass(frozen=True)
@@ -106,90 +106,86 @@ class Point:
     recipe: Recipe
 
     @property
-    def run(self) -> RunDirectory:
-        """Where its results are."""
+    def run_dir(self) -> RunDirectory:
+        """Its run directory."""
         return RunDirectory(self.recipe.output_dir)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a point: kept (finished before), finished or failed, with its log."""
+    """The result of a point: kept (finished earlier), finished or failed, with its log."""
 
     point: Point
     state: Literal["kept", "finished", "failed"]
     log: Path
 
 
-# --- the grid ------------------------------------------------------------------------------------------------------
+# --- the grid --------------------------------------------------------------------------------------------------------
 
 
 def load_sweep(path: Path | str) -> tuple[Path, Sweep]:
-    """A sweep file, or a shipped sweep by its name: where it is, and its content.
+    """Load a sweep by path or shipped name; returns the file and its content.
 
     Raises:
         RmkitError: naming the file and the key.
     """
-    file = Path(path)
-    if not file.exists() and file.suffix == "" and (SHIPPED / f"{path}.yaml").exists():
-        file = SHIPPED / f"{path}.yaml"
-    if not file.exists():
-        shipped = ", ".join(sorted(each.stem for each in SHIPPED.glob("*.yaml")))
-        raise RmkitError(f"{path} is no sweep file.", f"Give a path, or the name of a shipped sweep: {shipped}.")
+    file = find_sweep(path)
     return file, validate(Sweep, load_yaml(file), str(file))
 
 
 def expand(
     path: Path | str, overrides: Sequence[str] = (), output: Path | None = None, only: Selection | None = None
 ) -> list[Point]:
-    """The points of a sweep file, the first axis slowest.
+    """The points of a sweep file; the first axis varies slowest.
 
     Args:
         path: a sweep file, or the name of a shipped one.
-        overrides: section.key=value for every point; they go before what the file says.
-        output: where the run directories go; runs/<name of the file> if not given.
-        only: just the points with these values.
+        overrides: section.key=value for every point; they override the file.
+        output: folder of the run directories; runs/<name of the file> by default.
+        only: keep only the points with these values.
 
     Raises:
-        RmkitError: if a point is no valid recipe, two points are the same, or none is left.
+        RmkitError: if a point is not a valid recipe, two points are the same, or no point is left.
     """
     file, sweep = load_sweep(path)
     if any(override.startswith("output_dir=") for override in overrides):
-        raise RmkitError("A sweep sets output_dir for every point.", "Say where they go with --output.")
+        raise RmkitError("A sweep sets output_dir for every point.", "Set their folder with --output.")
     if only:
         try:
             sweep.check(only)
         except ValueError as error:
-            raise RmkitError(f"{file}: {error}.", "Mend --only.") from None
-    base = file.parent / sweep.base if (file.parent / sweep.base).exists() else sweep.base
+            raise RmkitError(f"{file}: {error}.", "Correct --only.") from None
+    relative = file.parent / sweep.base
+    base = relative if relative.is_file() else find_recipe(sweep.base)
     folder = output or Path("runs") / file.stem
     points = []
     for chosen in itertools.product(*sweep.axes.values()):
-        named = dict(zip(sweep.axes, chosen, strict=True))
-        values = {axis: _value(choice) for axis, choice in named.items()}
-        if any(_matches(values, each) for each in sweep.exclude):
+        choices = dict(zip(sweep.axes, chosen, strict=True))
+        values = {axis: _value(choice) for axis, choice in choices.items()}
+        if any(_matches(values, selection) for selection in sweep.exclude):
             continue
-        if sweep.only and not any(_matches(values, each) for each in sweep.only):
+        if sweep.only and not any(_matches(values, selection) for selection in sweep.only):
             continue
         if only and not _matches(values, only):
             continue
-        name = "_".join(label(axis, choice) for axis, choice in named.items())
+        name = "_".join(label(axis, choice) for axis, choice in choices.items())
         changes = [
             *_overrides(sweep.changes),
-            *(each for axis, choice in named.items() for each in _overrides(_changes(axis, choice))),
+            *(change for axis, choice in choices.items() for change in _overrides(_changes(axis, choice))),
         ]
-        place = f"output_dir={json.dumps(str(folder / name))}"
+        output_dir = f"output_dir={json.dumps(str(folder / name))}"
         try:
-            points.append(Point(name, values, load_recipe(base, [*changes, *overrides, place])))
+            points.append(Point(name, values, load_recipe(base, [*changes, *overrides, output_dir])))
         except RmkitError as error:
-            raise RmkitError(f"{file}: the point {name}: {error.cause}", error.remedy) from None
+            raise RmkitError(f"{file}: point {name}: {error.cause}", error.remedy) from None
     if not points:
-        raise RmkitError(f"{file}: no point is left.", "Loosen only, exclude or --only.")
-    _refuse_same(points, file)
+        raise RmkitError(f"{file}: no points are left.", "Relax only, exclude or --only.")
+    _check_distinct(points, file)
     return points
 
 
 def label(axis: str, choice: Bundle | Value) -> str:
-    """What a choice adds to the names of its points: llama1b, seed0, learning_rate5e-07."""
+    """The part of a point's name for one axis: llama1b, seed0, learning_rate5e-07."""
     if isinstance(choice, Bundle):
         return choice.name
     text = choice if isinstance(choice, str) else json.dumps(choice)
@@ -216,7 +212,7 @@ def _matches(values: Mapping[str, Value], selection: Selection) -> bool:
     return all(values[axis] in _values(wanted) for axis, wanted in selection.items())
 
 
-def _refuse_same(points: Sequence[Point], file: Path) -> None:
+def _check_distinct(points: Sequence[Point], file: Path) -> None:
     seen: dict[str, str] = {}
     repositories: dict[str, str] = {}
     names: set[str] = {RECIPES, LOGS}
@@ -228,66 +224,67 @@ def _refuse_same(points: Sequence[Point], file: Path) -> None:
                 "Remove one, or the override of a key that an axis changes (--only picks points).",
             )
         if point.name in names:
-            raise RmkitError(f"{file}: a point cannot be called {point.name}.", "Give bundles other names.")
+            raise RmkitError(f"{file}: {point.name} is a reserved name.", "Rename the bundle.")
         if point.recipe.hub is not None:
             other = repositories.setdefault(point.recipe.hub.repo_id, point.name)
             if other != point.name:
                 raise RmkitError(
                     f"{file}: {other} and {point.name} would both be pushed to {point.recipe.hub.repo_id}.",
-                    "Give each a hub.repo_id of its own in its bundle, or push the ones to keep with `rmkit push`.",
+                    "Set a different hub.repo_id in every bundle, or push selected runs with `rmkit push`.",
                 )
         seen[content] = point.name
         names.add(point.name)
 
 
-# --- what is there -------------------------------------------------------------------------------------------------
+# --- existing run directories ----------------------------------------------------------------------------------------
 
 
 def state(point: Point) -> State:
-    """Whether a point's run is finished, was begun, or is not there.
+    """Whether a point's run is finished, unfinished or missing.
 
     Raises:
         RmkitError: if its directory holds something else, which a sweep must not replace.
     """
     directory = point.recipe.output_dir
-    if point.run.record.exists():
+    if point.run_dir.record.exists():
         try:
-            recorded = Recipe.model_validate(point.run.read().get("recipe"))
+            recorded = Recipe.model_validate(point.run_dir.read().get("recipe"))
         except RmkitError as error:
-            raise RmkitError(error.cause, f"Remove {directory}, or give another --output.") from None
+            raise RmkitError(error.cause, f"Remove {directory}, or use another --output.") from None
         except ValidationError:
             raise RmkitError(
-                f"{point.run.record} holds a recipe of another rmkit.", f"Remove {directory}, or give another --output."
+                f"{point.run_dir.record} holds a recipe of another rmkit version.",
+                f"Remove {directory}, or use another --output.",
             ) from None
-        _refuse_other(point, recorded)
+        _check_same_recipe(point, recorded)
         return "finished"
     if (directory / "recipe.yaml").exists():
-        _refuse_other(point, read_recipe(directory / "recipe.yaml"))
+        _check_same_recipe(point, read_recipe(directory / "recipe.yaml"))
         return "unfinished"
     if directory.is_dir():
         # A run writes its recipe first, under a temporary name.
-        foreign = [each.name for each in directory.iterdir() if not each.name.startswith(".recipe.yaml.")]
+        foreign = [file.name for file in directory.iterdir() if not file.name.startswith(".recipe.yaml.")]
         if foreign:
-            raise RmkitError(f"{directory} holds {foreign[0]} and no recipe.yaml.", "Give another --output.")
+            raise RmkitError(f"{directory} holds {foreign[0]} but no recipe.yaml.", "Use another --output.")
         return "unfinished"
     if directory.exists():
-        raise RmkitError(f"{directory} is a file.", "Give another --output.")
+        raise RmkitError(f"{directory} is a file.", "Use another --output.")
     return "missing"
 
 
-def _refuse_other(point: Point, there: Recipe) -> None:
-    ours, theirs = dict(_leaves(_content(point.recipe))), dict(_leaves(_content(there)))
+def _check_same_recipe(point: Point, recorded: Recipe) -> None:
+    ours, theirs = dict(_leaves(_content(point.recipe))), dict(_leaves(_content(recorded)))
     for key in [*ours, *theirs]:
         if ours.get(key) != theirs.get(key):
             raise RmkitError(
                 f"{point.recipe.output_dir} holds a run of another recipe: {key} is {theirs.get(key)} there, "
                 f"{ours.get(key)} in this sweep.",
-                f"Give another --output, or remove {point.recipe.output_dir}.",
+                f"Use another --output, or remove {point.recipe.output_dir}.",
             )
 
 
 def _content(recipe: Recipe) -> dict[str, Any]:
-    """What makes two runs the same: everything but where they are written and what happens if they are interrupted."""
+    """The recipe without output_dir and resume, which do not change a run's results."""
     return recipe.model_dump(mode="json", exclude={"output_dir", "resume"})
 
 
@@ -299,17 +296,17 @@ def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, content
 
 
-# --- running it ----------------------------------------------------------------------------------------------------
+# --- running ---------------------------------------------------------------------------------------------------------
 
 
 def run_sweep(points: Sequence[Point], output: Path, launcher: Launcher) -> Generator[Outcome]:
-    """Run the points that are not finished; outcomes as they come, those that were finished before first.
+    """Run the unfinished points; yields the outcomes of finished points first, then of the others as they end.
 
     Raises:
-        RmkitError: before anything starts, if another sweep is at work in `output` or a point's directory holds
-            something that is not this sweep's.
+        RmkitError: before anything starts, if another sweep is running in `output` or a point's directory holds
+            anything that does not belong to this sweep.
     """
-    with _alone(output):
+    with _lock(output):
         states = {point.name: state(point) for point in points}
         for point in points:
             if states[point.name] == "finished":
@@ -317,16 +314,16 @@ def run_sweep(points: Sequence[Point], output: Path, launcher: Launcher) -> Gene
         waiting = {point.name: point for point in points if states[point.name] != "finished"}
         for leftover in output.glob(".discarded-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        with launcher.at_work(output, [_task(output, point) for point in waiting.values()]) as tasks:
+        with launcher.run(output, [_task(output, point) for point in waiting.values()]) as tasks:
             for task in tasks:
                 point = waiting[task.name]
-                # What counts is what is there, as it will for the next sweep: some launchers abort after all is done.
-                yield Outcome(point, "finished" if point.run.record.exists() else "failed", task.log)
+                # run.json decides, as it will for the next sweep: some launchers abort after everything is done.
+                yield Outcome(point, "finished" if point.run_dir.record.exists() else "failed", task.log)
 
 
 @contextlib.contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """Hold the sweep's folder for this process; the lock is gone with it, however it ends."""
+def _lock(output: Path) -> Iterator[None]:
+    """Lock the sweep's folder for this process; the lock is released however the process ends."""
     from filelock import FileLock, Timeout
 
     try:
@@ -334,9 +331,9 @@ def _alone(output: Path) -> Iterator[None]:
         lock = FileLock(output / ".sweep.lock", timeout=0)
         lock.acquire()
     except Timeout:
-        raise RmkitError(f"Another sweep is at work in {output}.", "Wait for it, or give another --output.") from None
+        raise RmkitError(f"Another sweep is running in {output}.", "Wait for it, or use another --output.") from None
     except OSError as error:
-        raise RmkitError(f"{output} cannot be written: {error}.", "Give another --output.") from None
+        raise RmkitError(f"Cannot write to {output}: {error}.", "Use another --output.") from None
     try:
         yield
     finally:
@@ -347,7 +344,7 @@ def _task(output: Path, point: Point) -> Task:
     recipe = output / RECIPES / f"{point.name}.yaml"
 
     def prepare() -> None:
-        if not _goes_on(point):
+        if not _resumes(point):
             _discard(point.recipe.output_dir, output)
         write_text(recipe, point.recipe.to_yaml())
         _log(output, point).parent.mkdir(exist_ok=True)
@@ -355,10 +352,10 @@ def _task(output: Path, point: Point) -> Task:
     return Task(point.name, recipe, _log(output, point), point.recipe.distributed, prepare)
 
 
-def _goes_on(point: Point) -> bool:
-    """Whether training will take up what is there (resume: auto) instead of starting again."""
-    there = point.recipe.output_dir / "recipe.yaml"
-    return point.recipe.resume == "auto" and there.exists() and there.read_text("utf-8") == point.recipe.to_yaml()
+def _resumes(point: Point) -> bool:
+    """Whether training will resume the run (resume: auto) instead of starting over."""
+    recipe = point.recipe.output_dir / "recipe.yaml"
+    return point.recipe.resume == "auto" and recipe.exists() and recipe.read_text("utf-8") == point.recipe.to_yaml()
 
 
 def _log(output: Path, point: Point) -> Path:
@@ -366,7 +363,7 @@ def _log(output: Path, point: Point) -> Path:
 
 
 def _discard(directory: Path, output: Path) -> None:
-    """Remove what a killed run has left. It goes aside at once, so that being killed here leaves nothing by halves."""
+    """Remove the leftovers of a killed run. They are renamed first, so that a kill here leaves no half-removed run."""
     if directory.exists():
         aside = Path(tempfile.mkdtemp(prefix=".discarded-", dir=output))
         os.replace(directory, aside / directory.name)
@@ -374,7 +371,7 @@ def _discard(directory: Path, output: Path) -> None:
 
 
 def last_lines(log: Path, number: int = 6) -> list[str]:
-    """The last lines of a log that say something; progress bars are passed over."""
+    """The last non-empty lines of a log, without progress bars."""
     try:
         text = log.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,89 +1,82 @@
-"""The Hugging Face Hub: publishing the model of a run in one commit, and fetching it again.
+"""Publish the model of a run on the Hugging Face Hub, in one commit.
 
-    hub.push(RunDirectory("runs/a"), Hub(push="end", repo_id="owner/name"))
+    push(RunDirectory("runs/a"), Hub(push="end", repo_id="owner/name"))
 
-Everything that publishes goes through `push` (`rmkit push`, `hub.push` in a recipe). huggingface_hub reads the access
-token, retries, and skips what the repository holds already; nothing here ever sees the token but the check that it is
-in no file.
+`rmkit push` and `hub.push` in a recipe both go through `push`. huggingface_hub reads the access token, retries, and
+skips files that the repository already holds; the only code here that reads the token checks that no published file
+contains it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
 import shlex
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    get_token,
-    hf_hub_download,
-    snapshot_download,
-)
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
 import rmkit
 from rmkit.config.recipe import Hub
 from rmkit.errors import RmkitError
-from rmkit.hub.cards import card
+from rmkit.hub.cards import model_card
+from rmkit.hub.errors import error_message
 from rmkit.hub.publication import (
-    BESIDE,
     CARD,
     PUBLISHED,
-    RECORD,
+    UPLOAD,
     Files,
     PublicModel,
-    origins,
-    publication,
+    build_publication,
+    public_origins,
     refuse_secrets,
 )
 from rmkit.runs.directory import RunDirectory
 
 
-def push(run: RunDirectory, hub: Hub, *, model: Path | None = None, content: Mapping[str, Any] | None = None) -> str:
-    """Publish the model of a run; returns the address of its repository.
+def push(
+    run_dir: RunDirectory, hub: Hub, *, model: Path | None = None, content: Mapping[str, Any] | None = None
+) -> str:
+    """Publish the model of a run; returns the URL of its repository.
 
     Args:
-        run: a finished run, or the one that is being trained.
-        hub: the repository; its visibility is set when it is made and never changed.
-        model, content: the model directory and the content of run.json, where they are not yet in `run`.
+        run_dir: a finished run, or the one that is being trained.
+        hub: the repository; its visibility is set when it is created and never changed.
+        model, content: the model directory and the content of run.json, where they are not in `run_dir` yet.
 
     Raises:
-        RmkitError: if there is nothing to publish, the Hub refuses or the connection breaks. The run is left as it is,
-            and the repository as it was: there is one commit, of all files.
+        RmkitError: if there is nothing to publish, the Hub refuses or the connection breaks. Neither the run nor the
+            repository has changed then: all files go into one commit.
     """
-    content = run.read() if content is None else content
-    hub = _pinned(hub)
-    made = publication(run.model if model is None else model, content, hub)
-    files = made.files | {CARD: card(made, content, hub.repo_id).encode()}
+    content = run_dir.read() if content is None else content
+    hub = _pin_base(hub)
+    publication = build_publication(run_dir.model if model is None else model, content, hub)
+    files = publication.files | {CARD: model_card(publication, content, hub.repo_id).encode()}
     refuse_secrets(files, content["recipe"], [get_token()])
-    with _reported(run, hub):
+    with _push_errors(run_dir, hub):
         api = _api()
-        _check_hub_ids(api, made.base, made.reference)
-        address = str(api.create_repo(hub.repo_id, private=hub.private or None, exist_ok=True))
-        changed = _commit(api, files, hub.repo_id, _message(content))
-    for name in made.left_out:
+        _check_hub_ids(api, publication.base, publication.reference)
+        url = str(api.create_repo(hub.repo_id, private=hub.private or None, exist_ok=True))
+        changed = _commit(api, files, hub.repo_id, _commit_message(content))
+    for name in publication.left_out:
         print(f"Not published: {name}")
-    print(f"Published: {address}" if changed else f"Nothing has changed: {address} holds this already.")
-    return address
+    print(f"Published: {url}" if changed else f"Nothing has changed: {url} already holds this model.")
+    return url
 
 
-def check_access(run: RunDirectory, hub: Hub, record: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
-    """Look before a run whether its model can be published; nothing is made on the Hub until there is a model.
+def check_access(run_dir: RunDirectory, hub: Hub, record: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
+    """Check before training whether the model can be published; nothing is created on the Hub until there is a model.
 
     Raises:
-        RmkitError: if the base has no place that others can reach, the Hub does not answer, or the access token may
-            not write to the repository or to its owner.
+        RmkitError: if others cannot reach the base, the Hub does not answer, or the access token may not write to the
+            repository or to its owner.
     """
-    found = origins(record, recipe, hub)
-    with _reported(run, hub, "Log in (`hf auth login`), or train without hub and publish later: "):
+    origins = public_origins(record, recipe, hub)
+    with _push_errors(run_dir, hub, "Log in (`hf auth login`), or train without hub and publish later: "):
         api = _api()
-        _check_hub_ids(api, *found)
+        _check_hub_ids(api, *origins)
         user = api.whoami()
         exists = api.repo_exists(hub.repo_id)
         if exists:
@@ -91,44 +84,26 @@ def check_access(run: RunDirectory, hub: Hub, record: Mapping[str, Any], recipe:
     token = user.get("auth", {}).get("accessToken", {})
     if token.get("role") == "read":
         raise RmkitError(
-            f"{hub.repo_id} cannot be published: the access token of {user['name']} may only read.",
-            "Make a token that may write (https://huggingface.co/settings/tokens) and give it to `hf auth login`.",
+            f"{hub.repo_id} cannot be published: the access token of {user['name']} is read-only.",
+            "Create a token with write access (https://huggingface.co/settings/tokens) and run `hf auth login`.",
         )
     owner = hub.repo_id.partition("/")[0]
-    owners = [user["name"], *(each["name"] for each in user.get("orgs", []))]
-    if not exists and owner.lower() not in [each.lower() for each in owners]:
+    owners = [user["name"], *(organization["name"] for organization in user.get("orgs", []))]
+    if not exists and owner.lower() not in [name.lower() for name in owners]:
         raise RmkitError(
-            f"hub.repo_id {hub.repo_id} cannot be made: the access token is of {user['name']}, who is not {owner} and "
-            "not a member.",
+            f"hub.repo_id {hub.repo_id} cannot be created: the access token belongs to {user['name']}, who is neither "
+            f"{owner} nor a member.",
             f"Start hub.repo_id with one of {', '.join(owners)}.",
         )
 
 
-def fetch(name: str, revision: str | None = None) -> Path | None:
-    """The local folder of a repository that `push` has made; None if `name` is no such repository.
-
-    Raises:
-        RmkitError: if it is one, and cannot be fetched whole.
-    """
-    try:
-        hf_hub_download(name, RECORD, revision=revision)
-    except (OSError, HFValidationError):  # not on the Hub, not reachable, or another model: transformers will say
-        return None
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(PUBLISHED)))
-    except (OSError, ValueError) as error:
-        raise RmkitError(
-            f"{name} could not be fetched: {_plain(error)}", "Check the network and the access token, and try again."
-        ) from None
-
-
 def _commit(api: HfApi, files: Files, repo_id: str, message: str) -> bool:
-    """One commit after which the repository's files that are rmkit's are `files`; False if they were before."""
+    """Make `files` the repository's rmkit files, in one commit; False if they were already."""
     before = api.model_info(repo_id)
-    held = {each.rfilename for each in before.siblings or []}
-    stale = sorted(each for each in held - set(files) if any(_matches(each, pattern) for pattern in PUBLISHED))
+    present = {sibling.rfilename for sibling in before.siblings or []}
+    stale = sorted(name for name in present - set(files) if any(_matches(name, pattern) for pattern in PUBLISHED))
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
-        CommitOperationDelete(each, is_folder=False) for each in stale
+        CommitOperationDelete(name, is_folder=False) for name in stale
     ]
     operations += [
         CommitOperationAdd(name, str(file) if isinstance(file, Path) else file) for name, file in files.items()
@@ -140,29 +115,30 @@ def _matches(path: str, pattern: str) -> bool:
     return fnmatchcase(path, pattern) and path.count("/") == pattern.count("/")
 
 
-def _pinned(hub: Hub) -> Hub:
-    """With the commit at which `hub.base` stands now, as a branch may move; a repository that is not there stays."""
-    if hub.base in (None, BESIDE):
+def _pin_base(hub: Hub) -> Hub:
+    """Replace the branch of `hub.base` by its current commit, as branches move; a missing repository stays as named."""
+    if hub.base in (None, UPLOAD):
         return hub
     name, _, revision = str(hub.base).partition("@")
-    with contextlib.suppress(Exception):  # what the Hub answers is reported where it is asked again
+    with contextlib.suppress(Exception):  # `_check_hub_ids` reports what is wrong
         return hub.model_copy(update={"base": f"{name}@{_api().model_info(name, revision=revision or None).sha}"})
     return hub
 
 
 def _check_hub_ids(api: HfApi, *origins: PublicModel | None) -> None:
-    for each in origins:
-        if each is not None and each.hub_id is not None and not api.repo_exists(each.hub_id):
+    for origin in origins:
+        if origin is not None and origin.hub_id is not None and not api.repo_exists(origin.hub_id):
             raise RmkitError(
-                f"The Hub has no model {each.hub_id}, from which this one was made.",
-                "Where that is a folder, push from where it is found, or say its hub id with --base (hub.base).",
+                f"The Hub has no model {origin.hub_id}, from which this one was trained.",
+                "If that is a local folder, push from the directory where it is found, or give its hub id with --base "
+                "(hub.base).",
             )
 
 
-def _message(content: Mapping[str, Any]) -> str:
-    kind, steps = content["reward_model"]["reward_model"]["type"], content["training"]["steps"]
+def _commit_message(content: Mapping[str, Any]) -> str:
+    type_name, steps = content["reward_model"]["reward_model"]["type"], content["training"]["steps"]
     finished = content["history"][-1]["state"] == "final"
-    return f"{kind} reward model, " + (f"trained for {steps} steps" if finished else f"checkpoint of step {steps}")
+    return f"{type_name} reward model, " + (f"trained for {steps} steps" if finished else f"checkpoint of step {steps}")
 
 
 def _api() -> HfApi:
@@ -170,26 +146,14 @@ def _api() -> HfApi:
 
 
 @contextlib.contextmanager
-def _reported(run: RunDirectory, hub: Hub, remedy: str = "The run is whole; push again with: ") -> Iterator[None]:
+def _push_errors(
+    run_dir: RunDirectory, hub: Hub, remedy: str = "The run is complete; push again with: "
+) -> Iterator[None]:
     options = (["--private"] if hub.private else []) + (["--base", hub.base] if hub.base else [])
-    command = shlex.join(["rmkit", "push", str(run.path), hub.repo_id, *options])
+    command = shlex.join(["rmkit", "push", str(run_dir.path), hub.repo_id, *options])
     try:
         yield
     except RmkitError:
         raise
     except Exception as error:  # the Hub's errors, the connection's, the disk's and malformed answers
-        raise RmkitError(f"{hub.repo_id} was not published: {_plain(error)}", remedy + command) from None
-
-
-def _plain(error: BaseException) -> str:
-    """The first line of an error and of what caused it, without the queries of addresses, which may hold signatures."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status == 401:
-        return "the Hub refuses the access token (401); `hf auth login` sets another."
-    if status == 403:
-        return "the access token may not write there (403)."
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    text = re.sub(r"\?\S+", "", lines[0]).rstrip(".") + "."
-    if isinstance(error, LocalEntryNotFoundError) or error.__cause__ is None:
-        return text
-    return f"{text} {_plain(error.__cause__)}"
+        raise RmkitError(f"{hub.repo_id} was not published: {error_message(error)}", remedy + command) from None

@@ -19,7 +19,7 @@ from rmkit.encoding.batches import Layout
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.tokenizer import add_rows, load_tokenizer
 from rmkit.errors import RmkitError
-from rmkit.hub import push as hub
+from rmkit.hub.fetch import fetch_published
 from rmkit.hub.publication import RECORD
 from rmkit.library_errors import library_errors, template_limit
 from rmkit.model_files.adapters import Adapter, attach, chain, check_tokens, find_adapter, merge
@@ -150,7 +150,7 @@ def _find_source(
     Raises:
         RmkitError: if that is unknown or contradictory, or a base is given to a model that needs none.
     """
-    if not os.path.exists(name) and (published := hub.fetch(name, revision)) is not None:
+    if not os.path.exists(name) and (published := fetch_published(name, revision)) is not None:
         name, revision = str(published), None
     recorded = read_metadata(name)
     recorded_base = None if recorded is None else recorded.base

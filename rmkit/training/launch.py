@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -24,12 +23,12 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import ComputeEnvironment
 
 from rmkit.config.recipe import Recipe
+from rmkit.config.resources import ACCELERATE_CONFIGS, find_accelerate_config
 from rmkit.config.strict_yaml import load_yaml
 from rmkit.errors import RmkitError
 from rmkit.processes import running_processes, running_sharding, visible_gpus
 
 _CONFIG_FILE, _PROCESSES = "RMKIT_CONFIG_FILE", "RMKIT_NUM_PROCESSES"
-CONFIGS = Path(__file__).resolve().parents[2] / "accelerate_configs"
 
 # YAML takes a bare NO for false.
 _TYPES = (False, DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.DEEPSPEED)
@@ -82,7 +81,7 @@ def launch_options(name: str | None, processes: int) -> list[str]:
     threads = cpu_threads(processes)
     per_process = ["--num_cpu_threads_per_process", str(threads)] if threads else []
     # Always a file: without one accelerate reads the user's default configuration.
-    file = ["--config_file", str(config_file(name or "single_gpu"))]
+    file = ["--config_file", str(find_accelerate_config(name or "single_gpu"))]
     return [*several, *file, *port, *per_process, "--num_processes", str(processes)]
 
 
@@ -136,31 +135,18 @@ def launcher_env(config: str | None, processes: int) -> dict[str, str]:
     return {name: value for name, value in variables.items() if value}
 
 
-def config_file(name: str) -> Path:
-    """The accelerate configuration of a name in accelerate_configs/ or of a path.
-
-    Raises:
-        RmkitError: if there is none.
-    """
-    for candidate in (CONFIGS / f"{name}.yaml", Path(name)):
-        if candidate.is_file():
-            return candidate
-    known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-    raise RmkitError(f"distributed: {name} is neither a file nor one of {known}.", "Name one of these.")
-
-
 def read_config(name: str) -> dict[str, Any]:
     """The content of an accelerate configuration, by name or path.
 
     Raises:
         RmkitError: if there is none, accelerate rejects it, or rmkit does not support it.
     """
-    path = config_file(name)
+    path = find_accelerate_config(name)
     config = load_yaml(path)
     try:
         parsed = load_config_from_file(str(path))
     except (ValueError, TypeError) as error:
-        raise RmkitError(f"{path}: {error}.", f"Compare it with {CONFIGS / 'ddp.yaml'}.") from None
+        raise RmkitError(f"{path}: {error}.", f"Compare it with {ACCELERATE_CONFIGS / 'ddp.yaml'}.") from None
     if parsed.compute_environment != ComputeEnvironment.LOCAL_MACHINE or parsed.distributed_type not in _TYPES:
         type_name = getattr(parsed.distributed_type, "value", parsed.distributed_type)
         where = getattr(parsed.compute_environment, "value", parsed.compute_environment)
@@ -172,7 +158,7 @@ def read_config(name: str) -> dict[str, Any]:
     if parsed.distributed_type == DistributedType.DEEPSPEED and parsed.deepspeed_config.get("zero_stage") not in stages:
         raise RmkitError(
             f"{path}: deepspeed_config.zero_stage must be 0, 1, 2 or 3 (rmkit takes no DeepSpeed configuration file).",
-            f"Compare it with {CONFIGS / 'zero3.yaml'}.",
+            f"Compare it with {ACCELERATE_CONFIGS / 'zero3.yaml'}.",
         )
     return config
 

@@ -254,7 +254,7 @@ def test_a_reference_may_come_without_tokenizer_files(place, shelf):
 @pytest.mark.parametrize(
     ("suite", "cause"),
     [
-        ("nothing", "nothing is no suite file"),
+        ("nothing", "Suite not found: nothing"),
         ("empty.yaml", "a suite needs at least one set"),
         ("typo.yaml", "typo.yaml: sets.0.pth is not a known key"),
         ("twice.yaml", "two sets are named a"),
@@ -296,7 +296,7 @@ def recipe(place):
         ("training.max_length=512", "recipe.yaml: training.max_length is decided by rmkit"),
         ("training.learning_rte=1", "recipe.yaml: training.learning_rte is not a field"),
         ("training.batch_size=3", "training.batch_size 3 is not a multiple of 1 processes x micro-batches of 2"),
-        ("distributed=zero9", "distributed: zero9 is neither a file nor one of"),
+        ("distributed=zero9", "Accelerate configuration not found: zero9"),
         ("distributed=zero3", "zero3 asks for"),
         ("output_dir=file", "output_dir file is a file"),
         ("output_dir=file/run", "output_dir file/run cannot be written"),

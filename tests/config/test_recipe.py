@@ -12,10 +12,10 @@ import yaml
 from conftest import REPOSITORY
 
 from rmkit.config.recipe import Recipe, load_recipe, read_recipe, training_arguments
+from rmkit.config.resources import find_accelerate_config
 from rmkit.config.strict_yaml import load_yaml
 from rmkit.config.training_arguments import OWNED_FIELDS, REFUSED_FIELDS
 from rmkit.errors import RmkitError
-from rmkit.training.launch import config_file
 
 PLAIN = {
     "base": {"name": "some/model"},
@@ -453,7 +453,7 @@ def test_a_shipped_recipe_loads_by_the_launch_line_in_its_header(path):
     assert command[:4] == ["accelerate", "launch", "rmkit/train.py", str(relative(path))]
     recipe = load_recipe(path, command[4:])
     if recipe.distributed:
-        config_file(recipe.distributed)
+        find_accelerate_config(recipe.distributed)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(relative(path)))

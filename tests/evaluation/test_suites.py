@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import yaml
 
+from rmkit.config.resources import SUITES
 from rmkit.data.sources import find
 from rmkit.errors import RmkitError
-from rmkit.evaluation.suites import ROOT, best_of_accuracy, load_set, load_suite, section_scores
+from rmkit.evaluation.suites import best_of_accuracy, load_set, load_suite, section_scores
 
-SHIPPED = sorted(each.stem for each in ROOT.glob("*.yaml"))
+SHIPPED = sorted(each.stem for each in SUITES.glob("*.yaml"))
 ULTRAFEEDBACK = ["ultrafeedback", "ultrafeedback_paraphrased", "ultrafeedback_french", "ultrafeedback_spanish"]
 
 
@@ -31,7 +32,7 @@ def write(file, rows):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_suites_load_by_name_and_by_path(name):
     suite = load_suite(name)
-    assert suite == load_suite(ROOT / f"{name}.yaml")
+    assert suite == load_suite(SUITES / f"{name}.yaml")
     for each in suite.sets:
         if each.source is not None:
             assert find(each.source.name).options.model_validate(each.source.options)
@@ -175,4 +176,4 @@ def test_best_of_accuracy_by_hand():
 
 def test_every_shipped_suite_says_how_it_is_used():
     for name in SHIPPED:
-        assert f"--suite {name}" in Path(ROOT / f"{name}.yaml").read_text()
+        assert f"--suite {name}" in Path(SUITES / f"{name}.yaml").read_text()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import typer
 from conftest import REPOSITORY
+from fresh_clone import write_fresh_clone
 from released_clone import FOLDERS, write_clone
 from typer.testing import CliRunner
 
@@ -293,11 +294,7 @@ def test_another_working_directory_is_named(offline):
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
     """A copy of what git tracks, and a function that runs a command in it with nothing in rmkit's cache."""
-    folder = tmp_path_factory.mktemp("fresh") / "rmkit"
-    files = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    for file in files.splitlines():
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(REPOSITORY / file, folder / file)
+    folder = write_fresh_clone(tmp_path_factory.mktemp("fresh") / "rmkit")
 
     def ran(*command):
         own = {"PYTHONPATH": str(folder), "RMKIT_CACHE": str(folder.parent / "cache"), "OMP_NUM_THREADS": "1"}

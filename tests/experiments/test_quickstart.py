@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from rmkit.commands.quickstart import quickstart as command
 from rmkit.config.recipe import load_recipe
+from rmkit.config.resources import RECIPES
 from rmkit.data.corpus import persona_pairs
 from rmkit.data.preferences import load_preferences
 from rmkit.experiments import quickstart
@@ -50,7 +51,7 @@ def made(code, tmp_path_factory):
 
 
 def run_of(made, name):
-    return next(run for run in made.runs if run.path.name == name)
+    return next(run_dir for run_dir in made.run_dirs if run_dir.path.name == name)
 
 
 def rewards(run, state="final"):
@@ -62,12 +63,12 @@ def rewards(run, state="final"):
 
 @pytest.mark.parametrize("name", quickstart.RECIPE_NAMES)
 def test_a_recipe_begins_with_its_launch_command(name):
-    first = (quickstart.RECIPES / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+    first = (RECIPES / "quickstart" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
     assert first == f"# accelerate launch rmkit/train.py recipes/quickstart/{name}.yaml"
 
 
 def test_recipes_differ_in_the_reward_model_and_the_output_only():
-    loaded = [load_recipe(quickstart.RECIPES / f"{name}.yaml") for name in quickstart.RECIPE_NAMES]
+    loaded = [load_recipe(RECIPES / "quickstart" / f"{name}.yaml") for name in quickstart.RECIPE_NAMES]
     assert [recipe.reward_model.type for recipe in loaded] == ["explicit", "implicit", "generative"]
     assert [recipe.output_dir for recipe in loaded] == [
         Path("runs/quickstart") / name for name in quickstart.RECIPE_NAMES
@@ -79,7 +80,7 @@ def test_recipes_differ_in_the_reward_model_and_the_output_only():
 
 def test_the_recipes_find_the_pairs_that_are_written(tmp_path):
     root = quickstart.prepare(tmp_path)
-    data = load_recipe(quickstart.RECIPES / "exrm.yaml").data
+    data = load_recipe(RECIPES / "quickstart" / "exrm.yaml").data
     for source in (data.train, *data.evaluation):
         loaded = load_preferences(source.path, split=source.split, root=root)
         name = "original_train" if source.name == "train" else source.name
@@ -109,7 +110,7 @@ def test_results_are_those_of_the_runs(made):
 
 
 def test_results_take_nothing_but_the_records(made):
-    record = json.loads(made.runs[0].record.read_text())
+    record = json.loads(made.run_dirs[0].record.read_text())
     record["history"][0]["sets"]["swapped_test"]["accuracy"] = 0.125
     frame = results([record])
     assert frame[(frame["epoch"] == 0) & (frame["dataset"] == "swapped_test")]["accuracy"].item() == 0.125
@@ -183,18 +184,18 @@ def test_an_interrupted_run_is_trained_again(made):
 @pytest.mark.smoke
 def test_a_run_among_others_is_bit_for_bit_the_run_of_a_process_of_its_own(made, tmp_path):
     """The generative model is trained last, when anything left behind would show."""
-    assert made.runs[-1].path.name == "exgrm_seed0"
+    assert made.run_dirs[-1].path.name == "exgrm_seed0"
     root = made.page.parents[1] / "data"
     script, alone = Path(quickstart.__file__).parents[1] / "train.py", RunDirectory(tmp_path / "alone")
     options = [*SMALL, f"data.root={root}", f"output_dir={alone.path}"]
     subprocess.run(
-        [sys.executable, str(script), str(quickstart.RECIPES / "exgrm.yaml"), *options],
+        [sys.executable, str(script), str(RECIPES / "quickstart" / "exgrm.yaml"), *options],
         check=True,
         capture_output=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     for state in ("initial", "final"):
-        among_others = rewards(made.runs[-1], state)
+        among_others = rewards(made.run_dirs[-1], state)
         assert all(among_others[name].equals(each) for name, each in rewards(alone, state).items())
 
 

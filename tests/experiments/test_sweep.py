@@ -1,4 +1,4 @@
-"""Sweeps: grids, what is kept, replaced and refused, being killed at any point, launchers, and the shipped grids."""
+"""Sweeps: grids, what is kept, replaced and refused, kills at any point, launchers, and the shipped grids."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from typer.testing import CliRunner
 from rmkit import RmkitError
 from rmkit.commands.sweep import sweep as command
 from rmkit.config.recipe import load_recipe
+from rmkit.config.resources import SUITES, SWEEPS
 from rmkit.experiments import launchers
-from rmkit.experiments.launchers import ClusterLauncher, LocalLauncher, Task, job_file, share_out
-from rmkit.experiments.sweep import SHIPPED, expand, last_lines, load_sweep, run_sweep, state
+from rmkit.experiments.launchers import ClusterLauncher, LocalLauncher, Task, job_file, split_gpus
+from rmkit.experiments.sweep import expand, last_lines, load_sweep, run_sweep, state
 
 STAND_IN = Path(__file__).parents[1] / "stand_in.py"
 BASE = {
@@ -46,10 +47,10 @@ POINTS = ["exrm_seed0", "exrm_seed1", "imrm_seed0", "imrm_seed1"]
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A working directory with a grid, in which points are run by the stand-in."""
+    """A working directory with a grid; tests/stand_in.py runs its points."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STAND_IN_CALLS", str(tmp_path / "calls"))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # processes import this rmkit, wherever they are
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # subprocesses import this rmkit
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(Task, "command", property(lambda self: [sys.executable, str(STAND_IN), str(self.recipe)]))
     Path("base.yaml").write_text(yaml.safe_dump(BASE))
@@ -88,7 +89,7 @@ def results(output="out"):
 # --- grids ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_point_is_a_recipe_and_the_first_axis_is_the_slowest(folder):
+def test_every_point_is_a_recipe_and_the_first_axis_varies_slowest(folder):
     points = expand("grid.yaml", ["training.learning_rate=5e-7"], Path("out"))
     assert [point.name for point in points] == POINTS
     last = points[-1].recipe
@@ -130,22 +131,22 @@ def test_names_of_values(folder):
         ({"axis": {}}, [], "axis is not a known key. Did you mean axes"),
         ({"axes": {}}, [], "axes"),
         ({"axes": {"training.seed": []}}, [], "axes.training.seed"),
-        ({"axes": {"training.seed": [1, 1]}}, [], "the axis training.seed has two points called seed1"),
+        ({"axes": {"training.seed": [1, 1]}}, [], "the axis training.seed has two points named seed1"),
         ({"axes": {"model": [{"base.name": "x"}]}}, [], "name is missing"),
         ({"axes": {"training.sede": [1]}}, [], "training.sede is not a field of TrainingArguments. Did you mean seed"),
-        ({"axes": {"base.dtype": ["float16"]}}, [], "the point dtypefloat16: .*base.dtype"),
-        ({"axes": {"base.name": ["a/b", "a_b"]}}, [], "the axis base.name has two points called namea_b"),
-        ({"axes": {"x": [{"name": "logs", "training.seed": 1}]}}, [], "cannot be called logs"),
-        ({"exclude": [{"seed": 0}]}, [], "seed is no axis; the axes are reward_model, training.seed"),
+        ({"axes": {"base.dtype": ["float16"]}}, [], "point dtypefloat16: .*base.dtype"),
+        ({"axes": {"base.name": ["a/b", "a_b"]}}, [], "the axis base.name has two points named namea_b"),
+        ({"axes": {"x": [{"name": "logs", "training.seed": 1}]}}, [], "logs is a reserved name"),
+        ({"exclude": [{"seed": 0}]}, [], "unknown axis seed; the axes are reward_model, training.seed"),
         ({"only": [{"training.seed": 5}]}, [], "5 is not on the axis training.seed: 0, 1"),
-        ({"exclude": [{"training.seed": [0, 1]}]}, [], "no point is left"),
-        ({"base": "nowhere.yaml"}, [], "nowhere.yaml does not exist"),
+        ({"exclude": [{"training.seed": [0, 1]}]}, [], "no points are left"),
+        ({"base": "nowhere.yaml"}, [], "Recipe not found: nowhere.yaml"),
         ({}, ["training.seed=3"], "exrm_seed0 and exrm_seed1 are the same run"),
         ({}, ["hub.push=end", "hub.repo_id=us/one"], "exrm_seed0 and exrm_seed1 would both be pushed to us/one"),
-        ({}, ["output_dir=x"], "Say where they go with --output"),
+        ({}, ["output_dir=x"], "Set their folder with --output"),
     ],
 )
-def test_mistakes_are_named(folder, changes, overrides, message):
+def test_errors_name_the_mistake(folder, changes, overrides, message):
     write_grid(**changes)
     with pytest.raises(RmkitError, match=message):
         expand("grid.yaml", overrides)
@@ -159,7 +160,7 @@ def test_an_unknown_sweep_names_the_shipped_ones():
 # --- running -------------------------------------------------------------------------------------------------------
 
 
-def test_a_failed_point_stops_no_other_and_is_tried_again_alone(folder, monkeypatch):
+def test_a_failed_point_does_not_stop_the_others_and_is_retried_alone(folder, monkeypatch):
     monkeypatch.setenv("STAND_IN", json.dumps({"exrm_seed1": "fail"}))
     outcomes = swept()
     assert states_of(outcomes) == dict.fromkeys(POINTS, "finished") | {"exrm_seed1": "failed"}
@@ -169,14 +170,14 @@ def test_a_failed_point_stops_no_other_and_is_tried_again_alone(folder, monkeypa
     assert Counter(name for name, *_ in calls()) == Counter([*POINTS, "exrm_seed1"])
 
 
-def test_the_recipe_that_is_run_is_the_point_s(folder):
+def test_the_recipe_that_runs_is_that_of_the_point(folder):
     swept()
     for point in expand("grid.yaml", output=Path("out")):
         assert load_recipe(Path("out/recipes", f"{point.name}.yaml")) == point.recipe
         assert state(point) == "finished"
 
 
-def test_what_is_not_this_sweep_s_is_left_alone(folder):
+def test_foreign_directories_are_refused(folder):
     swept()
     before = results()
     with pytest.raises(RmkitError, match=r"another recipe: training.learning_rate is None there, 1e-07 in this sweep"):
@@ -191,7 +192,7 @@ def test_what_is_not_this_sweep_s_is_left_alone(folder):
     for file in Path("out/imrm_seed0").iterdir():
         if file.is_file():
             file.rename(file.with_name(f"my_{file.name}"))
-    with pytest.raises(RmkitError, match=r"holds .* and no recipe.yaml"):
+    with pytest.raises(RmkitError, match=r"holds .* but no recipe.yaml"):
         swept()
     Path("elsewhere").mkdir()
     Path("elsewhere/exrm_seed0").write_text("a file")
@@ -200,13 +201,13 @@ def test_what_is_not_this_sweep_s_is_left_alone(folder):
     assert len(calls()) == len(POINTS)
 
 
-def test_a_run_is_the_same_wherever_the_sweep_is_written(folder):
+def test_a_moved_sweep_is_still_finished(folder):
     swept()
     Path("out").rename("moved")
     assert set(states_of(swept(output=str(folder / "moved"))).values()) == {"kept"}
 
 
-def test_resume_auto_goes_on_instead_of_starting_again(folder, monkeypatch):
+def test_resume_auto_resumes_instead_of_starting_over(folder, monkeypatch):
     monkeypatch.setenv("STAND_IN", json.dumps({"exrm_seed0": "fail"}))
     seeds = {"reward_model": "exrm", "training.seed": 0}
     swept(only=seeds, overrides=["resume=auto"])
@@ -219,9 +220,9 @@ def test_resume_auto_goes_on_instead_of_starting_again(folder, monkeypatch):
 
 
 def fork(target, *arguments):
-    """`target` in a process of its own, which has everything imported already.
+    """Run `target` in a forked process, which has everything imported already.
 
-    A shell lets what it starts in the background ignore SIGINT; the process answers to it all the same.
+    A shell makes background processes ignore SIGINT; this one handles it anyway.
     """
 
     def answering():
@@ -239,14 +240,14 @@ def sweep_to_be_killed(output):
 
 
 @pytest.mark.parametrize("stage", ["start", "directory", "recipe", "rewards"])
-def test_killed_at_any_point_it_finishes_with_the_same_results(folder, monkeypatch, stage):
+def test_a_killed_sweep_finishes_with_the_same_results(folder, monkeypatch, stage):
     monkeypatch.setenv("STAND_IN", json.dumps({"imrm_seed0": f"kill:{stage}"}))
     process = fork(sweep_to_be_killed, "killed")
     process.join()
     assert process.exitcode == -signal.SIGKILL
     begun = {name: int(pid) for name, pid, *_ in calls()}
     assert list(begun) == POINTS[:3]
-    left_over = psutil.Process(begun["imrm_seed0"])  # it still runs, and would write to the same directory
+    left_over = psutil.Process(begun["imrm_seed0"])  # still running, and would write to the same directory
     Path("killed/.discarded-x/imrm_seed0").mkdir(parents=True)  # as if killed while replacing a run
 
     monkeypatch.setenv("STAND_IN", "{}")
@@ -261,13 +262,13 @@ def test_killed_at_any_point_it_finishes_with_the_same_results(folder, monkeypat
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupted_sweep_ends_what_it_started(folder, monkeypatch, number):
+def test_an_interrupted_sweep_ends_its_processes(folder, monkeypatch, number):
     os.mkfifo("started")
     monkeypatch.setenv("STAND_IN_STARTED", "started")
     monkeypatch.setenv("STAND_IN", json.dumps({"exrm_seed0": "stop"}))
     process = fork(invoke, ["grid.yaml", "--output", "out"])
     assert Path("started").read_text() == "started"  # waits for it
-    with pytest.raises(RmkitError, match="Another sweep is at work in out"):
+    with pytest.raises(RmkitError, match="Another sweep is running in out"):
         swept()
     os.kill(process.pid, number)
     process.join()
@@ -280,7 +281,7 @@ def test_an_interrupted_sweep_ends_what_it_started(folder, monkeypatch, number):
 # --- launchers -----------------------------------------------------------------------------------------------------
 
 
-def test_gpus_are_shared_out(folder, monkeypatch):
+def test_gpus_are_split_between_points(folder, monkeypatch):
     write_grid(
         axes={
             "x": [
@@ -300,12 +301,12 @@ def test_gpus_are_shared_out(folder, monkeypatch):
     assert {given["sharded"], given["any"]} <= {"4,5", "6,7"}
     with pytest.raises(RmkitError, match="--max-parallel 5 is more than the 4 GPUs"):
         swept(LocalLauncher(max_parallel=5), output="more")
-    assert share_out(["0", "1", "2"], 2) == [["0"], ["1", "2"]]
-    assert share_out([], 3) == [[], [], []]
+    assert split_gpus(["0", "1", "2"], 2) == [["0"], ["1", "2"]]
+    assert split_gpus([], 3) == [[], [], []]
 
 
-def test_several_at_a_time(folder, monkeypatch):
-    """Two points that each wait for the other's beginning: one at a time they would wait for ever."""
+def test_points_run_in_parallel(folder, monkeypatch):
+    """Two points that wait for each other to start: run one after the other they would wait forever."""
     os.mkfifo("started")
     monkeypatch.setenv("STAND_IN_STARTED", "started")
     monkeypatch.setenv("STAND_IN", json.dumps({"exrm_seed0": "stop"}))
@@ -315,7 +316,7 @@ def test_several_at_a_time(folder, monkeypatch):
     while process.is_alive() and not all(file.exists() for file in finished):
         process.join(0.05)
     (pid,) = [int(pid) for name, pid, *_ in calls() if name == "exrm_seed0"]
-    os.kill(pid, signal.SIGTERM)  # a point that is ended has failed; the sweep goes on to its end
+    os.kill(pid, signal.SIGTERM)  # a terminated point has failed; the sweep continues
     process.join()
     assert process.exitcode == 0
     assert not Path("out/exrm_seed0/run.json").exists()
@@ -334,11 +335,11 @@ def test_jobs_of_submitit(folder, monkeypatch):
     assert [name for name, _ in started] == ["exrm_seed0", "imrm_seed0"]
     assert all(where.startswith("job ") for _, where in started)
     assert not list(Path("out/logs").glob("*.job"))
-    with pytest.raises(RmkitError, match="imrm_seed0 cannot be given to local"):
+    with pytest.raises(RmkitError, match="imrm_seed0 could not be submitted to local"):
         swept(ClusterLauncher({"no_such_thing": 1}, "local"))
 
 
-def test_a_job_that_still_runs_is_waited_for(folder, monkeypatch):
+def test_a_running_job_is_waited_for(folder, monkeypatch):
     points = expand("grid.yaml", output=Path("out"), only={"reward_model": "imrm", "training.seed": 0})
 
     class Job:
@@ -354,7 +355,7 @@ def test_a_job_that_still_runs_is_waited_for(folder, monkeypatch):
             (directory / "run.json").write_text(
                 json.dumps({"format": 1, "recipe": points[0].recipe.model_dump(mode="json")})
             )
-            raise RuntimeError("lost sight of the job")  # what counts is what it left
+            raise RuntimeError("lost sight of the job")  # run.json decides
 
     import submitit
 
@@ -364,7 +365,7 @@ def test_a_job_that_still_runs_is_waited_for(folder, monkeypatch):
     (directory / "recipe.yaml").write_text(points[0].recipe.to_yaml())
     Path("out/logs").mkdir()
     Path("out/logs/imrm_seed0.job").write_text("123\n")
-    with pytest.raises(RmkitError, match="was given to a cluster as job 123"):
+    with pytest.raises(RmkitError, match="was submitted to a cluster as job 123"):
         list(run_sweep(points, Path("out"), LocalLauncher()))
     (outcome,) = run_sweep(points, Path("out"), ClusterLauncher(poll_seconds=0.01))
     assert outcome.state == "finished"
@@ -373,7 +374,7 @@ def test_a_job_that_still_runs_is_waited_for(folder, monkeypatch):
     assert not calls()
 
 
-def test_a_job_s_resources_follow_the_recipe(tmp_path):
+def test_the_resources_of_a_job_follow_the_recipe(tmp_path):
     def task(distributed):
         return Task("x", tmp_path / "x.yaml", tmp_path / "x.log", distributed, lambda: None)
 
@@ -425,7 +426,7 @@ def test_the_command(folder, models, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.smoke
-def test_from_one_command_to_a_trained_model(models, tmp_path, monkeypatch):
+def test_one_command_trains_a_model(models, tmp_path, monkeypatch):
     """Through `rmkit train` and accelerate, as a user would, on two pairs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
@@ -451,7 +452,7 @@ def shipped(name):
     return expand(name)
 
 
-@pytest.mark.parametrize("name", sorted(file.stem for file in SHIPPED.glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(file.stem for file in SWEEPS.glob("*.yaml")))
 def test_shipped_grids_are_valid_and_the_paper_s_optimisation(name):
     points = shipped(name)
     assert len({point.name for point in points}) == len(points)
@@ -492,7 +493,7 @@ def test_section_5_2(name):
         assert ("llama" in recipe.base.name) == (recipe.base.date_string is not None)
         assert recipe.data.train.path == {"general_chat": "ultrafeedback", "math": "rewardmath"}[name]
         assert recipe.data.train.limit == {"general_chat": None, "math": 1000}[name]
-        suite = yaml.safe_load((SHIPPED.parent / "suites" / f"{name}.yaml").read_text())["sets"]
+        suite = yaml.safe_load((SUITES / f"{name}.yaml").read_text())["sets"]
         assert {each.name: (each.path, each.category) for each in recipe.data.evaluation} == {
             each["name"]: (each["path"], each["category"]) for each in suite
         }

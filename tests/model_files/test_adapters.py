@@ -25,7 +25,7 @@ from trl import RewardConfig, RewardTrainer
 
 from rmkit import RmkitError, load_reward_model
 from rmkit.config.recipe import Hub
-from rmkit.hub.publication import origins
+from rmkit.hub.publication import public_origins
 
 PAIRS = [("How do I bake bread?", "Mix flour and water."), ("why?", "No.")]
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
@@ -348,10 +348,10 @@ def test_embeddings_that_cannot_be_merged(base, run, tmp_path, where):
 
 def test_an_adapter_is_not_published_beside_a_model(adapter):
     record = {"base": {"name": str(adapter), "revision": None}, "adapter": True, "reward_model": {"type": "explicit"}}
-    with pytest.raises(RmkitError, match="is an adapter, whose own base would be missing"):
-        origins(record, {"base": {"build": None}}, Hub(push="end", repo_id="someone/rm", base="beside"))
+    with pytest.raises(RmkitError, match="is an adapter, and its own base would be missing"):
+        public_origins(record, {"base": {"build": None}}, Hub(push="end", repo_id="someone/rm", base="upload"))
     hub = Hub(push="end", repo_id="someone/rm", base="someone/adapter")  # the remedy
-    assert origins(record, {"base": {"build": None}}, hub)[0].hub_id == "someone/adapter"
+    assert public_origins(record, {"base": {"build": None}}, hub)[0].hub_id == "someone/adapter"
 
 
 # --- what is in the file is what is loaded -------------------------------------------------------------------------

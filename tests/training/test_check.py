@@ -211,7 +211,7 @@ def test_mistakes_are_reported_in_one_line(recipe_file: Path) -> None:
     for override, message in (
         ("base.name=./nowhere", "No tokenizer could be loaded from ./nowhere"),
         ("data.train.path=gone.jsonl", "gone.jsonl does not exist"),
-        ("distributed=zero9", "distributed: zero9 is neither a file nor one of"),
+        ("distributed=zero9", "Accelerate configuration not found: zero9"),
         ("training.per_device_train_batch_size=3", "is not a multiple of"),
     ):
         result = run(recipe_file, override)

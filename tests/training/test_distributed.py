@@ -27,12 +27,13 @@ from transformers import Trainer, TrainerCallback
 
 from rmkit import RmkitError, load_reward_model
 from rmkit.config.recipe import Recipe, load_recipe, training_arguments
+from rmkit.config.resources import ACCELERATE_CONFIGS
 from rmkit.data.preferences import load_preferences
 from rmkit.runs.directory import RunDirectory
 from rmkit.train import train
 from rmkit.training import launch
 
-CONFIGS = sorted(launch.CONFIGS.glob("*.yaml"))
+CONFIGS = sorted(ACCELERATE_CONFIGS.glob("*.yaml"))
 LAUNCHER_VARIABLES = {
     "RMKIT_CONFIG_FILE",
     "RMKIT_NUM_PROCESSES",
@@ -142,7 +143,7 @@ def launched(monkeypatch):
 
 def config_path(part):
     """An option of `accelerate launch`; the name of a configuration becomes its path."""
-    path = launch.CONFIGS / f"{part}.yaml"
+    path = ACCELERATE_CONFIGS / f"{part}.yaml"
     return str(path) if path.exists() else part
 
 
@@ -469,7 +470,7 @@ def test_deepspeed_options_of_the_launcher_must_agree_with_the_recipe(monkeypatc
 
 
 def test_an_unknown_configuration_names_the_known_ones():
-    with pytest.raises(RmkitError, match="neither a file nor one of cpu, cpu_zero3, ddp"):
+    with pytest.raises(RmkitError, match=r"Accelerate configuration not found: zero4.* cpu, cpu_zero3, ddp"):
         launch.plan(recipe(distributed="zero4"))
 
 
@@ -484,7 +485,7 @@ def test_a_batch_that_does_not_divide_is_an_error():
 
 
 def test_deepspeed_gathers_weights_on_saving():
-    config = yaml.safe_load((launch.CONFIGS / "zero3.yaml").read_text())
+    config = yaml.safe_load((ACCELERATE_CONFIGS / "zero3.yaml").read_text())
     zero = launch.deepspeed_config(config)["zero_optimization"]
     assert zero["stage"] == 3
     assert zero["stage3_gather_16bit_weights_on_model_save"] is True
@@ -588,7 +589,7 @@ def run_sharded(tmp_path):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        launcher = ["-m", "accelerate.commands.launch", "--config_file", str(launch.CONFIGS / "cpu_zero3.yaml")]
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", str(ACCELERATE_CONFIGS / "cpu_zero3.yaml")]
         return subprocess.run(
             [sys.executable, *launcher, "--main_process_port", str(port), str(tmp_path / "script.py"), *arguments],
             env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -143,7 +143,7 @@ def test_every_schedule_takes_a_step_or_is_refused(recipe, name):
         ({"torch_compile_mode": "x"}, "Unrecognized mode=x", {}),
         ({"activation_checkpointing": True, "activation_checkpointing_kwargs": {"x": 1}}, "'x'", {}),
         ({"use_liger_kernel": True}, "needs the package liger-kernel", {}),
-        ({"report_to": "tensorboard"}, "whose package is not installed", {"report_to": "none"}),
+        ({"report_to": "mlflow"}, "whose package is not installed", {"report_to": "none"}),
     ],
 )
 def test_fields_that_would_fail_late_are_refused_with_a_remedy(recipe, tmp_path, training, message, fix):
