@@ -90,7 +90,6 @@ class PreferenceData:
         pairs: the usable pairs, in the order of the source.
         dropped: reason -> number of pairs left out.
         split: the split that was taken; None if the source has no splits.
-        fingerprint: sha256 over the texts of the usable pairs.
     """
 
     name: str
@@ -100,16 +99,29 @@ class PreferenceData:
 
     @property
     def fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for pair in self.pairs:
-            digest.update(json.dumps([pair.prompt, pair.chosen, pair.rejected, pair.margin]).encode())
-        return digest.hexdigest()
+        """The fingerprint of the usable pairs."""
+        return fingerprint(self.pairs)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __iter__(self) -> Iterator[PreferencePair]:
         return iter(self.pairs)
+
+
+def fingerprint(pairs: Iterable[PreferencePair]) -> str:
+    """sha256 over the texts and margins of pairs, in their order; the same in run.json and in a prepared set's card."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(json.dumps([pair.prompt, pair.chosen, pair.rejected, pair.margin]).encode())
+    return digest.hexdigest()
+
+
+def dataset_pairs(rows: Any) -> PairRows:
+    """The pairs of a `datasets.Dataset` that has the columns of pairs, not checked and left on disk."""
+    numbers = np.arange(len(rows))
+    columns = [column for column in (*COLUMNS, "margin") if column in rows.column_names]
+    return PairRows(rows.select_columns(columns), numbers, numbers)
 
 
 def load_preferences(

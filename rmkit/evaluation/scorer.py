@@ -23,16 +23,16 @@ from rmkit.errors import RmkitError
 from rmkit.evaluation.scoring import (
     DEFAULT_BATCH_SIZE,
     WINDOW,
-    PairRewards,
     Progress,
     pair_rewards,
     sequence_outputs,
 )
-from rmkit.evaluation.statistics import length_baselines
+from rmkit.evaluation.statistics import length_baselines, summary
 from rmkit.models.language_model import apply_head
 from rmkit.models.positions import last_position, made_for, refuse_longer
 from rmkit.reward_models.probe import check_forward
 from rmkit.reward_models.saving import Checkpoint, load
+from rmkit.runs.rewards import PairRewards, concatenate
 
 Pair = PreferencePair | Mapping[str, str] | Sequence[str]
 
@@ -92,40 +92,35 @@ def load_reward_model(
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """Rewards of a set.
+    """The rewards of a set.
 
     Attributes:
-        index: [pairs] the row of each pair in the source; those that were left out have none.
-        rewards: of the chosen and the rejected responses.
-        response_lengths: [pairs, 2] tokens of both responses.
+        rewards: of the pairs that were scored; dropped pairs have no row.
+        response_lengths: [pairs, 2] token counts of (chosen, rejected).
         dropped: reason -> number of pairs left out.
-        remarks: what users should know of the texts, a line each (see `rmkit.encoding.pairs.remarks`).
+        remarks: warnings about the texts, one line each (see `rmkit.encoding.pairs.remarks`).
     """
 
-    index: NDArray[np.int64]
     rewards: PairRewards
     response_lengths: NDArray[np.int64]
     dropped: dict[str, int]
     remarks: list[str] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
-        """Metrics of the rewards, and accuracies of preferring by length.
+        """Metrics of the rewards, and the accuracies of preferring the longer or the shorter response.
 
         Raises:
             RmkitError: if a reward is not finite.
         """
-        return self.rewards.summary() | length_baselines(self.response_lengths.tolist())
-
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """What a rewards file holds."""
-        return {"index": self.index} | self.rewards.columns()
+        return summary(self.rewards.rewards, self.rewards.log_rewards) | length_baselines(self.response_lengths)
 
 
 @dataclass
-class _Gathering:
-    """The parts of a `ScoredSet`, window after window: a few numbers a pair."""
+class _ScoredSetBuilder:
+    """Collects a `ScoredSet` window by window; keeps a few numbers per pair and no texts."""
 
-    parts: list[ScoredSet] = field(default_factory=list)
+    rewards: list[PairRewards] = field(default_factory=list)
+    response_lengths: list[tuple[int, int]] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
     lengths: list[int] = field(default_factory=list)
     control_texts: int = 0
@@ -134,24 +129,14 @@ class _Gathering:
     def add(self, pairs: Sequence[EncodedPair], rewards: PairRewards) -> None:
         if not pairs:
             return
-        index = np.array([each.pair.index for each in pairs])
-        self.parts.append(ScoredSet(index, rewards, np.array([each.response_lengths for each in pairs]), {}))
-        self.lengths += [each.longest for each in pairs]
-        self.control_texts += sum(each.control_texts for each in pairs)
-        self.templated += sum(each.templated for each in pairs)
+        self.rewards.append(rewards)
+        self.response_lengths += [pair.response_lengths for pair in pairs]
+        self.lengths += [pair.longest for pair in pairs]
+        self.control_texts += sum(pair.control_texts for pair in pairs)
+        self.templated += sum(pair.templated for pair in pairs)
 
-    def whole(self, remarks: list[str]) -> ScoredSet:
-        rewards = [part.rewards for part in self.parts]
-        log_rewards = [each.log_rewards for each in rewards if each.log_rewards is not None]
-        return ScoredSet(
-            np.concatenate([part.index for part in self.parts]),
-            PairRewards(
-                np.concatenate([each.rewards for each in rewards]), np.concatenate(log_rewards) if log_rewards else None
-            ),
-            np.concatenate([part.response_lengths for part in self.parts]),
-            self.dropped,
-            remarks,
-        )
+    def build(self, remarks: list[str]) -> ScoredSet:
+        return ScoredSet(concatenate(self.rewards), np.array(self.response_lengths), self.dropped, remarks)
 
 
 class Scorer:
@@ -245,7 +230,7 @@ class Scorer:
             max_length: pairs over so many tokens are left out, see `rmkit.encoding.pairs.encode_pairs`.
             description: shown beside a progress bar; without one there is no bar.
         """
-        scored = {name: _Gathering() for name in sets}
+        scored = {name: _ScoredSetBuilder() for name in sets}
         streams = {
             name: iter_encoded(data, self.reward_model, scored[name].dropped, max_length=max_length)
             for name, data in sets.items()
@@ -264,7 +249,7 @@ class Scorer:
                     scored[name].add(some, rewards[start : start + len(some)])
                     start += len(some)
         return {
-            name: found.whole(self._remarks(name, found.lengths, found.control_texts, found.templated))
+            name: found.build(self._remarks(name, found.lengths, found.control_texts, found.templated))
             for name, found in scored.items()
         }
 
@@ -314,14 +299,14 @@ class Scorer:
 
     def _pair_rewards(self, pairs: Sequence[EncodedPair], batch_size: int, progress: Progress) -> PairRewards:
         if not pairs:
-            return PairRewards(np.zeros((0, 2)))
+            return PairRewards(np.zeros(0, dtype=np.int64), np.zeros((0, 2)))
         sequences = [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
         policy, reference = (
             None if outputs is None else torch.stack(outputs.chunk(2), dim=1)
             for outputs in self.outputs(sequences, batch_size, progress)
         )
         assert policy is not None
-        return pair_rewards(self.reward_model, policy, reference)
+        return pair_rewards(self.reward_model, policy, reference, [pair.pair.index for pair in pairs])
 
     @property
     def models(self) -> int:

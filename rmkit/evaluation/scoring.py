@@ -9,55 +9,26 @@ return the whole.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rmkit.encoding.batches import Layout, collate
 from rmkit.encoding.chat import TokenSequence
 from rmkit.encoding.pairs import EncodedPairs
-from rmkit.evaluation.statistics import summary
 from rmkit.models.language_model import apply_head, only_read
 from rmkit.models.shared_attention import layout_of
 from rmkit.reward_models.base import RewardModel
+from rmkit.runs.rewards import PairRewards
 
 DEFAULT_BATCH_SIZE = 16
 WINDOW = 1024
 """Pairs whose sequences are sorted together, and of which `rmkit score` holds no more at a time."""
-
-
-@dataclass(frozen=True)
-class PairRewards:
-    """Rewards [pairs, 2] of (chosen, rejected) in float64; `log_rewards` where rewards are probabilities."""
-
-    rewards: NDArray[np.float64]
-    log_rewards: NDArray[np.float64] | None = None
-
-    def columns(self) -> dict[str, NDArray[np.float64]]:
-        """What a rewards file holds beside the index."""
-        columns = {"chosen_reward": self.rewards[:, 0], "rejected_reward": self.rewards[:, 1]}
-        if self.log_rewards is not None:
-            columns |= {"chosen_log_reward": self.log_rewards[:, 0], "rejected_log_reward": self.log_rewards[:, 1]}
-        return columns
-
-    def __getitem__(self, pairs: slice) -> PairRewards:
-        return PairRewards(self.rewards[pairs], None if self.log_rewards is None else self.log_rewards[pairs])
-
-    @property
-    def ranking(self) -> NDArray[np.float64]:
-        """What ranks responses [pairs, 2]: log-rewards where there are any, since probabilities saturate."""
-        return self.rewards if self.log_rewards is None else self.log_rewards
-
-    def summary(self) -> dict[str, float]:
-        """Accuracy, normalised margin, tie rate, Bradley-Terry loss, number of pairs."""
-        return summary(self.rewards, self.log_rewards)
 
 
 class Progress:
@@ -178,9 +149,17 @@ def pair_outputs(
     return torch.cat(outputs)
 
 
-def pair_rewards(reward_model: RewardModel[Any], outputs: Tensor, reference: Tensor | None) -> PairRewards:
-    """Rewards from outputs [pairs, 2, outputs] of a model and of its reference, where it has one."""
+def pair_rewards(
+    reward_model: RewardModel[Any], outputs: Tensor, reference: Tensor | None, index: Sequence[int]
+) -> PairRewards:
+    """Rewards from the outputs [pairs, 2, outputs] of a model and, if it has one, of its reference.
+
+    Args:
+        index: [pairs] the row of each pair in its source.
+    """
     log_rewards = reward_model.log_rewards(outputs)
     return PairRewards(
-        reward_model.rewards(outputs, reference).numpy(), None if log_rewards is None else log_rewards.numpy()
+        np.array(index, dtype=np.int64),
+        reward_model.rewards(outputs, reference).numpy(),
+        None if log_rewards is None else log_rewards.numpy(),
     )

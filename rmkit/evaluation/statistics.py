@@ -6,7 +6,7 @@ would count as a lost pair.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,7 +44,7 @@ def bradley_terry_loss(chosen: ArrayLike, rejected: ArrayLike) -> float:
     return float(np.mean(np.logaddexp(0.0, rejected - chosen)))
 
 
-def length_baselines(lengths: Sequence[tuple[int, int]]) -> dict[str, float]:
+def length_baselines(lengths: ArrayLike) -> dict[str, float]:
     """Accuracy of "longer wins" and of "shorter wins" from token counts [pairs] of (chosen, rejected)."""
     counts = np.asarray(lengths, dtype=np.float64)
     return {"longer_wins": accuracy(counts[:, 0], counts[:, 1]), "shorter_wins": accuracy(-counts[:, 0], -counts[:, 1])}
@@ -68,27 +68,23 @@ def summary(rewards: ArrayLike, log_rewards: ArrayLike | None = None) -> dict[st
     }
 
 
-def unseen_prompt_mask(train_prompts: Iterable[str], test_prompts: Sequence[str]) -> NDArray[np.bool_]:
-    """Which of the test prompts [pairs] are, to the letter, not among the training prompts."""
-    seen = set(train_prompts)
-    return np.array([prompt not in seen for prompt in test_prompts], dtype=bool)
+def unseen_prompt_accuracy(unseen: NDArray[np.bool_], ranking: ArrayLike) -> dict[str, float]:
+    """Accuracy on the pairs whose prompt is not a training prompt, for sets that share prompts with the training set.
 
+    Args:
+        unseen: [pairs] whether the prompt is not a training prompt (see `rmkit.data.overlap.find_overlap`).
+        ranking: [pairs, 2] values that rank (chosen, rejected): rewards, or log-rewards if there are any.
 
-def unseen_prompt_accuracy(
-    mask: NDArray[np.bool_], rewards: ArrayLike, log_rewards: ArrayLike | None = None
-) -> dict[str, float]:
-    """Accuracy on the pairs of `mask` [pairs], where some prompts of a set are among the training prompts.
-
-    `pairs_unseen_prompts` and, if there is such a pair, `accuracy_unseen_prompts`; nothing if all prompts are unseen.
-    Rewards as of `summary`.
+    Returns:
+        `pairs_unseen_prompts` and, if there are any, `accuracy_unseen_prompts`; empty if every prompt is unseen.
     """
-    if mask.all():
+    if unseen.all():
         return {}
-    unseen: dict[str, float] = {"pairs_unseen_prompts": int(mask.sum())}
-    if not mask.any():
-        return unseen
-    ranking = np.asarray(rewards if log_rewards is None else log_rewards, dtype=np.float64)[mask]
-    return {"accuracy_unseen_prompts": accuracy(ranking[:, 0], ranking[:, 1]), **unseen}
+    count: dict[str, float] = {"pairs_unseen_prompts": int(unseen.sum())}
+    if not unseen.any():
+        return count
+    kept = np.asarray(ranking, dtype=np.float64)[unseen]
+    return {"accuracy_unseen_prompts": accuracy(kept[:, 0], kept[:, 1]), **count}
 
 
 def by_category(accuracies: Mapping[str, float], categories: Mapping[str, str | None]) -> dict[str, float]:

@@ -10,7 +10,7 @@ Benchmarks that have their own sections give their sets a `section` and a `weigh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -109,29 +109,28 @@ def _best_of_pairs(path: str, index: int, row: Mapping[str, object]) -> list[Pre
     return [row_pair(path, index, {**row, "chosen": chosen[0], "rejected": each}) for each in rejected]
 
 
-def best_of_accuracy(index: Sequence[int], chosen: ArrayLike, rejected: ArrayLike) -> dict[str, float]:
-    """The share of rows whose chosen response is rewarded most, k responses sharing the first place counting 1/k.
+def best_of_accuracy(index: ArrayLike, chosen: ArrayLike, rejected: ArrayLike) -> dict[str, float]:
+    """The share of rows whose chosen response has the highest reward; k responses tied for it count 1/k.
 
     Args:
-        index: [pairs] the row of each pair, as in rewards/<set>.parquet. Rows that have lost a pair on the way (to the
-            length limit, say) would be easier, so they do not count.
+        index: [pairs] the row of each pair, as in rewards/<set>.parquet. Rows that lost a pair (to the length limit,
+            for example) would be easier, so they are not counted.
         chosen, rejected: rewards [pairs].
 
     Returns:
         `best_of_accuracy`, `rows` and `incomplete_rows`.
     """
-    rows, counts = np.unique(np.asarray(index), return_counts=True)
     chosen, rejected = np.asarray(chosen, dtype=np.float64), np.asarray(rejected, dtype=np.float64)
-    complete = rows[counts == counts.max()]
-    scores = []
-    for row in complete:
-        mine = np.asarray(index) == row
-        first = chosen[mine][0]
-        scores.append(0.0 if (rejected[mine] > first).any() else 1.0 / (1 + (rejected[mine] == first).sum()))
+    _, first, row_of, counts = np.unique(np.asarray(index), return_index=True, return_inverse=True, return_counts=True)
+    rewards = chosen[first]  # of each row's one chosen response
+    higher = np.bincount(row_of, weights=rejected > rewards[row_of])
+    tied = np.bincount(row_of, weights=rejected == rewards[row_of])
+    scores = np.where(higher > 0, 0.0, 1.0 / (1.0 + tied))
+    complete = counts == counts.max()
     return {
-        "best_of_accuracy": float(np.mean(scores)),
-        "rows": len(complete),
-        "incomplete_rows": len(rows) - len(complete),
+        "best_of_accuracy": float(np.mean(scores[complete])),
+        "rows": int(complete.sum()),
+        "incomplete_rows": int((~complete).sum()),
     }
 
 

@@ -19,6 +19,7 @@ from rmkit.errors import RmkitError
 from rmkit.evaluation.scorer import Scorer
 from rmkit.runs.directory import RunDirectory
 from rmkit.runs.explanation import Explanation
+from rmkit.runs.rewards import PairRewards
 
 
 @dataclass(frozen=True)
@@ -63,21 +64,19 @@ def merge_explanations(explanation: Explanation, against: Explanation | None) ->
     )
 
 
-def most_wrong(run: RunDirectory, number: int) -> list[WrongResponse]:
-    """Both responses of the pairs that a run ranks wrong by the widest margins, so many of each evaluation set.
+def most_wrong(run_dir: RunDirectory, number: int) -> list[WrongResponse]:
+    """Both responses of the pairs that a run ranks wrong by the widest margins, up to `number` per evaluation set.
 
     Raises:
         RmkitError: if the run is not finished or lacks rewards or texts.
     """
     found = []
-    for name in run.read()["metrics"]:
-        rewards = _table(run.rewards(name))
-        texts = {row["index"]: row for row in _table(run.examples(name)).to_pylist()}
-        column = "log_reward" if "chosen_log_reward" in rewards.column_names else "reward"
-        chosen, rejected = (rewards[f"{each}_{column}"].to_numpy() for each in ("chosen", "rejected"))
-        margins = chosen - rejected
-        for at in [at for at in np.argsort(margins, kind="stable")[:number] if margins[at] < 0]:
-            index = rewards["index"][int(at)].as_py()
+    for name in run_dir.read()["metrics"]:
+        rewards = PairRewards.read(run_dir.rewards(name))
+        texts = {row["index"]: row for row in _read_rows(run_dir.examples(name))}
+        margins = rewards.ranking[:, 0] - rewards.ranking[:, 1]
+        widest = np.argsort(margins, kind="stable")[:number]
+        for index in rewards.index[widest[margins[widest] < 0]].tolist():
             found += [
                 WrongResponse(texts[index]["prompt"], texts[index][side], f"{name}_{index}_{side}.json")
                 for side in ("chosen", "rejected")
@@ -85,8 +84,8 @@ def most_wrong(run: RunDirectory, number: int) -> list[WrongResponse]:
     return found
 
 
-def _table(path: Path) -> Any:
+def _read_rows(path: Path) -> list[dict[str, Any]]:
     try:
-        return pq.read_table(path)
+        return list(pq.read_table(path).to_pylist())
     except (OSError, ValueError) as error:
         raise RmkitError(f"{path} cannot be read: {error}.", "Run the recipe again.") from None

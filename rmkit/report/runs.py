@@ -34,6 +34,7 @@ from rmkit.config.training_arguments import BATCH_SIZE, TRAINING_DEFAULTS
 from rmkit.errors import RmkitError
 from rmkit.report import names
 from rmkit.runs.directory import FINAL, RunDirectory
+from rmkit.runs.rewards import PairRewards
 
 Floats = NDArray[np.float64]
 PAPER_LEARNING_RATE, PAPER_BETA = 1e-6, 0.01
@@ -67,37 +68,12 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class SetScores:
-    """The rewards of one set: `rewards` [pairs, 2] of (chosen, rejected), `ranking` the same or log-rewards."""
-
-    index: NDArray[np.int64]
-    rewards: Floats
-    ranking: Floats
-
-    @property
-    def margins(self) -> Floats:
-        """r+ - r- [pairs], in the reward's own units."""
-        return self.rewards[:, 0] - self.rewards[:, 1]
-
-    @property
-    def correct(self) -> Floats:
-        """1 where the chosen response is ranked first, 1/2 at a tie, else 0 [pairs] (Definition 1)."""
-        return 0.5 * (1.0 + np.sign(self.ranking[:, 0] - self.ranking[:, 1]))
-
-    @property
-    def normalized(self) -> Floats:
-        """Signed margins in units of the standard deviation of all 2N rewards [pairs] (Appendix D.3)."""
-        deviation = float(np.std(self.rewards, ddof=1))
-        return self.margins / deviation if deviation > 0 else np.zeros(len(self.rewards))
-
-
-@dataclass(frozen=True)
 class Runs:
     """Everything that the report needs of its runs; see the module's docstring."""
 
     runs: pd.DataFrame
     metrics: pd.DataFrame
-    scores: dict[tuple[str, str], SetScores] = field(default_factory=dict)
+    scores: dict[tuple[str, str], PairRewards] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     directories: dict[str, RunDirectory] = field(default_factory=dict)
     dynamics: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -276,7 +252,7 @@ class _Loaded:
     name: str
     directory: RunDirectory
     record: _Record
-    scores: dict[str, SetScores]
+    scores: dict[str, PairRewards]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -345,30 +321,17 @@ def _load(name: str, path: Path) -> _Loaded:
     return _Loaded(name, directory, record, scores)
 
 
-def _read_scores(directory: RunDirectory, name: str) -> SetScores:
-    path = directory.rewards(name)
+def _read_scores(directory: RunDirectory, name: str) -> PairRewards:
     try:
-        with pq.ParquetFile(path) as file:  # pq.read_table starts threads, which cost more than so small a file
-            table = file.read(use_threads=False)
-        columns = {column: table[column].to_numpy() for column in table.column_names}
-        rewards = np.column_stack([columns["chosen_reward"], columns["rejected_reward"]]).astype(np.float64)
-        index = columns["index"].astype(np.int64)
-    except FileNotFoundError:
-        raise RmkitError(f"rewards/{name}.parquet is missing.", "") from None
-    except KeyError as error:
-        raise RmkitError(f"rewards/{name}.parquet has no column {error.args[0]}.", "") from None
-    except (OSError, ValueError, TypeError) as error:
-        raise RmkitError(f"rewards/{name}.parquet cannot be read: {error}.", "") from None
-    ranking = rewards
-    if "chosen_log_reward" in columns:
-        ranking = np.column_stack([columns["chosen_log_reward"], columns["rejected_log_reward"]]).astype(np.float64)
-    broken = int((~np.isfinite(rewards).all(axis=1)).sum())
+        scores = PairRewards.read(directory.rewards(name))
+    except RmkitError as error:
+        raise RmkitError(error.cause.removeprefix(f"{directory.path}/"), "") from None
+    broken = int((~np.isfinite(scores.rewards).all(axis=1)).sum())
     if broken:
-        raise RmkitError(f"set {name}: {broken} of {len(rewards)} pairs have a reward that is no finite number.", "")
-    if len(rewards) == 0:
+        raise RmkitError(f"set {name}: {broken} of {len(scores)} pairs have a reward that is no finite number.", "")
+    if len(scores) == 0:
         raise RmkitError(f"set {name} has no pairs.", "")
-    order = np.argsort(index)
-    return SetScores(index[order], rewards[order], ranking[order])
+    return scores[np.argsort(scores.index)]
 
 
 # --- many runs -----------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,10 +22,6 @@ from rmkit.errors import RmkitError
 from rmkit.reward_models import RewardModel, make_reward_model
 from rmkit.training import launch
 from rmkit.training.preparation import lora_config, refusals
-
-NGRAM = 13
-"""Words in a row that count as an overlap, as in the studies of contamination since GPT-3."""
-
 
 # --- what is read --------------------------------------------------------------------------------------------------
 
@@ -96,39 +91,6 @@ def _range(counts: Iterable[int | None]) -> str:
     if not known:
         return "none"
     return str(min(known)) if min(known) == max(known) else f"{min(known)} to {max(known)}"
-
-
-# --- what is shared ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """How many pairs of a set have a prompt that the training set has too: the same text, or much of the same words."""
-
-    exact: int
-    ngram: int
-
-
-def prompt_overlap(training: Iterable[PreferencePair], evaluation: Iterable[PreferencePair]) -> Overlap:
-    """Prompts of an evaluation set that stand in the training set.
-
-    exact: the same text but for spaces at its ends. ngram: 13 words in a row shared with some training prompt, letter
-    case and punctuation aside; of a shorter prompt, all of its words are all of a training prompt's words.
-    """
-    texts = {pair.prompt.strip() for pair in training}
-    grams = {gram for text in texts for gram in _ngrams(text)}
-    prompts = [pair.prompt.strip() for pair in evaluation]
-    return Overlap(
-        exact=sum(prompt in texts for prompt in prompts),
-        ngram=sum(not grams.isdisjoint(_ngrams(prompt)) for prompt in prompts),
-    )
-
-
-def _ngrams(text: str) -> list[tuple[str, ...]]:
-    words = re.findall(r"\w+", text.lower())
-    if len(words) < NGRAM:
-        return [tuple(words)] if words else []
-    return [tuple(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1)]
 
 
 # --- what it takes -------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rmkit.config.recipe import Recipe
-from rmkit.data.overlap import training_overlap
+from rmkit.data.overlap import find_overlap
 from rmkit.data.preferences import PreferenceData
 from rmkit.encoding.pairs import EncodedPairs
 from rmkit.evaluation.statistics import by_category, length_baselines
@@ -82,5 +82,5 @@ def run_record(
 
 def _shared(training: EncodedPairs, evaluation: EncodedPairs) -> dict[str, int]:
     """How many pairs of a set have their prompt in the training set, and how many are training pairs."""
-    found = training_overlap(training.pairs, evaluation.pairs)
-    return {"shared_prompts": found.prompts, "shared_pairs": found.pairs}
+    overlap = find_overlap(training.pairs, evaluation.pairs)
+    return {"shared_prompts": int(overlap.prompt.sum()), "shared_pairs": int(overlap.pair.sum())}

@@ -8,16 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import TrainerCallback
 
 from rmkit.config.recipe import Recipe
+from rmkit.data.overlap import find_overlap
 from rmkit.encoding.pairs import EncodedPairs
-from rmkit.evaluation.scoring import PairRewards, pair_outputs, pair_rewards
-from rmkit.evaluation.statistics import unseen_prompt_accuracy, unseen_prompt_mask
+from rmkit.evaluation.scoring import pair_outputs, pair_rewards
+from rmkit.evaluation.statistics import summary, unseen_prompt_accuracy
 from rmkit.files import write_json, write_table
 from rmkit.reward_models import RewardModel
 from rmkit.reward_models.probe import check_forward
 from rmkit.runs.directory import FINAL, INITIAL, RunDirectory
+from rmkit.runs.rewards import PairRewards
 from rmkit.training.reference import References
 
 
@@ -50,6 +54,7 @@ class ScoringCallback(TrainerCallback):
         self.history: list[dict[str, Any]] = []
         self.scored: dict[str, PairRewards] = {}
         self.scored_step = -1
+        self.unseen_prompts: dict[str, NDArray[np.bool_]] = {}
         self.seconds = 0.0
         self.seconds_in_training = 0.0  # the part that transformers counts as training
 
@@ -95,9 +100,10 @@ class ScoringCallback(TrainerCallback):
                 continue
             if name not in self.scored:  # the last epoch's rewards are the final ones
                 self.scored[name] = self._rewards(pairs, f"{state}: {name}")
-            sets[name] = self.scored[name].summary() | self._on_unseen_prompts(name)
+            scored = self.scored[name]
+            sets[name] = summary(scored.rewards, scored.log_rewards) | self._on_unseen_prompts(name)
             if self.trainer.is_world_process_zero():
-                write_rewards(self.run, state, pairs, self.scored[name])
+                write_rewards(self.run, state, pairs, scored)
         self.history.append({"state": state, "epoch": epoch, "step": step, "sets": sets})
         self.seconds += time.time() - started
         if state != FINAL:
@@ -107,9 +113,10 @@ class ScoringCallback(TrainerCallback):
         """What is told beside the whole of an evaluation set that shares prompts with the training set."""
         if name == self.training_set:
             return {}
-        train, own = ([pair.prompt for pair in self.encoded[each].pairs] for each in (self.training_set, name))
-        scored = self.scored[name]
-        return unseen_prompt_accuracy(unseen_prompt_mask(train, own), scored.rewards, scored.log_rewards)
+        if name not in self.unseen_prompts:
+            overlap = find_overlap(self.encoded[self.training_set].pairs, self.encoded[name].pairs)
+            self.unseen_prompts[name] = ~overlap.prompt
+        return unseen_prompt_accuracy(self.unseen_prompts[name], self.scored[name].ranking)
 
     def _rewards(self, pairs: EncodedPairs, description: str) -> PairRewards:
         outputs = pair_outputs(
@@ -119,15 +126,15 @@ class ScoringCallback(TrainerCallback):
             batch_size=self.recipe.evaluation.batch_size,
             description=description,
         )
-        return pair_rewards(self.reward_model, outputs, self.references.get(pairs.name))
+        index = [pair.index for pair in pairs.pairs]
+        return pair_rewards(self.reward_model, outputs, self.references.get(pairs.name), index)
 
 
 def write_rewards(run: RunDirectory, state: str, pairs: EncodedPairs, scored: PairRewards) -> None:
     """rewards/[state/]<set>.parquet, and once a set examples/<set>.parquet."""
-    index = [pair.index for pair in pairs.pairs]
-    write_table(run.rewards(pairs.name, state), {"index": index} | scored.columns())
+    scored.write(run.rewards(pairs.name, state))
     if not run.examples(pairs.name).exists():
         texts = {column: [getattr(pair, column) for pair in pairs.pairs] for column in ("prompt", "chosen", "rejected")}
         chosen, rejected = zip(*pairs.response_lengths, strict=True)
         tokens = {"chosen_tokens": chosen, "rejected_tokens": rejected}
-        write_table(run.examples(pairs.name), {"index": index} | texts | tokens)
+        write_table(run.examples(pairs.name), {"index": scored.index} | texts | tokens)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 
 import datasets
 import pytest
 
 from rmkit.config.recipe import load_recipe
-from rmkit.data.overlap import TrainingOverlap, training_overlap
+from rmkit.data.overlap import find_overlap
 from rmkit.data.preferences import PreferencePair
 from rmkit.errors import RmkitError
 from rmkit.training.preparation import load_data, warnings
@@ -89,28 +90,83 @@ def pairs(*triples):
     return [PreferencePair(*each) for each in triples]
 
 
+def shared(training, evaluation):
+    """The number of pairs that share a prompt, a chosen response, both in one pair, and the whole pair."""
+    found = find_overlap(training, evaluation)
+    return [int(mask.sum()) for mask in (found.prompt, found.chosen, found.prompt_and_chosen, found.pair)]
+
+
 def test_overlap_by_hand():
-    training = pairs(("a", "x", "y"), ("a", "x", "z"), ("b", "x", "y"))
-    assert training_overlap(training, pairs(("c", "x", "y"))) == TrainingOverlap(1, 0, 0)
-    assert training_overlap(training, pairs(("a", "y", "x"), ("c", "x", "y"))) == TrainingOverlap(2, 1, 0)
-    assert training_overlap(training, pairs((" a\n", "x", "y"), ("b", "x", "z"))) == TrainingOverlap(2, 2, 1)
-    assert training_overlap(training, training[1:]) == TrainingOverlap(2, 2, 2)
-    assert training_overlap([], training) == TrainingOverlap(3, 0, 0)
+    training = pairs(("a", "x", "y"), ("a", "x", "z"), ("b", "w", "y"))
+    assert shared(training, pairs(("c", "x", "y"))) == [0, 1, 0, 0]
+    assert shared(training, pairs(("b", "x", "y"))) == [1, 1, 0, 0]
+    assert shared(training, pairs(("a", "y", "x"), ("c", "v", "y"))) == [1, 0, 0, 0]
+    assert shared(training, pairs((" a\n", "x", "y"), ("b", "w", "z"))) == [2, 2, 2, 1]
+    assert shared(training, training[1:]) == [2, 2, 2, 2]
+    assert shared([], training) == [0, 0, 0, 0]
+    assert find_overlap(iter(training), iter(pairs(("c", "x", "y"), ("b", "x", "y")))).prompt.tolist() == [False, True]
+    assert find_overlap(training, training[1:]).ngram is None
 
 
-def test_what_overlap_says():
-    assert TrainingOverlap(3, 0, 0).warning("x") is None
-    assert TrainingOverlap(3, 2, 0).warning("x") == "warning: x: 2 of 3 pairs have their prompt in the training set"
-    assert TrainingOverlap(3, 3, 2).warning("x").endswith("in the training set, 2 with both responses")
-    assert TrainingOverlap(3, 3, 3).warning("x").startswith("WARNING: x: ALL 3 PAIRS ARE TRAINING PAIRS.")
+def test_overlap_against_a_plain_count():
+    """Random pairs of few texts, counted by comparing every pair with every training pair."""
+    draw = random.Random(0)
+    training, evaluation = (pairs(*[draw.choices("abcde", k=3) for _ in range(number)]) for number in (30, 200))
+    expected = [
+        [pair.prompt in {other.prompt for other in training} for pair in evaluation],
+        [pair.chosen in {other.chosen for other in training} for pair in evaluation],
+        [any((o.prompt, o.chosen) == (p.prompt, p.chosen) for o in training) for p in evaluation],
+        [pair in training for pair in evaluation],
+    ]
+    found = find_overlap(training, evaluation)
+    masks = (found.prompt, found.chosen, found.prompt_and_chosen, found.pair)
+    assert [mask.tolist() for mask in masks] == expected
+    assert 0 < found.pair.sum() < found.prompt_and_chosen.sum() < found.prompt.sum()
+
+
+LONG = "Tell me in detail how a small reward model learns to prefer one response over another one."
+
+
+def test_ngrams_of_prompts():
+    training = pairs(*[(prompt, "x", "y") for prompt in (LONG, "Short one?", LONG)])
+
+    def found(*prompts):
+        overlap = find_overlap(training, pairs(*[(prompt, "a", "b") for prompt in prompts]), ngrams=True)
+        return int(overlap.prompt.sum()), int(overlap.ngram.sum())
+
+    assert found(f" {LONG}\n") == (1, 1)
+    assert found("Tell: " + LONG.lower()) == (0, 1)
+    words = LONG.split()
+    assert found(" ".join(words[:13]) + " else") == (0, 1)
+    assert found(" ".join(words[:12]) + " else altogether") == (0, 0)
+    assert found("short ONE", "Short one, or long?") == (0, 1)
+    assert found("???") == (0, 0)
+
+
+def test_the_warning_on_overlap():
+    training = pairs(("a", "x", "y"), ("b", "x", "y"))
+
+    def warning(*triples):
+        return find_overlap(training, pairs(*triples)).warning("x")
+
+    assert warning(("c", "x", "y")) is None
+    assert warning(("c", "x", "y"), ("a", "1", "2")) == (
+        "warning: x: 1 of 2 pairs have their prompt in the training set"
+    )
+    assert warning(("a", "x", "y"), ("a", "1", "2")).endswith("in the training set, 1 with both responses")
+    assert warning(("a", "x", "y")).startswith("WARNING: x: ALL 1 PAIRS ARE TRAINING PAIRS.")
 
 
 @pytest.mark.released
 def test_the_released_math_split_overlaps(released):
+    """198 of the 200 test pairs have their prompt and chosen response in the training set."""
     from rmkit.data.preferences import load_preferences
 
-    sets = {split: load_preferences("rewardmath", root=released, split=split).pairs for split in ("train", "test")}
-    assert training_overlap(sets["train"], sets["test"]).prompts == 198
+    train, test = (load_preferences("rewardmath", root=released, split=split) for split in ("train", "test"))
+    overlap = find_overlap(train, test, ngrams=True)
+    assert overlap.counts() == {"pairs": 200, "prompt": 198, "chosen": 198, "prompt_and_chosen": 198}
+    first = find_overlap(train.pairs[:1000], test)
+    assert (first.prompt.sum(), first.prompt_and_chosen.sum()) == (170, 170)
 
 
 @pytest.mark.smoke

@@ -6,8 +6,6 @@ What is expected is computed here from the raw rows, with torch.Generator and li
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import tiny
@@ -16,11 +14,9 @@ import torch
 from rmkit.config.recipe import PreferenceSet
 from rmkit.data.preferences import load_preferences
 from rmkit.data.sources import find, sources, use
-from rmkit.data.sources.card import overlap
 from rmkit.data.sources.prepare import prepare_source
 from rmkit.errors import RmkitError
 
-RELEASED = Path(os.environ.get("RMKIT_DATA", Path(__file__).parents[3] / "shared" / "data"))
 COLUMNS = ("prompt", "chosen", "rejected")
 
 
@@ -216,17 +212,12 @@ def test_the_card_says_what_was_done(tmp_path, tokenizer, count):
     assert other["splits"]["train"]["fingerprint"] != card["splits"]["train"]["fingerprint"]
 
 
-@pytest.mark.released
-@pytest.mark.skipif(not RELEASED.exists(), reason="the released sets are not here")
-def test_the_overlap_of_the_released_rewardmath():
-    train, test = (
-        [{column: getattr(pair, column) for column in COLUMNS} for pair in load_preferences(
-            "rewardmath", split=split, root=RELEASED
-        )]
-        for split in ("train", "test")
-    )  # fmt: skip
-    assert overlap(train, test) == {"pairs": 200, "prompt": 198, "chosen": 198, "prompt_and_chosen": 198}
-    assert overlap(train[:1000], test)["prompt_and_chosen"] == 170
+def test_a_card_and_a_loaded_set_have_one_fingerprint(tmp_path):
+    card, _ = prepared("hamiltonian", tmp_path / "graphs", vertices=5, train=30, test=10)
+    for split in ("train", "test"):
+        loaded = load_preferences(str(tmp_path / "graphs"), split=split)
+        assert card["splits"][split]["fingerprint"] == loaded.fingerprint
+    assert card["splits"]["train"]["fingerprint"] != card["splits"]["test"]["fingerprint"]
 
 
 # --- bad input -----------------------------------------------------------------------------------------------------

@@ -30,8 +30,8 @@ def windows(monkeypatch):
     def setting(number):
         for module in (scoring, scorer_module):
             monkeypatch.setattr(module, "WINDOW", number)
-        monkeypatch.setattr("rmkit.encoding.pairs._AT_ONCE", number)
-        monkeypatch.setattr("rmkit.data.preferences._AT_ONCE", number)
+        monkeypatch.setattr("rmkit.encoding.pairs._CHUNK", number)
+        monkeypatch.setattr("rmkit.data.preferences._CHUNK", number)
 
     return setting
 
@@ -40,7 +40,7 @@ def windows(monkeypatch):
 def read(monkeypatch):
     """The sequences that went through the model, and the tokens that were computed."""
     counted = {"sequences": 0, "tokens": 0}
-    original = scoring.laid_out
+    original = scoring.collate
 
     def counting(sequences, *rest):
         batch = original(sequences, *rest)
@@ -91,7 +91,7 @@ def scorer(request, models, tmp_path_factory):
 
 def close(found, expected):
     np.testing.assert_allclose(found.rewards.rewards, expected.rewards.rewards, rtol=0, atol=1e-5 * scale(expected))
-    assert (found.index == expected.index).all()
+    assert (found.rewards.index == expected.rewards.index).all()
     assert (found.response_lengths == expected.response_lengths).all()
 
 
@@ -192,10 +192,10 @@ def test_pairs_over_the_length_limit_are_counted_and_move_no_other(scorer, sets,
     ]
     limit = sorted(longest)[15]
     found = scorer.score_sets({"original": sets["original"]}, max_length=limit)["original"]
-    assert found.dropped == {f"longer than {limit} tokens": 30 - len(found.index)}
-    assert 0 < len(found.index) < 30
+    assert found.dropped == {f"longer than {limit} tokens": 30 - len(found.rewards)}
+    assert 0 < len(found.rewards) < 30
     np.testing.assert_allclose(
-        found.rewards.rewards, whole.rewards.rewards[found.index], rtol=0, atol=1e-5 * scale(whole)
+        found.rewards.rewards, whole.rewards.rewards[found.rewards.index], rtol=0, atol=1e-5 * scale(whole)
     )
 
 
@@ -212,7 +212,7 @@ def test_what_is_held_does_not_grow_with_the_rows(models, tmp_path, windows, mon
         alive.append(sum(each() is not None for each in made))
         return original(sequences, *rest)
 
-    original = scoring.laid_out
+    original = scoring.collate
     monkeypatch.setattr("rmkit.encoding.pairs.EncodedPair", Noted)
     monkeypatch.setattr(scoring, "collate", counting)
     scorer = load_reward_model(str(models["qwen2"]), "generative")
@@ -232,9 +232,9 @@ def test_what_is_held_does_not_grow_with_the_rows(models, tmp_path, windows, mon
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("kind", ["explicit", "implicit", "generative"])
-def test_a_run_and_a_later_pass_go_through_the_same_windows(apply_head, pairs, kind, windows):
+def test_a_run_and_a_later_pass_go_through_the_same_windows(run, pairs, kind, windows):
     windows(3)
-    directory = apply_head(kind)
+    directory = run(kind)
     found = load_reward_model(str(directory.model)).score_sets(
         {"test": load_preferences("test.jsonl", root=pairs)}, batch_size=16
     )["test"]

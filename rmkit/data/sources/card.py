@@ -5,7 +5,6 @@ card.json for programs, README.md with the same for people, beside the data.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,8 @@ import numpy as np
 from jinja2 import Environment
 
 import rmkit
+from rmkit.data.overlap import find_overlap
+from rmkit.data.preferences import dataset_pairs, fingerprint
 from rmkit.data.sources.lengths import length_tokenizer, token_counts
 from rmkit.errors import RmkitError
 from rmkit.files import write_json, write_text
@@ -34,6 +35,7 @@ def describe(
 ) -> Card:
     """The card of prepared splits (`datasets.Dataset`s with prompt, chosen and rejected)."""
     chosen = options.model_dump(mode="json")
+    pairs = {split: dataset_pairs(rows) for split, rows in splits.items()}
     return {
         "format": FORMAT,
         "rmkit_version": rmkit.__version__,
@@ -44,40 +46,15 @@ def describe(
         "options": chosen,
         "steps": list(steps),
         "splits": {
-            split: {"rows": len(rows), "fingerprint": fingerprint(rows), "lengths": lengths(rows, options)}
+            split: {"rows": len(rows), "fingerprint": fingerprint(pairs[split]), "lengths": lengths(rows, options)}
             for split, rows in splits.items()
         },
         "overlap": {
-            split: overlap(splits["train"], rows)
-            for split, rows in splits.items()
+            split: find_overlap(pairs["train"], pairs[split]).counts()
+            for split in splits
             if "train" in splits and not split.endswith("train")
         },
     }
-
-
-def overlap(train: Iterable[Mapping[str, str]], test: Iterable[Mapping[str, str]]) -> dict[str, int]:
-    """How many test pairs have their prompt, their chosen response or both together in the training set, exactly."""
-    keys = {
-        "prompt": lambda row: row["prompt"],
-        "chosen": lambda row: row["chosen"],
-        "prompt_and_chosen": lambda row: (row["prompt"], row["chosen"]),
-    }
-    rows = list(test)
-    wanted = {name: {key(row) for row in rows} for name, key in keys.items()}
-    found: dict[str, set[Any]] = {name: set() for name in keys}
-    for row in train:  # which may be too many to hold
-        for name, key in keys.items():
-            if key(row) in wanted[name]:
-                found[name].add(key(row))
-    return {"pairs": len(rows), **{name: sum(key(row) in found[name] for row in rows) for name, key in keys.items()}}
-
-
-def fingerprint(rows: Iterable[Mapping[str, str]]) -> str:
-    """sha256 over the texts."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps([row["prompt"], row["chosen"], row["rejected"]]).encode())
-    return digest.hexdigest()
 
 
 def lengths(rows: Any, options: Any) -> dict[str, Any]:
