@@ -21,7 +21,8 @@ from pydantic import PositiveFloat, model_validator
 
 from rmkit.config.recipe import EvaluationSet
 from rmkit.config.strict_yaml import StrictModel, load_yaml, validate
-from rmkit.data.preferences import PreferenceData, PreferencePair, drop_identical, load_rows, matching, row_pair
+from rmkit.data.preferences import COLUMNS, PreferenceData, PreferencePair, drop_identical, parse_row
+from rmkit.data.rows import load_rows, match_rows
 from rmkit.data.sources.use import load_set as load_pairs
 from rmkit.data.sources.use import locate
 from rmkit.errors import RmkitError
@@ -90,9 +91,15 @@ def load_set(each: SuiteSet, root: Path | None, identical: Literal["drop", "erro
         return load_pairs(each, root=root, identical=identical)
     path = locate(each, root)
     rows, taken = load_rows(
-        path, split=each.split, root=root, subset=each.subset, revision=each.revision, where=each.where
+        path,
+        split=each.split,
+        root=root,
+        subset=each.subset,
+        revision=each.revision,
+        where=each.where,
+        columns=COLUMNS,
     )
-    index = matching(rows, each.where, path)[: each.limit]
+    index = match_rows(rows, each.where, path)[: each.limit]
     numbered = zip(index.tolist(), rows.select(index), strict=True)
     pairs = [pair for number, row in numbered for pair in _best_of_pairs(path, number, row)]
     return replace(drop_identical(pairs, each.name, identical), split=taken)
@@ -106,7 +113,7 @@ def _best_of_pairs(path: str, index: int, row: Mapping[str, object]) -> list[Pre
             f"{path}: row {index} has not one chosen and a list of rejected responses.",
             "Leave such rows out with `where`, or give `score: accuracy`.",
         )
-    return [row_pair(path, index, {**row, "chosen": chosen[0], "rejected": each}) for each in rejected]
+    return [parse_row(path, index, {**row, "chosen": chosen[0], "rejected": each}) for each in rejected]
 
 
 def best_of_accuracy(index: ArrayLike, chosen: ArrayLike, rejected: ArrayLike) -> dict[str, float]:

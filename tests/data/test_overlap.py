@@ -61,7 +61,7 @@ def test_a_set_without_the_split_train_is_not_trained_on_unasked(recipe, tmp_pat
     saved(tmp_path / "set", test=2)
     with pytest.raises(RmkitError, match="has no split train; it has test") as caught:
         load_data(recipe(path="set"))
-    assert caught.value.remedy == "Name one of these as the split."
+    assert caught.value.remedy == "Use one of these splits."
     assert len(load_data(recipe(path="set", split="test"))["train"]) == 2
 
 

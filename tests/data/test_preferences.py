@@ -227,10 +227,10 @@ def test_where_compares_numbers_and_truth_values(tmp_path, written, where, wante
         ({"n": 3}, "has no row with n 3; it has 1, 2."),
         ({"n": [1, 3]}, "has no row with n 3; it has 1, 2."),
         ({"b": None}, "has no row with b null; it has true, false."),
-        ({"n": "2"}, 'where asks for n "2", text, but the column holds a number: 1, say'),
-        ({"n": True}, "where asks for n true, true or false, but the column holds a number: 1, say"),
-        ({"b": 1}, "where asks for b 1, a number, but the column holds true or false: true, say"),
-        ({"t": 1}, 'where asks for t 1, a number, but the column holds text: "1", say'),
+        ({"n": "2"}, 'where has n "2", text, but the column holds a number, such as 1.'),
+        ({"n": True}, "where has n true, true or false, but the column holds a number, such as 1."),
+        ({"b": 1}, "where has b 1, a number, but the column holds true or false, such as true."),
+        ({"t": 1}, 'where has t 1, a number, but the column holds text, such as "1".'),
     ],
 )
 def test_where_says_what_is_there(tmp_path, where, said):
@@ -463,7 +463,7 @@ def test_a_missing_path_is_looked_for_below_the_root(tmp_path):
 def test_a_hub_id_without_a_network_says_so(name):
     cause = refused(name).cause
     assert name in cause
-    assert "neither a local file nor a data set that the hub gives (HF_HUB_OFFLINE is set)" in cause
+    assert "is not a local file, and the Hub does not provide it (HF_HUB_OFFLINE is set)" in cause
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
@@ -491,7 +491,7 @@ def test_text_that_is_not_utf8_is_an_error(tmp_path):
 
 def test_other_kinds_of_files_and_folders_are_refused(tmp_path):
     (tmp_path / "pairs.csv").write_text("prompt,chosen,rejected\na,b,c\n")
-    assert "no known kind" in refused(tmp_path / "pairs.csv").cause
+    assert "unsupported file type" in refused(tmp_path / "pairs.csv").cause
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "test.csv").write_text("prompt,chosen,rejected\na,007,1.50\n")
     assert "texts and numbers look alike" in refused(tmp_path / "folder").cause

@@ -32,6 +32,7 @@ def windows(monkeypatch):
             monkeypatch.setattr(module, "WINDOW", number)
         monkeypatch.setattr("rmkit.encoding.pairs._CHUNK", number)
         monkeypatch.setattr("rmkit.data.preferences._CHUNK", number)
+        monkeypatch.setattr("rmkit.data.rows._CHUNK", number)
 
     return setting
 

@@ -17,6 +17,7 @@ from rmkit.data.rewriting.journal import Answer, Journal
 from rmkit.data.rewriting.local import rewrite_locally
 from rmkit.data.rewriting.overlap import Tokenize, mean_overlap
 from rmkit.data.rewriting.styles import Style
+from rmkit.data.rows import quiet_datasets
 from rmkit.errors import RmkitError
 from rmkit.files import replacing, write_json
 
@@ -175,17 +176,12 @@ def write_set(output: Path, split: str, rows: Mapping[str, list[Any]], card: Map
     """A save_to_disk folder with one split and the card beside it, whole or not at all."""
     import datasets
 
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
     try:
-        with replacing(output) as temporary:
+        with quiet_datasets(), replacing(output) as temporary:
             datasets.DatasetDict({split: datasets.Dataset.from_dict(dict(rows))}).save_to_disk(str(temporary))
             write_json(temporary / CARD, {"format": FORMAT, **card})
     except OSError as error:
         raise RmkitError(f"{output} cannot be written: {error}.", "Give another --output.") from None
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
 
 
 def read_set(output: Path, split: str) -> dict[str, list[Any]]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
 
 from rmkit.config.strict_yaml import StrictModel
-from rmkit.data.preferences import load_rows
+from rmkit.data.rows import load_rows
 from rmkit.data.sources.card import Card, describe
 from rmkit.errors import RmkitError, Unreachable
 
