@@ -1,6 +1,6 @@
-"""What is computed from the rewards of a set: accuracy, margin, tie rate, length baselines. NumPy only.
+"""Metrics of the rewards of a set: accuracy, margin, tie rate, length baselines. NumPy only.
 
-All raise an RmkitError if there are not as many chosen as rejected rewards, none at all, or one that is not finite: NaN
+All raise an RmkitError if the numbers of chosen and rejected rewards differ, there are none, or one is not finite: NaN
 would count as a lost pair.
 """
 
@@ -17,13 +17,13 @@ Floats = NDArray[np.float64]
 
 
 def accuracy(chosen: ArrayLike, rejected: ArrayLike) -> float:
-    """Share of pairs [pairs] whose chosen response is rewarded more, a tie counting 1/2 (Definition 1)."""
+    """Share of pairs [pairs] whose chosen response has the higher reward; a tie counts 1/2 (Definition 1)."""
     chosen, rejected = _pairs(chosen, rejected)
     return float(np.mean((chosen > rejected) + 0.5 * (chosen == rejected)))
 
 
 def normalized_margin(chosen: ArrayLike, rejected: ArrayLike) -> float:
-    """Mean of |r+ - r-| / s, s being the unbiased standard deviation over all 2N rewards (Appendix D.3).
+    """Mean of |r+ - r-| / s, where s is the unbiased standard deviation of all 2N rewards (Appendix D.3).
 
     0 if all rewards are equal.
     """
@@ -45,7 +45,7 @@ def bradley_terry_loss(chosen: ArrayLike, rejected: ArrayLike) -> float:
 
 
 def length_baselines(lengths: ArrayLike) -> dict[str, float]:
-    """Accuracy of "longer wins" and of "shorter wins" from token counts [pairs] of (chosen, rejected)."""
+    """Accuracy of preferring the longer or the shorter response, from token counts [pairs, 2] of (chosen, rejected)."""
     counts = np.asarray(lengths, dtype=np.float64)
     return {"longer_wins": accuracy(counts[:, 0], counts[:, 1]), "shorter_wins": accuracy(-counts[:, 0], -counts[:, 1])}
 
@@ -55,7 +55,7 @@ def summary(rewards: ArrayLike, log_rewards: ArrayLike | None = None) -> dict[st
 
     Args:
         rewards: [pairs, 2] of (chosen, rejected).
-        log_rewards: [pairs, 2], for rewards that are probabilities: these rank where probabilities saturate.
+        log_rewards: [pairs, 2], for rewards that are probabilities: they still rank where probabilities saturate.
     """
     rewards = np.asarray(rewards, dtype=np.float64)
     ranking = rewards if log_rewards is None else np.asarray(log_rewards, dtype=np.float64)
@@ -88,7 +88,7 @@ def unseen_prompt_accuracy(unseen: NDArray[np.bool_], ranking: ArrayLike) -> dic
 
 
 def by_category(accuracies: Mapping[str, float], categories: Mapping[str, str | None]) -> dict[str, float]:
-    """Mean accuracy of the sets of each category, both by set name; sets without a category count nowhere."""
+    """Mean accuracy by category, from accuracies and categories by set name; sets without a category are skipped."""
     grouped: dict[str, list[float]] = {}
     for name, value in accuracies.items():
         category = categories.get(name)
@@ -101,12 +101,12 @@ def _pairs(chosen: ArrayLike, rejected: ArrayLike) -> tuple[Floats, Floats]:
     chosen, rejected = np.asarray(chosen, dtype=np.float64), np.asarray(rejected, dtype=np.float64)
     if chosen.ndim != 1 or chosen.shape != rejected.shape or not chosen.size:
         raise RmkitError(
-            f"There are {chosen.size} chosen and {rejected.size} rejected rewards.", "Give one of each for every pair."
+            f"There are {chosen.size} chosen and {rejected.size} rejected rewards.", "Give one of both for every pair."
         )
     broken = np.flatnonzero(~(np.isfinite(chosen) & np.isfinite(rejected)))
     if broken.size:
         raise RmkitError(
             f"{broken.size} of {chosen.size} pairs have a reward that is not finite (the first is pair {broken[0]}).",
-            "Training has diverged or weights are broken: lower training.learning_rate, or use float32.",
+            "Training diverged or weights are damaged: lower training.learning_rate, or use float32.",
         )
     return chosen, rejected

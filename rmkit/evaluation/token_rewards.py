@@ -1,9 +1,9 @@
-"""Where a reward comes from, token by token.
+"""Rewards by token.
 
-An implicit reward is a sum over the tokens of the response, beta * (ln pi - ln pi_ref) of each (Eq. 2). An explicit one
-is not: what can be said is the reward of every prefix, y_{<=k} (Eq. 1 at h_{x, y_{<=k}}), and what a token changes in
-it. The head was trained at the end of whole responses only, so values in the middle are to be read with care. An EX-GRM
-is asked about the text of every prefix.
+An implicit reward is a sum of beta * (ln pi - ln pi_ref) over the tokens of the response (Eq. 2). An explicit reward
+is not a sum; instead the reward of every prefix y_{<=k} is computed (Eq. 1 at h_{x, y_{<=k}}), and its change from
+token to token. The head was trained at the end of complete responses only, so read values in the middle with care. An
+EX-GRM scores the text of every prefix.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rmkit.runs.rewards import PairRewards
 
 @dataclass(frozen=True)
 class WrongResponse:
-    """A response of a pair that a run ranks wrong: its texts and where its explanation goes."""
+    """A response of a pair that a run ranks wrong: its texts and the file name of its explanation."""
 
     prompt: str
     response: str
@@ -32,14 +32,14 @@ class WrongResponse:
 
 
 def explain(scorer: Scorer, prompt: str, response: str, batch_size: int = 8) -> Explanation:
-    """The reward of a response by its tokens: terms for a type whose reward is a sum of them, else prefix rewards.
+    """The reward of a response by token: terms for types whose reward is a sum over tokens, else prefix rewards.
 
     Raises:
         RmkitError: if a text is empty.
     """
-    for kind, text in (("prompt", prompt), ("response", response)):
+    for name, text in {"prompt": prompt, "response": response}.items():
         if not text.strip():
-            raise RmkitError(f"The {kind} is empty.", "Give non-empty texts.")
+            raise RmkitError(f"The {name} is empty.", "Give non-empty texts.")
     encoder = scorer.reward_model.encoder
     (sequence,) = encoder.response_sequences([prompt], [response])
     tokens = encoder.response_tokens(sequence)
@@ -51,7 +51,7 @@ def explain(scorer: Scorer, prompt: str, response: str, batch_size: int = 8) -> 
 
 
 def merge_explanations(explanation: Explanation, against: Explanation | None) -> Explanation:
-    """Both in one, where the two models have the same tokens and one's part is the other's gap; else the first."""
+    """Two explanations of one response in one, if the models have the same tokens; else the first."""
     if against is None or against.tokens != explanation.tokens:
         return explanation
     terms, rewards = explanation.implicit_terms, explanation.explicit_prefix_rewards

@@ -153,7 +153,7 @@ def test_rewardbench2_rows_become_three_pairs_each(tmp_path):
 @pytest.mark.parametrize("row", [{"chosen": ["a", "b"], "rejected": ["c"]}, {"chosen": ["a"], "rejected": "b"}])
 def test_rows_of_another_form_are_an_error(tmp_path, row):
     sets, root = rewardbench2(tmp_path, [{"prompt": "p", "subset": "Math"} | row])
-    with pytest.raises(RmkitError, match="row 0 has not one chosen"):
+    with pytest.raises(RmkitError, match="row 0 does not have one chosen"):
         load_set(sets["math"], root)
 
 
