@@ -17,7 +17,7 @@ from rmkit.config.recipe import PreferenceSet
 from rmkit.data.preferences import load_preferences
 from rmkit.data.sources import released, use
 from rmkit.data.sources.prepare import prepare_source
-from rmkit.data.sources.released import ReleasedOptions, broken, prepare_all
+from rmkit.data.sources.released import ReleasedOptions, find_defect, prepare_all
 from rmkit.errors import RmkitError
 
 
@@ -60,7 +60,7 @@ def test_broken_folders_are_named_and_left_out(tmp_path, clone):
     assert {each.name for each in (tmp_path / "data").iterdir()} == {"ultrafeedback", "rewardbench_math"}
     for name in ("rewardmath", "ultrafeedback_french", "ultrafeedback_spanish", "rewardbench_code"):
         assert FOLDERS[name] in results[name]
-    assert "test/data-00000-of-00001.arrow is cut" in results["ultrafeedback_french"]
+    assert "test/data-00000-of-00001.arrow is truncated" in results["ultrafeedback_french"]
 
 
 def test_a_shard_cut_between_batches_is_noticed(tmp_path):
@@ -74,12 +74,12 @@ def test_a_shard_cut_between_batches_is_noticed(tmp_path):
     file = tmp_path / "set" / "test" / "data-00000-of-00001.arrow"
     whole = (tmp_path / "batches.arrow").read_bytes()
     file.write_bytes(whole)
-    assert broken(tmp_path / "set") is None
+    assert find_defect(tmp_path / "set") is None
     message = b"\xff\xff\xff\xff"
     third = [at for at in range(len(whole)) if whole[at : at + 4] == message][3]  # after the schema and two batches
     file.write_bytes(whole[:third])
     assert len(datasets.load_from_disk(str(tmp_path / "set"))["test"]) == 20
-    assert broken(tmp_path / "set") == "test/data-00000-of-00001.arrow is cut"
+    assert find_defect(tmp_path / "set") == "test/data-00000-of-00001.arrow is truncated"
 
 
 def test_the_newest_of_several_is_taken(tmp_path, clone):
@@ -93,14 +93,14 @@ def test_the_newest_of_several_is_taken(tmp_path, clone):
 @pytest.mark.parametrize("what", ["nothing", "empty"])
 def test_no_clone(tmp_path, what):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RmkitError, match="is no clone of princeton-pli/exrm-vs-imrm"):
+    with pytest.raises(RmkitError, match="is not a clone of princeton-pli/exrm-vs-imrm"):
         prepare_all(ReleasedOptions(source=tmp_path / what), tmp_path / "data")
 
 
 def test_nothing_is_replaced_unasked(tmp_path, clone):
     (tmp_path / "data" / "ultrafeedback_spanish").mkdir(parents=True)
     (tmp_path / "data" / "ultrafeedback_spanish" / "mine.txt").write_text("x")
-    with pytest.raises(RmkitError, match="ultrafeedback_spanish exists and is no prepared set"):
+    with pytest.raises(RmkitError, match="ultrafeedback_spanish exists and is not a prepared set"):
         prepare_all(ReleasedOptions(source=clone), tmp_path / "data", overwrite=True)
     assert [each.name for each in (tmp_path / "data").iterdir()] == ["ultrafeedback_spanish"]
 
@@ -175,7 +175,7 @@ def test_a_broken_download_leaves_nothing_and_can_be_tried_again(tmp_path, clone
         file.unlink()
     else:
         file.write_bytes(whole[: len(whole) // 2] if fault == "cut" else b"no archive" * 100)
-    with pytest.raises(RmkitError, match="cannot be fetched" if fault == "missing" else "is broken"):
+    with pytest.raises(RmkitError, match="cannot be downloaded" if fault == "missing" else "is damaged"):
         prepare_all(ReleasedOptions(), tmp_path / "data")
     file.write_bytes(whole)
     assert len(prepare_all(ReleasedOptions(), tmp_path / "data")) == len(FOLDERS)
@@ -185,7 +185,7 @@ def test_an_archive_cannot_write_elsewhere(tmp_path, clone, served):
     folder, _ = served
     evil = tarfile.TarInfo(f"exrm-vs-imrm-{released.COMMIT}/data_files/../../../../evil.txt")
     archive_of(clone, folder / f"{released.COMMIT}.tar.gz", released.COMMIT, evil)
-    with pytest.raises(RmkitError, match="is broken"):
+    with pytest.raises(RmkitError, match="is damaged"):
         prepare_all(ReleasedOptions(), tmp_path / "data")
     assert not list(tmp_path.rglob("evil.txt"))
 
@@ -194,7 +194,7 @@ def test_offline_is_said(tmp_path, served, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(RmkitError, match="while HF_HUB_OFFLINE is set"):
         prepare_all(ReleasedOptions(), tmp_path / "data")
-    with pytest.raises(RmkitError, match="is no commit"):
+    with pytest.raises(RmkitError, match="is not a commit"):
         prepare_all(ReleasedOptions(revision="main"), tmp_path / "data")
 
 

@@ -12,9 +12,9 @@ from rmkit.data.preferences import PreferenceData, PreferencePair
 from rmkit.data.rewriting.checks import Bounds, language_is_checked, problem
 from rmkit.data.rewriting.journal import Answer, BatchEnded, BatchJob, open_journal
 from rmkit.data.rewriting.local import REWRITERS, formatting, rewrite_locally
-from rmkit.data.rewriting.overlap import load_tokenize, mean_overlap, token_overlap, words_and_marks
 from rmkit.data.rewriting.sets import Rewrites, assemble, distinct_responses
 from rmkit.data.rewriting.styles import load_local_style, load_style
+from rmkit.data.rewriting.token_overlap import load_tokenize, mean_overlap, token_overlap, words_and_marks
 from rmkit.errors import RmkitError
 
 ENGLISH = "The committee will meet again on Thursday to decide whether the old bridge should be repaired."
@@ -50,7 +50,7 @@ def test_a_prompt_of_ones_own(tmp_path: Path) -> None:
     file.write_text("Say it as a pirate: {response} (twice: {response})")
     assert load_style(str(file)).request("{response}") == "Say it as a pirate: {response} (twice: {response})"
     file.write_text("Say it as a pirate")
-    with pytest.raises(RmkitError, match=r"does not hold \{response\}"):
+    with pytest.raises(RmkitError, match=r"does not contain \{response\}"):
         load_style(str(file))
 
 

@@ -292,7 +292,7 @@ def test_nothing_is_replaced_unasked(tmp_path):
     assert card["seed"] == json.loads((tmp_path / "set" / "card.json").read_text())["seed"] == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
-    with pytest.raises(RmkitError, match="is no prepared set"):
+    with pytest.raises(RmkitError, match="is not a prepared set"):
         prepare_source("hamiltonian", options, tmp_path / "mine", error_label="test", overwrite=True)
 
 

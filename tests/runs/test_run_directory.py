@@ -212,7 +212,7 @@ def test_overwriting_takes_only_what_a_run_has_made(tmp_path):
     for name in ("model", "examples"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "precious").write_text("x")
-    with pytest.raises(RmkitError, match="it is no run"):
+    with pytest.raises(RmkitError, match="it is not a run"):
         RunDirectory(tmp_path).claim("b: 2\n", overwrite=True)
     assert (tmp_path / "model" / "precious").exists()
 
@@ -250,7 +250,7 @@ def test_a_file_or_what_is_below_one_is_refused(tmp_path, overwrite):
     (tmp_path / "file").write_text("x")
     with pytest.raises(RmkitError, match="is a file"):
         RunDirectory(tmp_path / "file").claim("b: 2\n", overwrite)
-    with pytest.raises(RmkitError, match="cannot be made"):
+    with pytest.raises(RmkitError, match="cannot be created"):
         RunDirectory(tmp_path / "file" / "run").claim("b: 2\n", overwrite)
 
 
@@ -264,13 +264,13 @@ def test_a_record_reads_back(run):
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
-        (None, "holds no run.json"),
+        (None, "has no run.json"),
         ("", "cannot be read"),
         ('{"format": 1, "accur', "cannot be read"),
-        ("[]", "is of format None"),
-        ("3", "is of format None"),
-        ("{}", "is of format None"),
-        (json.dumps({"format": FORMAT + 1}), f"is of format {FORMAT + 1}"),
+        ("[]", "has format None"),
+        ("3", "has format None"),
+        ("{}", "has format None"),
+        (json.dumps({"format": FORMAT + 1}), f"has format {FORMAT + 1}"),
     ],
 )
 def test_other_records_are_refused(run, text, cause):
