@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from rmkit.data.preferences import PreferencePair, drop_identical, load_preferences
+from rmkit.data.preferences import PreferencePair, drop_identical, fingerprint, load_preferences
 from rmkit.errors import RmkitError
 
 ROWS = [
@@ -260,6 +260,12 @@ def test_margins_are_kept(jsonl):
     path = jsonl(ROWS[0] | {"margin": 1}, ROWS[1] | {"margin": -0.5})
     assert [pair.margin for pair in load_preferences(path)] == [1.0, -0.5]
     assert [pair.margin for pair in load_preferences(jsonl(*ROWS))] == [None] * 3
+
+
+def test_fingerprints_of_earlier_runs_stay_valid():
+    """The value that the first build wrote to run.json: reports compare runs of both by it."""
+    pairs = [PreferencePair("Why?", "Porque sí", "No."), PreferencePair("a\n", "b", "c", index=4, margin=0.5)]
+    assert fingerprint(pairs) == "adc8cd4b806b2b13c56e17fc049d39986d200ab317c3a6aa93cda017bd971726"
 
 
 def test_the_fingerprint_is_that_of_the_usable_texts(jsonl):
