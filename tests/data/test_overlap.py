@@ -1,4 +1,4 @@
-"""Which split is trained on, and what is said when evaluation sets share prompts or pairs with the training set."""
+"""Default splits, and the overlap of evaluation sets with the training set."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def rows(name, number):
 
 @pytest.fixture
 def recipe(tmp_path):
-    """A recipe of these sets; further keywords are the training set's."""
+    """A function from evaluation sets and keys of the training set to a recipe."""
 
     def loaded(evaluation=(), **train):
         content = {
@@ -44,20 +44,20 @@ def saved(folder, **splits):
 # --- the split -----------------------------------------------------------------------------------------------------
 
 
-def test_training_takes_the_split_train_and_evaluation_the_split_test(recipe, tmp_path):
+def test_default_splits_are_train_for_training_and_test_for_evaluation(recipe, tmp_path):
     saved(tmp_path / "set", train=5, test=2)
     data = load_data(recipe([{"name": "test", "path": "set"}], path="set"))
     assert [(each.split, len(each)) for each in data.values()] == [("train", 5), ("test", 2)]
     assert data["train"].pairs[0].prompt == "train 0?"
 
 
-def test_a_prepared_source_is_trained_on_by_its_split_train(recipe):
+def test_a_prepared_source_trains_on_its_split_train(recipe):
     graphs = {"name": "hamiltonian", "vertices": 5, "train": 4, "test": 3}
     data = load_data(recipe([{"name": "test", "source": graphs}], source=graphs))
     assert [len(each) for each in data.values()] == [4, 3]
 
 
-def test_a_set_without_the_split_train_is_not_trained_on_unasked(recipe, tmp_path):
+def test_a_missing_split_train_is_refused(recipe, tmp_path):
     saved(tmp_path / "set", test=2)
     with pytest.raises(RmkitError, match="has no split train; it has test") as caught:
         load_data(recipe(path="set"))
@@ -65,19 +65,19 @@ def test_a_set_without_the_split_train_is_not_trained_on_unasked(recipe, tmp_pat
     assert len(load_data(recipe(path="set", split="test"))["train"]) == 2
 
 
-def test_a_split_of_a_file_without_splits_is_said_to_be_ignored(recipe, tmp_path):
+def test_an_ignored_split_is_reported(recipe, tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows("a", 3))))
     (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, rows("b", 2))))
     saved(tmp_path / "set", train=2, test=2)
 
-    def said(evaluation, **train):
+    def lines(evaluation, **train):
         loaded = recipe([evaluation], **train)
         data = load_data(loaded)
         return warnings(loaded, data, {name: each.pairs for name, each in data.items()})
 
-    assert said({"name": "b", "path": "b.jsonl"}, path="a.jsonl") == []
-    assert said({"name": "b", "path": "set", "split": "test"}, path="set", split="train") == []
-    assert said({"name": "b", "path": "b.jsonl", "split": "test"}, path="a.jsonl", split="train") == [
+    assert lines({"name": "b", "path": "b.jsonl"}, path="a.jsonl") == []
+    assert lines({"name": "b", "path": "set", "split": "test"}, path="set", split="train") == []
+    assert lines({"name": "b", "path": "b.jsonl", "split": "test"}, path="a.jsonl", split="train") == [
         "warning: train: a.jsonl has no splits: `split: train` is ignored",
         "warning: b: b.jsonl has no splits: `split: test` is ignored",
     ]
@@ -108,7 +108,7 @@ def test_overlap_by_hand():
     assert find_overlap(training, training[1:]).ngram is None
 
 
-def test_overlap_against_a_plain_count():
+def test_overlap_against_pairwise_comparison():
     """Random pairs of few texts, counted by comparing every pair with every training pair."""
     draw = random.Random(0)
     training, evaluation = (pairs(*[draw.choices("abcde", k=3) for _ in range(number)]) for number in (30, 200))
@@ -170,12 +170,12 @@ def test_the_released_math_split_overlaps(released):
 
 
 @pytest.mark.smoke
-def test_training_says_and_keeps_what_is_shared(run, pairs_folder, capsys):
+def test_training_reports_and_records_overlap(run, pairs_folder, capsys):
     record = run(data=pairs_folder).read()
-    said = capsys.readouterr().out.splitlines()
-    assert "warning: mixed: 3 of 5 pairs have their prompt in the training set, 1 with both responses" in said
-    assert next(line for line in said if "ALL 8 PAIRS ARE TRAINING PAIRS" in line).startswith("WARNING: same: ")
-    assert not [line for line in said if line.startswith("warning: other")]
+    printed = capsys.readouterr().out.splitlines()
+    assert "warning: mixed: 3 of 5 pairs have their prompt in the training set, 1 with both responses" in printed
+    assert next(line for line in printed if "ALL 8 PAIRS ARE TRAINING PAIRS" in line).startswith("WARNING: same: ")
+    assert not [line for line in printed if line.startswith("warning: other")]
     kept = {name: (each.get("shared_prompts"), each.get("shared_pairs")) for name, each in record["data"].items()}
     assert kept == {"train": (None, None), "same": (8, 8), "mixed": (3, 1), "other": (0, 0)}
     assert record["data"]["same"]["split"] == "train"
