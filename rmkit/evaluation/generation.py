@@ -57,15 +57,7 @@ def generate(
     """
     encoder = scorer.reward_model.encoder
     sequences = _encode_prompts(scorer, prompts, settings.max_new_tokens)
-    config = GenerationConfig(
-        do_sample=True,
-        temperature=settings.temperature,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=settings.max_new_tokens,
-        eos_token_id=encoder.end_id,
-        pad_token_id=encoder.tokenizer.pad_token_id,
-    )
+    config = _generation_config(encoder.tokenizer.pad_token_id, encoder.end_id, settings)
     torch.manual_seed(settings.seed)
     model: Any = scorer.checkpoint.model
     original_config = model.generation_config
@@ -85,6 +77,19 @@ def generate(
             model.generation_config = original_config
     size = settings.samples
     return [texts[start : start + size] for start in range(0, len(texts), size)]
+
+
+def _generation_config(pad_token_id: int, end_id: int, settings: GenerationSettings) -> GenerationConfig:
+    """Sampling from the whole vocabulary, up to the end-of-turn token."""
+    return GenerationConfig(
+        do_sample=True,
+        temperature=settings.temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=settings.max_new_tokens,
+        eos_token_id=end_id,
+        pad_token_id=pad_token_id,
+    )
 
 
 def _encode_prompts(scorer: Scorer, prompts: Sequence[str], max_new_tokens: int) -> list[TokenSequence]:
