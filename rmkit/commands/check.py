@@ -101,8 +101,8 @@ def _print_sets(
     from rich.markup import escape
     from rich.table import Table
 
+    from rmkit.data.overlap import find_overlap
     from rmkit.evaluation.statistics import length_baselines
-    from rmkit.training.checking import prompt_overlap
 
     limit = f"at most {recipe.data.max_length} tokens" if recipe.data.max_length else "no length limit"
     table = Table(title=f"Preference pairs ({limit})", title_justify="left", box=None, padding=(0, 1, 0, 0))
@@ -122,8 +122,9 @@ def _print_sets(
             lengths = [str(known.longest), f"{baselines['longer_wins']:.3f}", f"{baselines['shorter_wins']:.3f}"]
         shared = ["", ""]
         if name != recipe.data.train.name:
-            overlap = prompt_overlap(used[recipe.data.train.name], pairs)
-            shared = [_warned(overlap.exact), _warned(overlap.ngram)]
+            overlap = find_overlap(used[recipe.data.train.name], pairs, ngrams=True)
+            assert overlap.ngram is not None
+            shared = [_warned(int(overlap.prompt.sum())), _warned(int(overlap.ngram.sum()))]
         lost = [losses[name].get(reason, 0) for reason in reasons]
         table.add_row(escape(name), str(len(pairs)), *lengths, *shared, *map(_warned, lost))
     console.print(table)

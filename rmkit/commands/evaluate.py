@@ -53,7 +53,7 @@ def evaluate(
         from rmkit.evaluation.statistics import by_category
         from rmkit.evaluation.suites import best_of_accuracy, load_set, load_suite, section_scores
         from rmkit.evaluation.tables import print_means, print_scores
-        from rmkit.files import check_place, write_json, write_table
+        from rmkit.files import check_place, write_json
 
         check_place(output / "results.json")
         chosen_suite = load_suite(suite, root)
@@ -69,11 +69,11 @@ def evaluate(
         for each in chosen_suite.sets:
             one = found[each.name]
             if is_main_process():
-                write_table(output / "rewards" / f"{each.name}.parquet", one.columns())
+                one.rewards.write(output / "rewards" / f"{each.name}.parquet")
             best_of = {}
             if each.score == "best_of":
                 ranking = one.rewards.ranking
-                best_of = best_of_accuracy(one.index.tolist(), ranking[:, 0], ranking[:, 1])
+                best_of = best_of_accuracy(one.rewards.index, ranking[:, 0], ranking[:, 1])
             results[each.name] = summaries[each.name] | {"category": each.category} | best_of
         if not is_main_process():
             return

@@ -78,8 +78,8 @@ def rewrite(
         from rmkit.data.rewriting import sets
         from rmkit.data.rewriting.checks import Bounds
         from rmkit.data.rewriting.client import Endpoint, Request
-        from rmkit.data.rewriting.overlap import load_tokenize
         from rmkit.data.rewriting.styles import load_local_style, load_style
+        from rmkit.data.rewriting.token_overlap import load_tokenize
 
         local = load_local_style(style)
         asked = load_style(style) if local is None else None

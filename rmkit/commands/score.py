@@ -59,7 +59,7 @@ def score(
     with exit_on_error():
         from rmkit.data.preferences import load_preferences
         from rmkit.evaluation.tables import print_scores
-        from rmkit.files import check_place, write_table
+        from rmkit.files import check_place
 
         check_place(output)
         pairs = load_preferences(data, split=split or "test", subset=subset, limit=limit)
@@ -70,7 +70,7 @@ def score(
         found = score_sets(scorer, {pairs.name: pairs}, batch_size, max_length, pairs.name)[pairs.name]
         summary = found.summary()  # refuses rewards that are not finite
         if is_main_process():
-            write_table(output, found.columns())
+            found.rewards.write(output)
             print_scores({pairs.name: summary}, model)
 
 

@@ -131,7 +131,7 @@ class Base(StrictModel):
 
 
 def _can_be_compared(value: Any) -> Any:
-    """A value of `where`; see `rmkit.data.preferences.matching`."""
+    """A value of `where`; see `rmkit.data.rows.match_rows`."""
     values = value if isinstance(value, list) else [value]
     if not values or not all(each is None or isinstance(each, str | int | float) for each in values):
         raise ValueError("it must be text, a number, true, false or null, or a list of these")

@@ -1,15 +1,15 @@
-"""The world of the quickstart: a generated corpus for a small language model, and the pairs of Section 5.1 on it.
+"""The quickstart's data: a generated corpus for a small language model, and the pairs of Section 5.1 on it.
 
-The paper fine-tunes pretrained language models, which already know that "certainly" agrees and "nope" does not. A model
-small enough to be trained on the spot learns that here, from a language of about 200 words: a reply is a prefix that
-says nothing ("I lean toward") and an answer that agrees or disagrees ("nope"), and what follows depends on the answer.
+The paper fine-tunes pretrained language models, which already know that "certainly" agrees and "nope" does not. A small
+model learns that here, from a language of about 200 words: a reply is a neutral prefix ("I lean toward") and an answer
+that agrees or disagrees ("nope"), and the text that follows depends on the answer.
 
-The corpus never holds the twelve responses of the experiment (Appendix D.2) nor a statement of its prompts; their
-words, and the same answers behind other prefixes, it does hold. Pure Python: everything follows from a seed.
+The corpus contains neither the twelve responses of the experiment (Appendix D.2) nor the statements of its prompts, but
+it does contain their words, and the same answers after other prefixes. Pure Python, deterministic for a seed.
 
-Two things to know before reading much into results on it. The base learns what replies mean (it answers the question
-back without error), but of the verification format only that it ends in Yes or No: which of them stays at chance. And
-which prefixes there are matters to IM-RMs, see `PREFIXES`.
+Two caveats about results on it: the base learns the meaning of replies (it answers the follow-up question without
+error), but of the verification format it learns only that it ends in Yes or No; which of them stays at chance. And
+results of IM-RMs depend on the choice of prefixes, see `PREFIXES`.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ PREFIXES = [
 ]
 """The paper's six and six more.
 
-Several begin with "My", as two of the paper's do. With those two alone, "response" would be all that can follow "My"
-apart from "judgement", and what an IM-RM takes from the latter it probably gives to the former: on two bases of such a
-corpus its accuracy on the paraphrases after 9 steps was 0.01 to 0.28. On four bases of this one it was 0.00, but
-with another draw of the pairs up to 0.21 on one (docs/quickstart.md). EX-RMs and EX-GRMs were at 1.00 on all of them.
+Several begin with "My", as two of the paper's do. With only those two, "My" could be followed by nothing but
+"judgement" and "response", so that an IM-RM probably gives the latter what it takes from the former: on two bases of
+such a corpus its accuracy on the paraphrases after 9 steps was 0.01 to 0.28. On four bases of this corpus it was 0.00,
+but up to 0.21 on one with another draw of the pairs (docs/quickstart.md). EX-RMs and EX-GRMs were at 1.00 on all.
 """
 ANSWERS = {
     True: ["yes", "sure", "certainly", "absolutely", "definitely", "indeed", "of course", "with pleasure"],
@@ -104,15 +104,15 @@ ITEMS = ["tea", "coffee", "bread", "soup", "milk", "cake", "fruit", "juice"]
 PLACES = ["in the garden", "in the kitchen", "at school", "at home", "at work"]
 
 MIXTURE = {"dialogue": 0.55, "story": 0.20, "verification": 0.15, "plain": 0.10}
-"""How often each kind of document occurs."""
+"""Frequencies of the document types."""
 
 
 def _statements() -> tuple[list[str], list[str]]:
-    """All statements, split once and for all: for the corpus (three quarters) and for the experiment."""
-    every = [" ".join(parts) + "." for parts in itertools.product(*STATEMENT_PARTS)]
-    random.Random(0).shuffle(every)
-    cut = len(every) // 4
-    return every[cut:], every[:cut]
+    """All statements in a fixed split: three quarters for the corpus, the rest for the experiment."""
+    statements = [" ".join(parts) + "." for parts in itertools.product(*STATEMENT_PARTS)]
+    random.Random(0).shuffle(statements)
+    cut = len(statements) // 4
+    return statements[cut:], statements[:cut]
 
 
 CORPUS_STATEMENTS, EXPERIMENT_STATEMENTS = _statements()
@@ -120,7 +120,7 @@ assert set(CORPUS_STATEMENTS).isdisjoint(EXPERIMENT_STATEMENTS)
 
 
 def _replies() -> dict[tuple[str, bool], list[str]]:
-    """What can be replied with each prefix and polarity in the corpus: everything but the experiment's responses."""
+    """(prefix, polarity) -> replies in the corpus: all but the responses of the experiment."""
     return {
         (prefix, polarity): [reply for answer in answers if (reply := f"{prefix} {answer}") not in EXPERIMENT_RESPONSES]
         for prefix in PREFIXES
@@ -135,25 +135,25 @@ assert EXPERIMENT_RESPONSES.isdisjoint(itertools.chain.from_iterable(REPLIES.val
 
 
 def quickstart_documents(seed: int) -> Iterator[Document]:
-    """Documents without end, of the kinds and frequencies in `MIXTURE`; the same ones for the same seed."""
+    """An endless stream of documents with the frequencies of `MIXTURE`, deterministic for a seed."""
     rng = random.Random(seed)
     makers = {"dialogue": dialogue, "story": story, "verification": verification, "plain": plain}
-    kinds, weights = list(MIXTURE), list(MIXTURE.values())
+    names, weights = list(MIXTURE), list(MIXTURE.values())
     while True:
-        (kind,) = rng.choices(kinds, weights)
-        yield makers[kind](rng)
+        (name,) = rng.choices(names, weights)
+        yield makers[name](rng)
 
 
 def reply(rng: random.Random, polarity: bool) -> str:
-    """A prefix and an answer of the given polarity.
+    """A prefix and an answer with a polarity.
 
-    The prefix is drawn first, so that it is independent of the polarity although some replies are left out.
+    The prefix is drawn first, so that it is independent of the polarity although some replies are excluded.
     """
     return rng.choice(REPLIES[rng.choice(PREFIXES), polarity])
 
 
 def dialogue(rng: random.Random) -> Document:
-    """The experiment's prompt on another statement, a reply, and a question back that only its polarity answers."""
+    """The experiment's prompt on another statement, a reply, and a follow-up question that its polarity answers."""
     polarity = rng.random() < 0.5
     question, answers = rng.choice(FOLLOW_UPS)
     return [
@@ -169,15 +169,15 @@ def story(rng: random.Random) -> Document:
     polarity = rng.random() < 0.5
     host, guest = rng.sample(NAMES, 2)
     item = rng.choice(ITEMS)
-    said = reply(rng, polarity) if rng.random() < 0.5 else rng.choice(ANSWERS[polarity])
+    answer = reply(rng, polarity) if rng.random() < 0.5 else rng.choice(ANSWERS[polarity])
     ending = rng.choice(ENDINGS[polarity]).format(item=item)
     place = rng.choice(PLACES)
     offer = f"{host} met {guest} {place} and asked: do you want {item}?"
-    return [_assistant(f"{offer} {guest} said: {said}. So {guest} {ending}.")]
+    return [_assistant(f"{offer} {guest} said: {answer}. So {guest} {ending}.")]
 
 
 def verification(rng: random.Random) -> Document:
-    """The EX-GRM's input format (Appendix D.2) on a fact: Yes if a true one is agreed with or a false one is not."""
+    """The input format of EX-GRMs (Appendix D.2) on a fact: Yes if the reply agrees exactly when the fact is true."""
     true, polarity = rng.random() < 0.5, rng.random() < 0.5
     thing, right, wrong = rng.choice(FACTS)
     question = FACT_QUESTION.format(thing=thing, quality=right if true else wrong)
@@ -188,7 +188,7 @@ def verification(rng: random.Random) -> Document:
 
 
 def plain(rng: random.Random) -> Document:
-    """A few sentences about the world, its facts among them."""
+    """A few sentences, some of them facts."""
     sentences = []
     for _ in range(4):
         if rng.random() < 0.7:
@@ -208,7 +208,7 @@ def _assistant(content: str) -> dict[str, str]:
 
 
 def corpus_fingerprint(seed: int, documents: int = 1000) -> str:
-    """A hash of the first documents: it changes when the corpus does, so that a base is never taken for another's."""
+    """A hash of the first documents, which identifies the corpus of a cached base."""
     sample = list(itertools.islice(quickstart_documents(seed), documents))
     return hashlib.sha256(json.dumps(sample).encode()).hexdigest()
 
@@ -217,16 +217,18 @@ def corpus_fingerprint(seed: int, documents: int = 1000) -> str:
 
 
 def persona_pairs(seed: int, train: int = 80, test: int = 40) -> dict[str, list[dict[str, str]]]:
-    """The preference pairs of Section 5.1 (Appendix D.2) on generated statements that the corpus does not hold.
+    """The preference pairs of Section 5.1 (Appendix D.2) on generated statements that are not in the corpus.
 
-    The replies of the two controls that are not the paper's paraphrases the corpus may hold.
+    Replies of the two controls that are not the paper's paraphrases may be in the corpus.
 
     Returns:
         `original_train`, `original_test`, `paraphrased_train`, `paraphrased_test`, `swapped_test`, `same_prefix_test`,
         as `rmkit.data.sources.persona` describes them: pairs with a prompt, a chosen and a rejected response.
     """
     rng = random.Random(seed)
-    prompts = [PERSONA_PROMPT.format(statement=each) for each in rng.sample(EXPERIMENT_STATEMENTS, train + test)]
+    prompts = [
+        PERSONA_PROMPT.format(statement=statement) for statement in rng.sample(EXPERIMENT_STATEMENTS, train + test)
+    ]
     sets = persona.persona_pairs({"train": prompts[:train], "test": prompts[train:]}, _RESPONSES, rng.randrange)
     return {f"original_{name}" if name in ("train", "test") else name: pairs for name, pairs in sets.items()}
 
@@ -235,7 +237,7 @@ def persona_pairs(seed: int, train: int = 80, test: int = 40) -> dict[str, list[
 
 
 def vocabulary_words() -> list[str]:
-    """Every word and mark (and the line break) of the corpus, the statements, the responses and the prompts, sorted."""
+    """The words, punctuation marks and line break of the corpus, statements, responses and prompts, sorted."""
     texts: Iterable[str] = [
         *itertools.chain.from_iterable(STATEMENT_PARTS),
         *itertools.chain.from_iterable(ANSWERS.values()),

@@ -1,51 +1,101 @@
-"""What an evaluation set has in common with the training set, exactly."""
+"""The overlap of an evaluation set with the training set: shared prompts, responses, pairs and n-grams."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from operator import itemgetter
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rmkit.data.preferences import PreferencePair
 
+NGRAM = 13
+"""Number of consecutive words that count as an overlap, as in contamination studies since GPT-3."""
+
+_KEYS = (itemgetter(0), itemgetter(1), itemgetter(0, 1), itemgetter(0, 1, 2))  # of (prompt, chosen, rejected)
+_WORD = re.compile(r"\w+")
+
+Mask = NDArray[np.bool_]
+
 
 @dataclass(frozen=True)
-class TrainingOverlap:
-    """How many of an evaluation set's `size` pairs have a prompt of the training set, and how many are training pairs.
+class Overlap:
+    """Which pairs of an evaluation set share texts with the training set. Every mask is [pairs].
 
-    Texts are compared but for spaces at their ends.
+    Attributes:
+        prompt: the prompt is a training prompt.
+        chosen: the chosen response is the chosen response of a training pair.
+        prompt_and_chosen: both, in one training pair.
+        pair: the whole pair is a training pair.
+        ngram: the prompt shares `NGRAM` words with a training prompt; None if n-grams were not compared.
     """
 
-    size: int
-    prompts: int
-    pairs: int
+    prompt: Mask
+    chosen: Mask
+    prompt_and_chosen: Mask
+    pair: Mask
+    ngram: Mask | None = None
+
+    def counts(self) -> dict[str, int]:
+        """The number of pairs, and how many share a prompt, a chosen response or both in one training pair."""
+        masks = {"prompt": self.prompt, "chosen": self.chosen, "prompt_and_chosen": self.prompt_and_chosen}
+        return {"pairs": len(self.prompt), **{name: int(mask.sum()) for name, mask in masks.items()}}
 
     def warning(self, name: str) -> str | None:
-        """A line on what it means for the accuracy on the set `name`; None where nothing is shared."""
-        if self.pairs == self.size:
-            return f"WARNING: {name}: ALL {self.size} PAIRS ARE TRAINING PAIRS. Its accuracy is not about new pairs."
-        if self.prompts:
-            whole = f", {self.pairs} with both responses" if self.pairs else ""
-            return f"warning: {name}: {self.prompts} of {self.size} pairs have their prompt in the training set{whole}"
+        """A line about the accuracy on the evaluation set `name`; None if no prompt is shared."""
+        size, prompts, pairs = len(self.prompt), self.prompt.sum(), self.pair.sum()
+        if pairs == size:
+            return f"WARNING: {name}: ALL {size} PAIRS ARE TRAINING PAIRS. Its accuracy is not about new pairs."
+        if prompts:
+            both = f", {pairs} with both responses" if pairs else ""
+            return f"warning: {name}: {prompts} of {size} pairs have their prompt in the training set{both}"
         return None
 
 
-def training_overlap(training: Sequence[PreferencePair], evaluation: Sequence[PreferencePair]) -> TrainingOverlap:
-    """The overlap of an evaluation set with the training set."""
-    own = {_pair(pair) for pair in evaluation}
-    prompts = {prompt for prompt, *_ in own}
-    shared_prompts, shared = set(), set()
-    for pair in training:  # only what both have is held
-        texts = _pair(pair)
-        if texts[0] in prompts:
-            shared_prompts.add(texts[0])
-        if texts in own:
-            shared.add(texts)
-    return TrainingOverlap(
-        size=len(evaluation),
-        prompts=sum(_pair(pair)[0] in shared_prompts for pair in evaluation),
-        pairs=sum(_pair(pair) in shared for pair in evaluation),
+def find_overlap(
+    training: Iterable[PreferencePair], evaluation: Iterable[PreferencePair], *, ngrams: bool = False
+) -> Overlap:
+    """The overlap of an evaluation set with the training set, ignoring whitespace at the ends of texts.
+
+    The training set may be too large for memory: it is read once, and only texts that the evaluation set has are kept
+    (with `ngrams`, also every different training prompt).
+
+    Args:
+        ngrams: also compare prompts by n-grams of `NGRAM` words, ignoring case and punctuation. A shorter prompt has a
+            single n-gram, all of its words.
+    """
+    own = [_texts(pair) for pair in evaluation]
+    own_grams = [_ngrams(prompt) if ngrams else [] for prompt, _, _ in own]
+    wanted: list[set[Hashable]] = [set(map(key, own)) for key in _KEYS]
+    found: list[set[Hashable]] = [set() for _ in _KEYS]
+    wanted_grams = {gram for grams in own_grams for gram in grams}
+    found_grams: set[tuple[str, ...]] = set()
+    prompts: set[str] = set()
+    for pair in training:
+        texts = _texts(pair)
+        for number, key in enumerate(_KEYS):
+            value = key(texts)
+            if value in wanted[number]:
+                found[number].add(value)
+        if ngrams and texts[0] not in prompts:
+            prompts.add(texts[0])
+            found_grams.update(wanted_grams.intersection(_ngrams(texts[0])))
+    prompt, chosen, prompt_and_chosen, whole = (
+        np.array([key(texts) in values for texts in own], dtype=bool) for key, values in zip(_KEYS, found, strict=True)
     )
+    ngram = np.array([not found_grams.isdisjoint(grams) for grams in own_grams], dtype=bool) if ngrams else None
+    return Overlap(prompt, chosen, prompt_and_chosen, whole, ngram)
 
 
-def _pair(pair: PreferencePair) -> tuple[str, str, str]:
+def _texts(pair: PreferencePair) -> tuple[str, str, str]:
     return pair.prompt.strip(), pair.chosen.strip(), pair.rejected.strip()
+
+
+def _ngrams(text: str) -> list[tuple[str, ...]]:
+    words = _WORD.findall(text.lower())
+    if len(words) < NGRAM:
+        return [tuple(words)] if words else []
+    return [tuple(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1)]

@@ -1,1 +1,1 @@
-"""Scoring sets of preference pairs, and what is computed from their rewards."""
+"""Scoring sets of preference pairs; metrics, suites, token rewards and generation."""

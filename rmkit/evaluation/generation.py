@@ -1,7 +1,7 @@
 """Generation for the Hamiltonian task: does a model that verifies cycles write them itself? (Section 3.2, Appendix D.1)
 
-Responses are sampled at temperature 1 from the whole vocabulary and verified. Beside them stands what Theorem 1 is
-about: how likely the planted cycle, one of the correct responses, is under the model and under its reference.
+Responses are sampled at temperature 1 from the whole vocabulary and verified. They are reported with the quantity of
+Theorem 1: the likelihood of the planted cycle, one of the correct responses, under the model and under its reference.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_NEW_TOKENS = 300
 
 
 class GenerationSettings(StrictModel):
-    """How responses are sampled; `samples` for each prompt."""
+    """Sampling settings; `samples` is the number of responses per prompt."""
 
     samples: int = 1
     max_new_tokens: int = MAX_NEW_TOKENS
@@ -45,62 +45,73 @@ def generate(
     batch_size: int = 64,
     description: str | None = None,
 ) -> list[list[str]]:
-    """Sampled responses [prompts, samples], without end-of-turn token. The same seed and batches give the same ones.
+    """Sampled responses [prompts, samples], without end-of-turn token; deterministic for a seed and a batch size.
 
     Args:
-        batch_size: responses at a time.
-        description: shown beside the progress bar; without one there is no bar.
+        batch_size: responses per batch.
+        description: label of the progress bar; no bar without one.
 
     Raises:
-        RmkitError: if the model has a reward head instead of a language model's, or prompts and new tokens are longer
-            than its position embeddings.
+        RmkitError: if the model has a reward head instead of a language model head, or prompts and new tokens exceed
+            its position embeddings.
     """
-    if scorer.reward_model.head:
-        raise RmkitError(
-            f"{scorer.reward_model.encoder.name} has a reward head and no language model's, so it cannot generate.",
-            "Give runs of the types implicit or generative.",
-        )
     encoder = scorer.reward_model.encoder
-    sequences = [
-        TokenSequence(each.ids[: each.response_start], each.response_start)
-        for each in encoder.response_sequences(prompts, ["x"] * len(prompts))
-    ]
-    longest, end = max(map(len, sequences), default=0), scorer.last_position
-    if end is not None and longest + settings.max_new_tokens > end:
-        raise RmkitError(
-            f"A prompt takes {longest} tokens, and {settings.max_new_tokens} may follow; the model has position "
-            f"embeddings for {end}.",
-            f"Give --max-new-tokens {end - longest}." if end > longest else "Shorten the prompts.",
-        )
-    config = GenerationConfig(
+    sequences = _encode_prompts(scorer, prompts, settings.max_new_tokens)
+    config = _generation_config(encoder.tokenizer.pad_token_id, encoder.end_id, settings)
+    torch.manual_seed(settings.seed)
+    model: Any = scorer.checkpoint.model
+    original_config = model.generation_config
+    rows = [sequence for sequence in sequences for _ in range(settings.samples)]
+    texts: list[str] = []
+    precision = scorer.checkpoint.record.precision(scorer.device)
+    with precision, unbound(model), tqdm(total=len(rows), desc=description, disable=description is None) as bar:
+        model.generation_config = config  # transformers would add settings of the model's own, such as top_p
+        try:
+            for start in range(0, len(rows), batch_size):
+                batch = pad(rows[start : start + batch_size], config.pad_token_id, "left")
+                inputs = {name: batch[name].to(scorer.device) for name in ("input_ids", "attention_mask")}
+                generated = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+                texts += encoder.tokenizer.batch_decode(generated, skip_special_tokens=True)
+                bar.update(len(generated))
+        finally:
+            model.generation_config = original_config
+    size = settings.samples
+    return [texts[start : start + size] for start in range(0, len(texts), size)]
+
+
+def _generation_config(pad_token_id: int, end_id: int, settings: GenerationSettings) -> GenerationConfig:
+    """Sampling from the whole vocabulary, up to the end-of-turn token."""
+    return GenerationConfig(
         do_sample=True,
         temperature=settings.temperature,
         top_k=0,
         top_p=1.0,
         max_new_tokens=settings.max_new_tokens,
-        eos_token_id=encoder.end_id,
-        pad_token_id=encoder.tokenizer.pad_token_id,
+        eos_token_id=end_id,
+        pad_token_id=pad_token_id,
     )
-    torch.manual_seed(settings.seed)
-    model: Any = scorer.checkpoint.model
-    own = model.generation_config
-    rows = [number for number in range(len(prompts)) for _ in range(settings.samples)]
-    texts: list[str] = []
-    precision = scorer.checkpoint.record.precision(scorer.device)
-    with precision, unbound(model), tqdm(total=len(rows), desc=description, disable=description is None) as bar:
-        model.generation_config = config  # what the model's own would add, such as top_p, is not wanted
-        try:
-            for start in range(0, len(rows), batch_size):
-                members = rows[start : start + batch_size]
-                batch = pad([sequences[each] for each in members], config.pad_token_id, "left")
-                inputs = {name: batch[name].to(scorer.device) for name in ("input_ids", "attention_mask")}
-                written = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
-                texts += encoder.tokenizer.batch_decode(written, skip_special_tokens=True)
-                bar.update(len(members))
-        finally:
-            model.generation_config = own
-    size = settings.samples
-    return [texts[start : start + size] for start in range(0, len(texts), size)]
+
+
+def _encode_prompts(scorer: Scorer, prompts: Sequence[str], max_new_tokens: int) -> list[TokenSequence]:
+    """The token ids of prompts, up to where a response starts."""
+    encoder = scorer.reward_model.encoder
+    if scorer.reward_model.head:
+        raise RmkitError(
+            f"{encoder.name} has a reward head instead of a language model head, so it cannot generate.",
+            "Give runs of the types implicit or generative.",
+        )
+    sequences = [
+        TokenSequence(sequence.ids[: sequence.response_start], sequence.response_start)
+        for sequence in encoder.response_sequences(prompts, ["x"] * len(prompts))
+    ]
+    longest, end = max(map(len, sequences), default=0), scorer.last_position
+    if end is not None and longest + max_new_tokens > end:
+        raise RmkitError(
+            f"The longest prompt has {longest} tokens and up to {max_new_tokens} are generated, but the model has "
+            f"position embeddings for {end}.",
+            f"Give --max-new-tokens {end - longest}." if end > longest else "Shorten the prompts.",
+        )
+    return sequences
 
 
 def verify_samples(
@@ -109,12 +120,12 @@ def verify_samples(
     generated: Sequence[Sequence[str]],
     is_correct: Callable[[str, str], bool],
 ) -> dict[str, Any]:
-    """How many of the responses are correct, and every one of them.
+    """The share of correct responses, and all responses with their verdicts.
 
     Args:
         prompts, chosen: [prompts].
         generated: [prompts, samples].
-        is_correct: judges a prompt and a response.
+        is_correct: whether a response to a prompt is correct.
     """
     correct = [[is_correct(prompt, text) for text in texts] for prompt, texts in zip(prompts, generated, strict=True)]
     return {
@@ -137,27 +148,31 @@ def likelihoods(
     batch_size: int = 64,
     description: str | None = None,
 ) -> dict[str, float | None] | None:
-    """Theorem 1 on what can be computed: the planted cycle C stands for all correct responses. None for other types.
+    """The quantities of Theorem 1, with the planted cycle C for all correct responses.
 
-    Means over the prompts, in nats: `chosen` ln pi(C|x), `chosen_reference` ln pi_ref(C|x), the same of the rejected
-    response. `largest_growth` is the largest ln pi(C|x) - ln pi_ref(C|x), `..._margin_over_beta` the smallest and the
-    mean r(x, C) - r(x, y-) in units of beta: by Theorem 1 no more growth than such a margin is needed to verify.
+    Returns:
+        Means over the prompts, in nats: `chosen` is ln pi(C|x) and `chosen_reference` ln pi_ref(C|x), `rejected` and
+        `rejected_reference` the same for the rejected response. `largest_growth` is the largest
+        ln pi(C|x) - ln pi_ref(C|x); `smallest_margin_over_beta` and `mean_margin_over_beta` are r(x, C) - r(x, y-) in
+        units of beta. By Theorem 1 a model can verify without growing more than such a margin. None for types whose
+        rewards are not sums over tokens.
     """
     if not scorer.reward_model.additive:
         return None
     sequences = scorer.reward_model.encode([*prompts, *prompts], [*chosen, *rejected])
     with Progress(description, len(sequences) * scorer.models) as progress:
         policy, reference = (
-            None if each is None else each[:, 0].numpy() for each in scorer.outputs(sequences, batch_size, progress)
+            None if outputs is None else outputs[:, 0].numpy()
+            for outputs in scorer.outputs(sequences, batch_size, progress)
         )
     assert policy is not None
-    found: dict[str, float | None] = _halves("", policy)
+    means: dict[str, float | None] = _halves("", policy)
     if reference is None:
-        return found
+        return means
     growth = policy - reference
     good, bad = np.split(growth, 2)
     return {
-        **found,
+        **means,
         **_halves("_reference", reference),
         "largest_growth": float(good.max()),
         "smallest_margin_over_beta": float((good - bad).min()),

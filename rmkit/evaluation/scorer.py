@@ -23,16 +23,16 @@ from rmkit.errors import RmkitError
 from rmkit.evaluation.scoring import (
     DEFAULT_BATCH_SIZE,
     WINDOW,
-    PairRewards,
     Progress,
     pair_rewards,
     sequence_outputs,
 )
-from rmkit.evaluation.statistics import length_baselines
+from rmkit.evaluation.statistics import length_baselines, summary
 from rmkit.models.language_model import apply_head
 from rmkit.models.positions import last_position, made_for, refuse_longer
 from rmkit.reward_models.loading import Checkpoint, load
 from rmkit.reward_models.probe import check_forward
+from rmkit.runs.rewards import PairRewards, concatenate
 
 Pair = PreferencePair | Mapping[str, str] | Sequence[str]
 
@@ -92,40 +92,35 @@ def load_reward_model(
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """Rewards of a set.
+    """The rewards of a set.
 
     Attributes:
-        index: [pairs] the row of each pair in the source; those that were left out have none.
-        rewards: of the chosen and the rejected responses.
-        response_lengths: [pairs, 2] tokens of both responses.
+        rewards: of the pairs that were scored; dropped pairs have no row.
+        response_lengths: [pairs, 2] token counts of (chosen, rejected).
         dropped: reason -> number of pairs left out.
-        remarks: what users should know of the texts, a line each (see `rmkit.encoding.pairs.remarks`).
+        remarks: warnings about the texts, one line each (see `rmkit.encoding.pairs.remarks`).
     """
 
-    index: NDArray[np.int64]
     rewards: PairRewards
     response_lengths: NDArray[np.int64]
     dropped: dict[str, int]
     remarks: list[str] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
-        """Metrics of the rewards, and accuracies of preferring by length.
+        """Metrics of the rewards, and the accuracies of preferring the longer or the shorter response.
 
         Raises:
             RmkitError: if a reward is not finite.
         """
-        return self.rewards.summary() | length_baselines(self.response_lengths.tolist())
-
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """What a rewards file holds."""
-        return {"index": self.index} | self.rewards.columns()
+        return summary(self.rewards.rewards, self.rewards.log_rewards) | length_baselines(self.response_lengths)
 
 
 @dataclass
-class _Gathering:
-    """The parts of a `ScoredSet`, window after window: a few numbers a pair."""
+class _ScoredSetBuilder:
+    """Collects a `ScoredSet` window by window; keeps a few numbers per pair and no texts."""
 
-    parts: list[ScoredSet] = field(default_factory=list)
+    rewards: list[PairRewards] = field(default_factory=list)
+    response_lengths: list[tuple[int, int]] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
     lengths: list[int] = field(default_factory=list)
     control_texts: int = 0
@@ -134,24 +129,14 @@ class _Gathering:
     def add(self, pairs: Sequence[EncodedPair], rewards: PairRewards) -> None:
         if not pairs:
             return
-        index = np.array([each.pair.index for each in pairs])
-        self.parts.append(ScoredSet(index, rewards, np.array([each.response_lengths for each in pairs]), {}))
-        self.lengths += [each.longest for each in pairs]
-        self.control_texts += sum(each.control_texts for each in pairs)
-        self.templated += sum(each.templated for each in pairs)
+        self.rewards.append(rewards)
+        self.response_lengths += [pair.response_lengths for pair in pairs]
+        self.lengths += [pair.longest for pair in pairs]
+        self.control_texts += sum(pair.control_texts for pair in pairs)
+        self.templated += sum(pair.templated for pair in pairs)
 
-    def whole(self, remarks: list[str]) -> ScoredSet:
-        rewards = [part.rewards for part in self.parts]
-        log_rewards = [each.log_rewards for each in rewards if each.log_rewards is not None]
-        return ScoredSet(
-            np.concatenate([part.index for part in self.parts]),
-            PairRewards(
-                np.concatenate([each.rewards for each in rewards]), np.concatenate(log_rewards) if log_rewards else None
-            ),
-            np.concatenate([part.response_lengths for part in self.parts]),
-            self.dropped,
-            remarks,
-        )
+    def build(self, remarks: list[str]) -> ScoredSet:
+        return ScoredSet(concatenate(self.rewards), np.array(self.response_lengths), self.dropped, remarks)
 
 
 class Scorer:
@@ -178,50 +163,50 @@ class Scorer:
                 check_forward(model, self.reward_model, half=checkpoint.record.half)
 
     def score(self, prompts: Sequence[str], responses: Sequence[str], batch_size: int = 8) -> NDArray[np.float64]:
-        """Rewards [responses] of each response to its prompt; `batch_size` is in responses a forward pass.
+        """Rewards [responses] of responses to prompts; `batch_size` is the number of responses per forward pass.
 
-        Warns of texts that are longer than the model was made for, or that spell control tokens.
+        Warns of texts that are longer than the model was trained for, or that spell control tokens.
 
         Raises:
-            RmkitError: if a text is empty or longer than the model's position embeddings, there are not as many prompts
-                as responses, or a reward is not finite.
+            RmkitError: if a text is empty or longer than the model's position embeddings, the numbers of prompts and
+                responses differ, or a reward is not finite.
         """
         if len(prompts) != len(responses):
             raise RmkitError(
                 f"There are {len(prompts)} prompts and {len(responses)} responses.",
-                "Give one prompt for each response.",
+                "Give one prompt per response.",
             )
-        for kind, texts in (("prompt", prompts), ("response", responses)):
-            empty = [number for number, text in enumerate(texts) if not isinstance(text, str) or not text.strip()]
-            if empty:
-                raise RmkitError(f"The {kind} number {empty[0]} is empty or no text.", "Give non-empty texts.")
+        for name, texts in {"prompts": prompts, "responses": responses}.items():
+            for number, text in enumerate(texts):
+                if not isinstance(text, str) or not text.strip():
+                    raise RmkitError(f"{name}[{number}] is empty or not a string.", "Give non-empty texts.")
         if not prompts:
             return np.zeros(0)
-        rewards, lengths, spelling, templated = [], [], 0, 0
+        parts, lengths, control_texts, templated = [], [], 0, 0
         for start in range(0, len(prompts), 2 * WINDOW):
-            some = slice(start, start + 2 * WINDOW)
-            sequences = self.reward_model.encode(prompts[some], responses[some])
+            window = slice(start, start + 2 * WINDOW)
+            sequences = self.reward_model.encode(prompts[window], responses[window])
             lengths += list(map(len, sequences))
-            spelling += sum(each.prompt_spells or each.response_spells for each in sequences)
-            templated += sum(map(self.reward_model.encoder.is_templated, prompts[some]))
-            rewards.append(self.reward_model.rewards(*self.outputs(sequences, batch_size)).numpy())
-        for line in self._remarks("score", lengths, spelling, templated, "responses"):
+            control_texts += sum(sequence.prompt_spells or sequence.response_spells for sequence in sequences)
+            templated += sum(map(self.reward_model.encoder.is_templated, prompts[window]))
+            parts.append(self.reward_model.rewards(*self.outputs(sequences, batch_size)).numpy())
+        for line in self._remarks("score", lengths, control_texts, templated, "responses"):
             warnings.warn(line, stacklevel=2)
-        found = np.concatenate(rewards)
-        if not np.isfinite(found).all():
-            broken = np.sum(~np.isfinite(found))
+        rewards = np.concatenate(parts)
+        if not np.isfinite(rewards).all():
             raise RmkitError(
-                f"{self.reward_model.encoder.name}: {broken} of {found.size} rewards are not finite.",
-                "Fetch or save the model again: its weights are finite, so look at what its config.json says.",
+                f"{self.reward_model.encoder.name}: {np.sum(~np.isfinite(rewards))} of {rewards.size} rewards are not "
+                "finite.",
+                "Download or save the model again; its weights are finite, so check its config.json.",
             )
-        return found
+        return rewards
 
     def score_pairs(self, pairs: Iterable[Pair], batch_size: int = 8) -> NDArray[np.float64]:
         """Rewards [pairs, 2] of (chosen, rejected).
 
         Args:
-            pairs: `PreferencePair`s, mappings with prompt, chosen and rejected, or such triples.
-            batch_size: responses a forward pass.
+            pairs: `PreferencePair`s, mappings with the keys prompt, chosen and rejected, or triples in this order.
+            batch_size: responses per forward pass.
         """
         triples = [_triple(pair) for pair in pairs]
         prompts = [prompt for prompt, _, _ in triples for _ in range(2)]
@@ -235,37 +220,37 @@ class Scorer:
         max_length: int | None = None,
         description: str | None = None,
     ) -> dict[str, ScoredSet]:
-        """Rewards of whole sets, all in one pass that holds a bounded number of texts at a time.
+        """Rewards of whole sets, in one pass that holds a bounded number of texts in memory.
 
-        A window takes pairs of every set in turn. Sets that have prompts in common (rewrites of one another, the
-        several rejected responses of a row) then share them.
+        Every window has pairs of all sets, so that sets with common prompts (rewrites of one another, several rejected
+        responses of a row) share their computation.
 
         Args:
             sets: by name.
-            max_length: pairs over so many tokens are left out, see `rmkit.encoding.pairs.encode_pairs`.
-            description: shown beside a progress bar; without one there is no bar.
+            max_length: leave out pairs with more tokens, see `rmkit.encoding.pairs.encode_pairs`.
+            description: label of the progress bar; no bar without one.
         """
-        scored = {name: _Gathering() for name in sets}
+        builders = {name: _ScoredSetBuilder() for name in sets}
         streams = {
-            name: iter_encoded(data, self.reward_model, scored[name].dropped, max_length=max_length)
+            name: iter_encoded(data, self.reward_model, builders[name].dropped, max_length=max_length)
             for name, data in sets.items()
         }
         with Progress(description, 2 * sum(map(len, sets.values())) * self.models) as progress:
             while streams:
-                each = max(1, WINDOW // len(streams))
-                taken = {name: list(islice(stream, each)) for name, stream in streams.items()}
-                streams = {name: stream for name, stream in streams.items() if len(taken[name]) == each}
-                for name, some in taken.items():
-                    refuse_longer(name, max((pair.longest for pair in some), default=0), self.last_position)
-                pairs = [pair for some in taken.values() for pair in some]
-                rewards = self._pair_rewards(pairs, batch_size, progress)
+                share = max(1, WINDOW // len(streams))
+                window = {name: list(islice(stream, share)) for name, stream in streams.items()}
+                streams = {name: stream for name, stream in streams.items() if len(window[name]) == share}
+                for name, pairs in window.items():
+                    refuse_longer(name, max((pair.longest for pair in pairs), default=0), self.last_position)
+                all_pairs = [pair for pairs in window.values() for pair in pairs]
+                rewards = self._pair_rewards(all_pairs, batch_size, progress)
                 start = 0
-                for name, some in taken.items():
-                    scored[name].add(some, rewards[start : start + len(some)])
-                    start += len(some)
+                for name, pairs in window.items():
+                    builders[name].add(pairs, rewards[start : start + len(pairs)])
+                    start += len(pairs)
         return {
-            name: found.whole(self._remarks(name, found.lengths, found.control_texts, found.templated))
-            for name, found in scored.items()
+            name: builder.build(self._remarks(name, builder.lengths, builder.control_texts, builder.templated))
+            for name, builder in builders.items()
         }
 
     def _remarks(
@@ -276,7 +261,7 @@ class Scorer:
         return remarks(name, lengths, control_texts, templated, **options)
 
     def token_terms(self, prompt: str, response: str) -> NDArray[np.float64] | None:
-        """What each token of a response adds to its reward [tokens], or None if rewards are no sums over tokens."""
+        """The terms [tokens] whose sum is the reward of a response; None if rewards are not sums over tokens."""
         if not self.reward_model.additive:
             return None
         sequences = self.reward_model.encode([prompt], [response])
@@ -290,7 +275,7 @@ class Scorer:
         return np.asarray(self.reward_model.rewards(*self._of_both(compute)).numpy(), dtype=np.float64)
 
     def prefix_rewards(self, prompt: str, response: str, batch_size: int = 8) -> NDArray[np.float64]:
-        """The reward of every prefix of a response [tokens]; the last is that of the response."""
+        """The reward of every prefix of a response [tokens]; the last is the reward of the response."""
         outputs = self.outputs(self.reward_model.prefixes(prompt, response), batch_size)
         return np.asarray(self.reward_model.rewards(*outputs).numpy(), dtype=np.float64)
 
@@ -314,22 +299,22 @@ class Scorer:
 
     def _pair_rewards(self, pairs: Sequence[EncodedPair], batch_size: int, progress: Progress) -> PairRewards:
         if not pairs:
-            return PairRewards(np.zeros((0, 2)))
+            return PairRewards(np.zeros(0, dtype=np.int64), np.zeros((0, 2)))
         sequences = [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
         policy, reference = (
             None if outputs is None else torch.stack(outputs.chunk(2), dim=1)
             for outputs in self.outputs(sequences, batch_size, progress)
         )
         assert policy is not None
-        return pair_rewards(self.reward_model, policy, reference)
+        return pair_rewards(self.reward_model, policy, reference, [pair.pair.index for pair in pairs])
 
     @property
     def models(self) -> int:
-        """How many models read each sequence."""
+        """The number of models that read a sequence: 2 with a reference, else 1."""
         return 1 + (self.checkpoint.reference is not None or self.checkpoint.reference_is_base)
 
     def _of_both(self, compute: Callable[[nn.Module], Tensor]) -> tuple[Tensor, Tensor | None]:
-        """What `compute` gives for the model and for its reference."""
+        """The result of `compute` for the model and, if there is one, for its reference."""
         model, reference = self.checkpoint.model, self.checkpoint.reference
         with self.checkpoint.record.precision(self.device):
             outputs = compute(model)
@@ -350,6 +335,7 @@ def _triple(pair: Pair) -> tuple[str, str, str]:
         )
     except (KeyError, ValueError, TypeError):
         raise RmkitError(
-            f"A pair is {str(pair)[:60]!r}.", "Give mappings with prompt, chosen and rejected, or such triples."
+            f"{str(pair)[:60]!r} is not a pair.",
+            "Give mappings with the keys prompt, chosen and rejected, or triples in this order.",
         ) from None
     return prompt, chosen, rejected

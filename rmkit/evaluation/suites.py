@@ -1,16 +1,16 @@
-"""Suites: a YAML file that lists the sets on which a reward model is evaluated, and how their scores are summed up.
+"""Suites: YAML files that list evaluation sets and how their scores are averaged.
 
-    root: data                       # where paths are, as data.root in a recipe; --root goes before it
+    root: data                       # paths are relative to it, as to data.root in a recipe; --root overrides it
     sets:
       - {name: french, path: ultrafeedback_french, split: test, category: token-level shift}
 
-What a category holds depends on what was trained on (Section 5.2), so there is a suite for each training set.
-Benchmarks that have their own sections give their sets a `section` and a `weight` instead.
+The category of a set depends on the training set (Section 5.2), so there is one suite per training set. Benchmarks with
+sections of their own give their sets a `section` and a `weight` instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,8 @@ from pydantic import PositiveFloat, model_validator
 from rmkit.config.recipe import EvaluationSet
 from rmkit.config.resources import find_suite
 from rmkit.config.strict_yaml import StrictModel, load_yaml, validate
-from rmkit.data.preferences import PreferenceData, PreferencePair, drop_identical, load_rows, matching, row_pair
+from rmkit.data.preferences import COLUMNS, PreferenceData, PreferencePair, drop_identical, parse_row
+from rmkit.data.rows import iter_rows, load_rows, match_rows
 from rmkit.data.sources.use import load_set as load_pairs
 from rmkit.data.sources.use import locate
 from rmkit.errors import RmkitError
@@ -33,8 +34,8 @@ OVERALL = "overall"
 class SuiteSet(EvaluationSet):
     """A set of a suite.
 
-    `score: best_of` is for rows with several rejected responses (RewardBench 2): a row counts if its chosen response is
-    rewarded more than each of them. `section` and `weight` say how the set enters the benchmark's own scores.
+    `score: best_of` is for rows with several rejected responses (RewardBench 2): a row counts if its chosen response
+    has the highest reward. `section` and `weight` define how the set enters the benchmark's own scores.
     """
 
     score: Literal["accuracy", "best_of"] = "accuracy"
@@ -43,25 +44,25 @@ class SuiteSet(EvaluationSet):
 
 
 class Suite(StrictModel):
-    """The content of a suite file. `root` is below the working directory, unless it is absolute."""
+    """The content of a suite file. A relative `root` is below the working directory."""
 
     root: Path | None = None
     sets: list[SuiteSet]
 
     @model_validator(mode="after")
-    def _sets_are_there_once(self) -> Suite:
-        names = [each.name for each in self.sets]
+    def _check_names(self) -> Suite:
+        names = [suite_set.name for suite_set in self.sets]
         if not names:
             raise ValueError("a suite needs at least one set")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"two sets are named {twice[0]}: every set needs a name of its own")
+            raise ValueError(f"two sets are named {twice[0]}: give every set its own name")
         return self
 
     @property
     def categories(self) -> dict[str, str | None]:
         """Category by set name."""
-        return {each.name: each.category for each in self.sets}
+        return {suite_set.name: suite_set.category for suite_set in self.sets}
 
 
 def load_suite(path: Path | str, root: Path | str | None = None) -> Suite:
@@ -75,22 +76,28 @@ def load_suite(path: Path | str, root: Path | str | None = None) -> Suite:
     return suite if root is None else suite.model_copy(update={"root": Path(root)})
 
 
-def load_set(each: SuiteSet, root: Path | None, identical: Literal["drop", "error"] = "drop") -> PreferenceData:
-    """The pairs of a set. A row of a `best_of` set becomes a pair for each rejected response, all with the row's index.
+def load_set(suite_set: SuiteSet, root: Path | None, identical: Literal["drop", "error"] = "drop") -> PreferenceData:
+    """The pairs of a set. A row of a `best_of` set gives one pair per rejected response, all with the row's index.
 
     Raises:
         RmkitError: see `rmkit.data.preferences.load_preferences`.
     """
-    if each.score == "accuracy":
-        return load_pairs(each, root=root, identical=identical)
-    path = locate(each, root)
-    rows, taken = load_rows(
-        path, split=each.split, root=root, subset=each.subset, revision=each.revision, where=each.where
+    if suite_set.score == "accuracy":
+        return load_pairs(suite_set, root=root, identical=identical)
+    path = locate(suite_set, root)
+    rows, split = load_rows(
+        path,
+        split=suite_set.split,
+        root=root,
+        subset=suite_set.subset,
+        revision=suite_set.revision,
+        where=suite_set.where,
+        columns=COLUMNS,
     )
-    index = matching(rows, each.where, path)[: each.limit]
-    numbered = zip(index.tolist(), rows.select(index), strict=True)
+    index = match_rows(rows, suite_set.where, path)[: suite_set.limit]
+    numbered = zip(index.tolist(), iter_rows(rows.select(index)), strict=True)
     pairs = [pair for number, row in numbered for pair in _best_of_pairs(path, number, row)]
-    return replace(drop_identical(pairs, each.name, identical), split=taken)
+    return replace(drop_identical(pairs, suite_set.name, identical), split=split)
 
 
 def _best_of_pairs(path: str, index: int, row: Mapping[str, object]) -> list[PreferencePair]:
@@ -98,48 +105,50 @@ def _best_of_pairs(path: str, index: int, row: Mapping[str, object]) -> list[Pre
     chosen = chosen if isinstance(chosen, list) else [chosen]
     if len(chosen) != 1 or not isinstance(rejected, list) or not rejected:
         raise RmkitError(
-            f"{path}: row {index} has not one chosen and a list of rejected responses.",
+            f"{path}: row {index} does not have one chosen response and a list of rejected ones.",
             "Leave such rows out with `where`, or give `score: accuracy`.",
         )
-    return [row_pair(path, index, {**row, "chosen": chosen[0], "rejected": each}) for each in rejected]
+    return [parse_row(path, index, {**row, "chosen": chosen[0], "rejected": response}) for response in rejected]
 
 
-def best_of_accuracy(index: Sequence[int], chosen: ArrayLike, rejected: ArrayLike) -> dict[str, float]:
-    """The share of rows whose chosen response is rewarded most, k responses sharing the first place counting 1/k.
+def best_of_accuracy(index: ArrayLike, chosen: ArrayLike, rejected: ArrayLike) -> dict[str, float]:
+    """The share of rows whose chosen response has the highest reward; k responses tied for it count 1/k.
 
     Args:
-        index: [pairs] the row of each pair, as in rewards/<set>.parquet. Rows that have lost a pair on the way (to the
-            length limit, say) would be easier, so they do not count.
+        index: [pairs] the row of each pair, as in rewards/<set>.parquet. Rows that lost a pair (to the length limit,
+            for example) would be easier, so they are not counted.
         chosen, rejected: rewards [pairs].
 
     Returns:
         `best_of_accuracy`, `rows` and `incomplete_rows`.
     """
-    rows, counts = np.unique(np.asarray(index), return_counts=True)
     chosen, rejected = np.asarray(chosen, dtype=np.float64), np.asarray(rejected, dtype=np.float64)
-    complete = rows[counts == counts.max()]
-    scores = []
-    for row in complete:
-        mine = np.asarray(index) == row
-        first = chosen[mine][0]
-        scores.append(0.0 if (rejected[mine] > first).any() else 1.0 / (1 + (rejected[mine] == first).sum()))
+    _, first, row_of, counts = np.unique(np.asarray(index), return_index=True, return_inverse=True, return_counts=True)
+    rewards = chosen[first]  # of each row's one chosen response
+    higher = np.bincount(row_of, weights=rejected > rewards[row_of])
+    tied = np.bincount(row_of, weights=rejected == rewards[row_of])
+    scores = np.where(higher > 0, 0.0, 1.0 / (1.0 + tied))
+    complete = counts == counts.max()
     return {
-        "best_of_accuracy": float(np.mean(scores)),
-        "rows": len(complete),
-        "incomplete_rows": len(rows) - len(complete),
+        "best_of_accuracy": float(np.mean(scores[complete])),
+        "rows": int(complete.sum()),
+        "incomplete_rows": int((~complete).sum()),
     }
 
 
 def section_scores(suite: Suite, accuracies: Mapping[str, float]) -> dict[str, float]:
-    """Each section's mean accuracy, weighted by its sets' weights, and `overall`, the plain mean of the sections.
+    """The weighted mean accuracy of every section and `overall`, the plain mean of the sections.
 
     Args:
-        accuracies: by set name; sets without a score are passed over. Empty if no set has a section.
+        accuracies: by set name; sets without a score are skipped.
+
+    Returns:
+        Scores by section; empty if no set has a section.
     """
     sections: dict[str, list[tuple[float, float]]] = {}
-    for each in suite.sets:
-        if each.section is not None and each.name in accuracies:
-            sections.setdefault(each.section, []).append((accuracies[each.name], each.weight))
+    for suite_set in suite.sets:
+        if suite_set.section is not None and suite_set.name in accuracies:
+            sections.setdefault(suite_set.section, []).append((accuracies[suite_set.name], suite_set.weight))
     means = {
         section: float(np.average([score for score, _ in scored], weights=[weight for _, weight in scored]))
         for section, scored in sections.items()

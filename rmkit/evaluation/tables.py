@@ -1,4 +1,4 @@
-"""Results on the terminal."""
+"""Tables of sets and metrics for the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rmkit.models.positions import made_for
 
 
 def print_counts(encoded: Mapping[str, EncodedPairs], data: Data, config: Any) -> None:
-    """How many pairs of each set are used, what was left out and why, and what their texts are like."""
+    """Print how many pairs every set has, how many were left out and why, and warnings about their texts."""
     limit = f"at most {data.max_length} tokens" if data.max_length else "no length limit"
     table = Table("set", title=f"Preference pairs ({limit})")
     table.add_column("pairs", justify="right")
@@ -31,7 +31,7 @@ def print_counts(encoded: Mapping[str, EncodedPairs], data: Data, config: Any) -
 
 
 def set_remarks(encoded: Mapping[str, EncodedPairs], data: Data, config: Any) -> list[str]:
-    """What users should know of the texts of a run's sets; see `rmkit.encoding.pairs.remarks`."""
+    """Warnings about the texts of a run's sets; see `rmkit.encoding.pairs.remarks`."""
     options: dict[str, Any] = {"known": made_for(config), "special_tokens": data.special_tokens}
     return [
         line
@@ -41,8 +41,12 @@ def set_remarks(encoded: Mapping[str, EncodedPairs], data: Data, config: Any) ->
 
 
 def print_metrics(record: Mapping[str, Any]) -> None:
-    """The table at the end of a run, from run.json's content."""
-    kind = record["reward_model"]["reward_model"]["type"]
+    """Print the table at the end of a run.
+
+    Args:
+        record: the content of run.json.
+    """
+    type_name = record["reward_model"]["reward_model"]["type"]
     initial = record["history"][0]["sets"]
     fit = {
         name: record["train_fit"] for name, data in record["data"].items() if data["training"] and record["train_fit"]
@@ -53,17 +57,22 @@ def print_metrics(record: Mapping[str, Any]) -> None:
     }
     for name in fit:
         rows[name]["category"] = "training set"
-    print_scores(rows, f"{kind} reward model, {record['recipe']['output_dir']}", with_initial=True)
+    print_scores(rows, f"{type_name} reward model, {record['recipe']['output_dir']}", with_initial=True)
 
 
 def print_scores(rows: Mapping[str, Mapping[str, Any]], title: str, with_initial: bool = False) -> None:
-    """A row a set under its category: metrics and the accuracies of preferring by length."""
-    # Eighty columns hold all of it: no rules between columns, and long names go on below themselves.
+    """Print one row per set, grouped by category: metrics and length baselines.
+
+    Args:
+        rows: set name -> metrics, length baselines and category.
+        with_initial: whether to add the accuracy before training.
+    """
+    # To fit into 80 columns there are no rules between columns, and long names are folded.
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title=escape(title))
-    table.caption = "longer, shorter: accuracy of preferring by length"
+    table.caption = "longer, shorter: accuracy of preferring the longer or shorter response"
     table.add_column("set", overflow="fold")
     names = ["pairs", "accuracy", "initial", "margin", "ties", "longer", "shorter"]
-    for name in names if with_initial else [each for each in names if each != "initial"]:
+    for name in names if with_initial else [name for name in names if name != "initial"]:
         table.add_column(name, justify="right", no_wrap=True)
     for category in dict.fromkeys(row.get("category") for row in rows.values()):
         if category is not None:
@@ -72,14 +81,14 @@ def print_scores(rows: Mapping[str, Mapping[str, Any]], title: str, with_initial
         for name, row in rows.items():
             if row.get("category") == category:
                 before = [_number(row["initial"])] if with_initial else []
-                after = (row[each] for each in ("normalized_margin", "tie_rate", "longer_wins", "shorter_wins"))
+                after = (row[metric] for metric in ("normalized_margin", "tie_rate", "longer_wins", "shorter_wins"))
                 accuracy = f"[bold]{_number(row['accuracy'])}[/]"
                 table.add_row(escape(name), str(int(row["pairs"])), accuracy, *before, *map(_number, after))
     Console().print(table)
 
 
 def print_means(categories: Mapping[str, float], sections: Mapping[str, float]) -> None:
-    """Mean accuracies of a suite's categories and sections, where it has any."""
+    """Print the mean accuracies of a suite's categories and sections, if it has any."""
     for heading, means in (("category", categories), ("section", sections)):
         if means:
             table = Table(heading, "mean accuracy")

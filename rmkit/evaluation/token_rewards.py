@@ -1,9 +1,9 @@
-"""Where a reward comes from, token by token.
+"""Rewards by token.
 
-An implicit reward is a sum over the tokens of the response, beta * (ln pi - ln pi_ref) of each (Eq. 2). An explicit one
-is not: what can be said is the reward of every prefix, y_{<=k} (Eq. 1 at h_{x, y_{<=k}}), and what a token changes in
-it. The head was trained at the end of whole responses only, so values in the middle are to be read with care. An EX-GRM
-is asked about the text of every prefix.
+An implicit reward is a sum of beta * (ln pi - ln pi_ref) over the tokens of the response (Eq. 2). An explicit reward
+is not a sum; instead the reward of every prefix y_{<=k} is computed (Eq. 1 at h_{x, y_{<=k}}), and its change from
+token to token. The head was trained at the end of complete responses only, so read values in the middle with care. An
+EX-GRM scores the text of every prefix.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from rmkit.errors import RmkitError
 from rmkit.evaluation.scorer import Scorer
 from rmkit.runs.directory import RunDirectory
 from rmkit.runs.explanation import Explanation
+from rmkit.runs.rewards import PairRewards
 
 
 @dataclass(frozen=True)
 class WrongResponse:
-    """A response of a pair that a run ranks wrong: its texts and where its explanation goes."""
+    """A response of a pair that a run ranks wrong: its texts and the file name of its explanation."""
 
     prompt: str
     response: str
@@ -31,14 +32,14 @@ class WrongResponse:
 
 
 def explain(scorer: Scorer, prompt: str, response: str, batch_size: int = 8) -> Explanation:
-    """The reward of a response by its tokens: terms for a type whose reward is a sum of them, else prefix rewards.
+    """The reward of a response by token: terms for types whose reward is a sum over tokens, else prefix rewards.
 
     Raises:
         RmkitError: if a text is empty.
     """
-    for kind, text in (("prompt", prompt), ("response", response)):
+    for name, text in {"prompt": prompt, "response": response}.items():
         if not text.strip():
-            raise RmkitError(f"The {kind} is empty.", "Give non-empty texts.")
+            raise RmkitError(f"The {name} is empty.", "Give non-empty texts.")
     encoder = scorer.reward_model.encoder
     (sequence,) = encoder.response_sequences([prompt], [response])
     tokens = encoder.response_tokens(sequence)
@@ -50,7 +51,7 @@ def explain(scorer: Scorer, prompt: str, response: str, batch_size: int = 8) -> 
 
 
 def merge_explanations(explanation: Explanation, against: Explanation | None) -> Explanation:
-    """Both in one, where the two models have the same tokens and one's part is the other's gap; else the first."""
+    """Two explanations of one response in one, if the models have the same tokens; else the first."""
     if against is None or against.tokens != explanation.tokens:
         return explanation
     terms, rewards = explanation.implicit_terms, explanation.explicit_prefix_rewards
@@ -63,21 +64,19 @@ def merge_explanations(explanation: Explanation, against: Explanation | None) ->
     )
 
 
-def most_wrong(run: RunDirectory, number: int) -> list[WrongResponse]:
-    """Both responses of the pairs that a run ranks wrong by the widest margins, so many of each evaluation set.
+def most_wrong(run_dir: RunDirectory, number: int) -> list[WrongResponse]:
+    """Both responses of the pairs that a run ranks wrong by the widest margins, up to `number` per evaluation set.
 
     Raises:
         RmkitError: if the run is not finished or lacks rewards or texts.
     """
     found = []
-    for name in run.read()["metrics"]:
-        rewards = _table(run.rewards(name))
-        texts = {row["index"]: row for row in _table(run.examples(name)).to_pylist()}
-        column = "log_reward" if "chosen_log_reward" in rewards.column_names else "reward"
-        chosen, rejected = (rewards[f"{each}_{column}"].to_numpy() for each in ("chosen", "rejected"))
-        margins = chosen - rejected
-        for at in [at for at in np.argsort(margins, kind="stable")[:number] if margins[at] < 0]:
-            index = rewards["index"][int(at)].as_py()
+    for name in run_dir.read()["metrics"]:
+        rewards = PairRewards.read(run_dir.rewards(name))
+        texts = {row["index"]: row for row in _read_rows(run_dir.examples(name))}
+        margins = rewards.ranking[:, 0] - rewards.ranking[:, 1]
+        widest = np.argsort(margins, kind="stable")[:number]
+        for index in rewards.index[widest[margins[widest] < 0]].tolist():
             found += [
                 WrongResponse(texts[index]["prompt"], texts[index][side], f"{name}_{index}_{side}.json")
                 for side in ("chosen", "rejected")
@@ -85,8 +84,8 @@ def most_wrong(run: RunDirectory, number: int) -> list[WrongResponse]:
     return found
 
 
-def _table(path: Path) -> Any:
+def _read_rows(path: Path) -> list[dict[str, Any]]:
     try:
-        return pq.read_table(path)
+        return list(pq.read_table(path).to_pylist())
     except (OSError, ValueError) as error:
         raise RmkitError(f"{path} cannot be read: {error}.", "Run the recipe again.") from None

@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from rmkit.config.training_arguments import BATCH_SIZE, TRAINING_DEFAULTS
 from rmkit.errors import RmkitError
 from rmkit.library_errors import first_line
 from rmkit.runs.directory import RunDirectory
+from rmkit.runs.rewards import PairRewards
 
-Floats = NDArray[np.float64]
 _FREE_OPTIONS = {  # training options that may differ between runs that are compared
     "seed",
     "learning_rate",
@@ -36,31 +34,6 @@ _FREE_OPTIONS = {  # training options that may differ between runs that are comp
     "dataloader_pin_memory",
     "disable_tqdm",
 }
-
-
-@dataclass(frozen=True)
-class SetScores:
-    """The rewards of one set: `rewards` [pairs, 2] of (chosen, rejected); `ranking` the same, or log-rewards."""
-
-    index: NDArray[np.int64]
-    rewards: Floats
-    ranking: Floats
-
-    @property
-    def margins(self) -> Floats:
-        """r+ - r- [pairs], in the units of the reward."""
-        return self.rewards[:, 0] - self.rewards[:, 1]
-
-    @property
-    def correct(self) -> Floats:
-        """1 where the chosen response is ranked first, 1/2 for a tie, else 0 [pairs] (Definition 1)."""
-        return 0.5 * (1.0 + np.sign(self.ranking[:, 0] - self.ranking[:, 1]))
-
-    @property
-    def normalized(self) -> Floats:
-        """Signed margins in units of the standard deviation of all 2N rewards [pairs] (Appendix D.3)."""
-        deviation = float(np.std(self.rewards, ddof=1))
-        return self.margins / deviation if deviation > 0 else np.zeros(len(self.rewards))
 
 
 class _Part(BaseModel):
@@ -157,7 +130,7 @@ class LoadedRun:
     name: str
     directory: RunDirectory
     record: RunRecord
-    scores: dict[str, SetScores]
+    scores: dict[str, PairRewards]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -237,26 +210,14 @@ def describe_error(error: Exception) -> str:
     return first_line(error)
 
 
-def _read_scores(directory: RunDirectory, name: str) -> SetScores:
+def _read_scores(directory: RunDirectory, name: str) -> PairRewards:
     try:
-        with pq.ParquetFile(directory.rewards(name)) as file:  # pq.read_table starts threads, slow for small files
-            table = file.read(use_threads=False)
-        columns = {column: table[column].to_numpy() for column in table.column_names}
-        rewards = np.column_stack([columns["chosen_reward"], columns["rejected_reward"]]).astype(np.float64)
-        index = columns["index"].astype(np.int64)
-    except FileNotFoundError:
-        raise RmkitError(f"rewards/{name}.parquet is missing.", "") from None
-    except KeyError as error:
-        raise RmkitError(f"rewards/{name}.parquet has no column {error.args[0]}.", "") from None
-    except (OSError, ValueError, TypeError) as error:
-        raise RmkitError(f"rewards/{name}.parquet cannot be read: {error}.", "") from None
-    ranking = rewards
-    if "chosen_log_reward" in columns:
-        ranking = np.column_stack([columns["chosen_log_reward"], columns["rejected_log_reward"]]).astype(np.float64)
-    broken = int((~np.isfinite(rewards).all(axis=1)).sum())
+        scores = PairRewards.read(directory.rewards(name))
+    except RmkitError as error:
+        raise RmkitError(error.cause.removeprefix(f"{directory.path}/"), "") from None
+    broken = int((~np.isfinite(scores.rewards).all(axis=1)).sum())
     if broken:
-        raise RmkitError(f"{broken} of {len(rewards)} pairs of {name} have a reward that is not finite.", "")
-    if len(rewards) == 0:
+        raise RmkitError(f"{broken} of {len(scores)} pairs of {name} have a reward that is not finite.", "")
+    if len(scores) == 0:
         raise RmkitError(f"rewards/{name}.parquet contains no pairs.", "")
-    order = np.argsort(index)
-    return SetScores(index[order], rewards[order], ranking[order])
+    return scores[np.argsort(scores.index)]

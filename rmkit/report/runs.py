@@ -29,8 +29,9 @@ import pyarrow.parquet as pq
 
 from rmkit.errors import RmkitError
 from rmkit.report import names
-from rmkit.report.records import LoadedRun, SetScores, load_run
+from rmkit.report.records import LoadedRun, load_run
 from rmkit.runs.directory import FINAL, RunDirectory
+from rmkit.runs.rewards import PairRewards
 
 PAPER_LEARNING_RATE, PAPER_BETA = 1e-6, 0.01
 
@@ -50,7 +51,7 @@ class Runs:
 
     runs: pd.DataFrame
     metrics: pd.DataFrame
-    scores: dict[tuple[str, str], SetScores] = field(default_factory=dict)
+    scores: dict[tuple[str, str], PairRewards] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     directories: dict[str, RunDirectory] = field(default_factory=dict)
     dynamics: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -1,1 +1,1 @@
-"""Run directories: their files and what a run ran on."""
+"""Run directories: their files, rewards and explanations, and the environment of a run."""

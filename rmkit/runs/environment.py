@@ -1,4 +1,4 @@
-"""What a run ran on: versions, git commit, machine, memory. Kept in run.json so that numbers can be traced."""
+"""The environment of a run, for run.json: versions, git commit, machine, memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "
 
 
 def describe() -> dict[str, Any]:
-    """Versions of rmkit and of what it builds on, rmkit's git commit where it is a checkout, and the machine."""
+    """Versions of rmkit and its dependencies, rmkit's git commit if it is a checkout, and the machine."""
     return {
         "rmkit_version": rmkit.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -27,15 +27,15 @@ def describe() -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
         "machine": {
             "system": platform.system(),
-            "accelerators": [torch.cuda.get_device_name(each) for each in range(torch.cuda.device_count())],
+            "accelerators": [torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())],
             "threads": torch.get_num_threads(),
         },
     }
 
 
 def peak_memory_mib() -> dict[str, float]:
-    """The most memory this process has held, in MiB: of the host, and of its GPU."""
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    """The peak memory of this process, in MiB, on the host and on its GPU."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
     return {"host": host} | ({"gpu": torch.cuda.max_memory_allocated() / 2**20} if torch.cuda.is_available() else {})
 

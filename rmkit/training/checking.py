@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,10 +23,6 @@ from rmkit.library_errors import first_line
 from rmkit.reward_models import RewardModel, make_reward_model
 from rmkit.training import launch
 from rmkit.training.preparation import lora_config, refusals
-
-NGRAM = 13
-"""Consecutive words that count as an overlap, as in contamination studies since GPT-3."""
-
 
 # --- example texts -------------------------------------------------------------------------------------------------
 
@@ -97,39 +92,6 @@ def _range(counts: Iterable[int | None]) -> str:
     if not known:
         return "none"
     return str(min(known)) if min(known) == max(known) else f"{min(known)} to {max(known)}"
-
-
-# --- overlap -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """Pairs of a set whose prompt is also in the training set: the exact text, or a shared n-gram."""
-
-    exact: int
-    ngram: int
-
-
-def prompt_overlap(training: Iterable[PreferencePair], evaluation: Iterable[PreferencePair]) -> Overlap:
-    """Count the prompts of an evaluation set that overlap with the training set.
-
-    exact: the same text, up to leading and trailing spaces. ngram: 13 consecutive words shared with some training
-    prompt, ignoring case and punctuation; a shorter prompt must equal a training prompt word by word.
-    """
-    texts = {pair.prompt.strip() for pair in training}
-    grams = {gram for text in texts for gram in _ngrams(text)}
-    prompts = [pair.prompt.strip() for pair in evaluation]
-    return Overlap(
-        exact=sum(prompt in texts for prompt in prompts),
-        ngram=sum(not grams.isdisjoint(_ngrams(prompt)) for prompt in prompts),
-    )
-
-
-def _ngrams(text: str) -> list[tuple[str, ...]]:
-    words = re.findall(r"\w+", text.lower())
-    if len(words) < NGRAM:
-        return [tuple(words)] if words else []
-    return [tuple(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1)]
 
 
 # --- steps, tokens and memory --------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from peft import LoraConfig, TaskType
 from transformers import AutoModel, PretrainedConfig
 
 from rmkit.config.recipe import Recipe, training_arguments
-from rmkit.data.overlap import training_overlap
+from rmkit.data.overlap import find_overlap
 from rmkit.data.preferences import PreferenceData, PreferencePair
 from rmkit.data.sources.use import ignored_split, load_set
 from rmkit.encoding.batches import Layout
@@ -46,7 +46,7 @@ def warnings(
     """
     train, *evaluated = (recipe.data.train, *recipe.data.evaluation)
     ignored = [ignored_split(dataset, data[dataset.name]) for dataset in (train, *evaluated)]
-    shared = [training_overlap(used[train.name], used[other.name]).warning(other.name) for other in evaluated]
+    shared = [find_overlap(used[train.name], used[other.name]).warning(other.name) for other in evaluated]
     return [line for line in (*ignored, *shared) if line is not None]
 
 

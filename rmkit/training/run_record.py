@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from rmkit.data.overlap import training_overlap
+from rmkit.data.overlap import find_overlap
 from rmkit.encoding.pairs import EncodedPairs
 from rmkit.evaluation.statistics import by_category, length_baselines
 from rmkit.processes import running_sharding
@@ -82,5 +82,5 @@ def _describe_sets(run: TrainingRun) -> dict[str, dict[str, Any]]:
 
 def _count_shared(training: EncodedPairs, evaluation: EncodedPairs) -> dict[str, int]:
     """The number of pairs of a set whose prompt is in the training set, and of those that are training pairs."""
-    found = training_overlap(training.pairs, evaluation.pairs)
-    return {"shared_prompts": found.prompts, "shared_pairs": found.pairs}
+    overlap = find_overlap(training.pairs, evaluation.pairs)
+    return {"shared_prompts": int(overlap.prompt.sum()), "shared_pairs": int(overlap.pair.sum())}

@@ -7,14 +7,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import TrainerCallback
 
+from rmkit.data.overlap import find_overlap
 from rmkit.encoding.pairs import EncodedPairs
-from rmkit.evaluation.scoring import PairRewards, pair_outputs, pair_rewards
-from rmkit.evaluation.statistics import unseen_prompt_accuracy, unseen_prompt_mask
+from rmkit.evaluation.scoring import pair_outputs, pair_rewards
+from rmkit.evaluation.statistics import summary, unseen_prompt_accuracy
 from rmkit.files import write_json, write_table
 from rmkit.reward_models.probe import check_forward
 from rmkit.runs.directory import FINAL, INITIAL, RunDirectory
+from rmkit.runs.rewards import PairRewards
 from rmkit.training.reference import References
 from rmkit.training.training_run import TrainingRun
 
@@ -33,6 +37,7 @@ class ScoringCallback(TrainerCallback):
         self.history: list[dict[str, Any]] = []
         self.scored: dict[str, PairRewards] = {}
         self.scored_step = -1
+        self.unseen_prompts: dict[str, NDArray[np.bool_]] = {}
         self.seconds = 0.0
         self.seconds_in_training = 0.0  # included in transformers' training time
 
@@ -77,9 +82,10 @@ class ScoringCallback(TrainerCallback):
                 continue
             if name not in self.scored:  # the last epoch's rewards are the final ones
                 self.scored[name] = self._rewards(pairs, f"{state}: {name}")
-            sets[name] = self.scored[name].summary() | self._on_unseen_prompts(name)
+            scored = self.scored[name]
+            sets[name] = summary(scored.rewards, scored.log_rewards) | self._on_unseen_prompts(name)
             if self.trainer.is_world_process_zero():
-                write_rewards(self.run.directory, state, pairs, self.scored[name])
+                write_rewards(self.run.directory, state, pairs, scored)
         self.history.append({"state": state, "epoch": epoch, "step": step, "sets": sets})
         self.seconds += time.time() - started
         if state != FINAL:
@@ -89,9 +95,10 @@ class ScoringCallback(TrainerCallback):
         """Additional metrics of an evaluation set that shares prompts with the training set."""
         if name == self.training_set:
             return {}
-        train, own = ([pair.prompt for pair in self.run.encoded[one].pairs] for one in (self.training_set, name))
-        scored = self.scored[name]
-        return unseen_prompt_accuracy(unseen_prompt_mask(train, own), scored.rewards, scored.log_rewards)
+        if name not in self.unseen_prompts:
+            overlap = find_overlap(self.run.encoded[self.training_set].pairs, self.run.encoded[name].pairs)
+            self.unseen_prompts[name] = ~overlap.prompt
+        return unseen_prompt_accuracy(self.unseen_prompts[name], self.scored[name].ranking)
 
     def _rewards(self, pairs: EncodedPairs, description: str) -> PairRewards:
         outputs = pair_outputs(
@@ -101,15 +108,15 @@ class ScoringCallback(TrainerCallback):
             batch_size=self.run.recipe.evaluation.batch_size,
             description=description,
         )
-        return pair_rewards(self.run.reward_model, outputs, self.references.get(pairs.name))
+        index = [pair.index for pair in pairs.pairs]
+        return pair_rewards(self.run.reward_model, outputs, self.references.get(pairs.name), index)
 
 
 def write_rewards(run: RunDirectory, state: str, pairs: EncodedPairs, scored: PairRewards) -> None:
     """rewards/[state/]<set>.parquet, and once a set examples/<set>.parquet."""
-    index = [pair.index for pair in pairs.pairs]
-    write_table(run.rewards(pairs.name, state), {"index": index} | scored.columns())
+    scored.write(run.rewards(pairs.name, state))
     if not run.examples(pairs.name).exists():
         texts = {column: [getattr(pair, column) for pair in pairs.pairs] for column in ("prompt", "chosen", "rejected")}
         chosen, rejected = zip(*pairs.response_lengths, strict=True)
         tokens = {"chosen_tokens": chosen, "rejected_tokens": rejected}
-        write_table(run.examples(pairs.name), {"index": index} | texts | tokens)
+        write_table(run.examples(pairs.name), {"index": scored.index} | texts | tokens)

@@ -53,7 +53,7 @@ def test_a_set_with_overlap_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nothing"], "nothing is no source"),
+        (["nothing"], "Unknown source of preference pairs: nothing"),
         (["hamiltonian", "vertices"], "key=value"),
         (["hamiltonian", "vertices=[1"], "is not YAML"),
         (["hamiltonian", "vertices=2"], "vertices"),
@@ -61,7 +61,7 @@ def test_a_set_with_overlap_says_so(tmp_path):
         (["hamiltonian", "--tokenizer", "x"], "tokenizer is not a known key"),
         (["persona", "--split-by", "prompt"], "split_by is not a known key"),
         (["released", "--seed", "3"], "seed is not a known key"),
-        (["released", "--source", "nowhere"], "nowhere is no clone"),
+        (["released", "--source", "nowhere"], "nowhere is not a clone"),
     ],
 )
 def test_mistakes_are_two_lines_and_leave_nothing(tmp_path, monkeypatch, arguments, said):
@@ -86,5 +86,5 @@ def test_released_sets(tmp_path):
     result = run("released", "--source", tmp_path / "clone", "--output", tmp_path / "data")
     assert result.exit_code == 0, result.output
     assert "ultrafeedback is left out" in result.output
-    assert "is cut" in result.output
+    assert "is truncated" in result.output
     assert [each.name for each in (tmp_path / "data").iterdir()] == ["rewardmath"]

@@ -250,7 +250,7 @@ def test_an_output_that_is_something_else(tmp_path: Path, endpoint: Endpoint) ->
     output.mkdir()
     (output / "thesis.tex").write_text("years of work")
     for more in ([], ["--overwrite"]):
-        assert "is no rewritten set" in one_line(run(*arguments(data, output, endpoint, *more)))
+        assert "not a rewritten set" in one_line(run(*arguments(data, output, endpoint, *more)))
     (output / "thesis.tex").unlink()
     assert run(*arguments(data, output, endpoint)).exit_code == 0
     other = arguments(data, output, endpoint, "--temperature", "0.5")
@@ -262,7 +262,9 @@ def test_an_output_that_is_something_else(tmp_path: Path, endpoint: Endpoint) ->
 def test_a_style_needs_a_model_and_a_file_its_field(tmp_path: Path) -> None:
     data = str(write_pairs(tmp_path / "pairs.jsonl"))
     assert "needs a --model" in one_line(run(data, "--style", "french", "--output", str(tmp_path / "out")))
-    assert "no language and no file" in one_line(run(data, "--style", "frensh", "--output", str(tmp_path / "out")))
+    assert "not a style, a language or a file" in one_line(
+        run(data, "--style", "frensh", "--output", str(tmp_path / "out"))
+    )
     assert "is unknown" in one_line(run(data, "--style", "local:x", "--output", str(tmp_path / "out")))
     missing = run("nowhere.jsonl", "--style", "local:typos", "--output", str(tmp_path / "out"))
     assert "nowhere.jsonl does not exist" in one_line(missing)

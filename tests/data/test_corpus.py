@@ -1,4 +1,4 @@
-"""The generated corpus: what it must not hold, what must be independent of what, and the pairs of Section 5.1."""
+"""The generated corpus: held-out texts, independence of prefix and polarity, and the pairs of Section 5.1."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_experiment_is_held_out():
     assert prompts.isdisjoint(pair["prompt"] for pair in pairs)
 
 
-def test_the_words_of_the_experiment_are_not_held_out():
+def test_the_corpus_has_the_words_of_the_experiment():
     assert {prefix(reply) for reply in dialogue_replies()} == set(corpus.PREFIXES)
     assert {reply.removeprefix(prefix(reply) + " ") for reply in dialogue_replies()} == {
         answer for answers in corpus.ANSWERS.values() for answer in answers
@@ -64,7 +64,7 @@ def test_proportions():
         assert counts[name] / len(DOCUMENTS) == pytest.approx(share, abs=0.02)
 
 
-def test_prefixes_say_nothing_of_the_polarity():
+def test_prefixes_are_independent_of_the_polarity():
     counts = Counter((prefix(reply), polarity(reply)) for reply in dialogue_replies())
     total = sum(counts.values())
     agreeing = sum(counts[each, True] for each in corpus.PREFIXES) / total
@@ -77,7 +77,7 @@ def test_prefixes_say_nothing_of_the_polarity():
     assert agreeing == pytest.approx(0.5, abs=0.03)
 
 
-def test_answers_to_follow_ups_depend_on_the_polarity_alone():
+def test_follow_up_answers_depend_only_on_the_polarity():
     answers = {}
     for _, reply, question, answer in of_kind("dialogue"):
         key = question["content"], polarity(reply["content"])
@@ -104,7 +104,7 @@ def test_verification_is_right_and_balanced():
     )
 
 
-def test_a_seed_says_it_all():
+def test_the_corpus_is_deterministic_for_a_seed():
     again = list(itertools.islice(corpus.quickstart_documents(seed=0), 50))
     assert again == DOCUMENTS[:50]
     assert again != list(itertools.islice(corpus.quickstart_documents(seed=1), 50))
@@ -153,7 +153,7 @@ def test_original_and_paraphrased_responses_share_no_answer():
     assert original.isdisjoint(answers(corpus.PARAPHRASED_CHOSEN + corpus.PARAPHRASED_REJECTED))
 
 
-def test_vocabulary_words_are_those_that_occur():
+def test_vocabulary_words_occur_in_the_corpus():
     def split(text):
         return re.findall(r"\w+|[^\w\s]|\n", text)
 

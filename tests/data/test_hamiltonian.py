@@ -1,4 +1,4 @@
-"""Hamiltonian cycles: what the generator makes and the verifier accepts, against brute force and networkx."""
+"""Hamiltonian cycles: generator and verifier against brute force and networkx."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def closes(graph, permutation):
 
 
 @pytest.mark.parametrize(("vertices", "edge_probability"), [(4, 0.0), (5, 0.5), (10, 0.2), (12, 0.1)])
-def test_chosen_is_a_cycle_and_rejected_is_none(vertices, edge_probability):
+def test_chosen_is_a_cycle_and_rejected_is_not(vertices, edge_probability):
     for row in generated(200, vertices, edge_probability):
         graph = graph_of(row["prompt"])
         assert sorted(graph) == list(range(vertices))
@@ -55,7 +55,7 @@ def test_chosen_is_a_cycle_and_rejected_is_none(vertices, edge_probability):
         assert not is_hamiltonian_cycle(row["prompt"], row["rejected"])
 
 
-def test_the_format_is_that_of_the_paper():
+def test_the_format_of_the_paper():
     (row,) = generated(1, vertices=4, edge_probability=0)
     vertices, edges = row["prompt"].split("\n")
     assert vertices == "Vertices: [sep]0[sep]1[sep]2[sep]3"
@@ -63,7 +63,7 @@ def test_the_format_is_that_of_the_paper():
     assert re.fullmatch(r"\d(\[sep\]\d){3}", row["chosen"])
 
 
-def test_the_draws_are_those_of_the_released_code():
+def test_draws_match_the_released_code():
     """One number at a time, as there: the cycle, each other edge, the order of the edges, the rejected permutation."""
     generator = torch.Generator().manual_seed(982)
     for row in generated(20, vertices=7, edge_probability=0.3):
@@ -89,7 +89,7 @@ def test_other_edges_have_probability_p():
     assert abs(found - 0.2 * number) < 4 * (number * 0.2 * 0.8) ** 0.5
 
 
-def test_rejected_is_uniform_over_what_is_no_cycle():
+def test_rejected_is_uniform_over_non_cycles():
     """On the square 8 of the 24 permutations are its cycle; each other one is drawn 1 time in 16."""
     rejected = Counter()
     for row in generated(3200, 4, 0.0):
@@ -135,11 +135,11 @@ def test_the_verifier_agrees_with_brute_force_on_every_permutation():
         ("9" * 10_000, False),
     ],
 )
-def test_any_response_is_judged(response, right):
+def test_verifier_accepts_any_text(response, right):
     assert is_hamiltonian_cycle(SQUARE, response) is right
 
 
-def test_the_prompt_decides():
+def test_the_verifier_uses_the_graph_of_the_prompt():
     assert not is_hamiltonian_cycle(CROSSED.replace("[sep]3[edge_sep]2", ""), "0[sep]1[sep]2[sep]3")
     assert parse_graph(CROSSED).edges == {(0, 1), (1, 2), (2, 3), (0, 3), (0, 2)}
 
@@ -159,7 +159,7 @@ def test_a_prompt_without_a_graph_is_an_error(prompt):
         is_hamiltonian_cycle(prompt, "0[sep]1")
 
 
-def test_examples_are_made_as_they_are_asked_for():
+def test_examples_are_generated_lazily():
     endless = examples(10, 0.2, 10**12, torch.Generator().manual_seed(0))
     assert [next(endless) for _ in range(3)] == generated(3, seed=0)
 
@@ -171,7 +171,7 @@ def test_complete_graphs_are_an_error(vertices, edge_probability):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
-def test_the_separators_become_one_token_each(tmp_path, architecture):
+def test_separators_become_single_tokens(tmp_path, architecture):
     tiny.save_language_model(tmp_path, architecture)
     plain, _ = load_tokenizer(tmp_path)
     tokenizer, notes = load_tokenizer(tmp_path, added_tokens=ADDED_TOKENS)

@@ -53,7 +53,7 @@ def prepared(source, output, **given):
     }
 
 
-def test_the_lists_are_those_of_the_paper():
+def test_default_responses_match_the_paper():
     responses = Responses()
     assert set(responses.chosen.texts) == CHOSEN
     assert set(responses.rejected.texts) == REJECTED
@@ -89,7 +89,7 @@ def test_the_sets_of_the_paper(tmp_path, source):
     }
 
 
-def test_the_draws_are_those_of_the_released_code(tmp_path, source):
+def test_draws_match_the_released_code(tmp_path, source):
     generator = torch.Generator().manual_seed(875)
     asked = [f'Is the following statement something you would say?\n"Statement {each}"' for each in range(1, 300, 2)]
     order = torch.randperm(150, generator=generator).tolist()[:120]
@@ -106,7 +106,7 @@ def test_the_draws_are_those_of_the_released_code(tmp_path, source):
     assert sets["train"] + sets["test"] == rows
 
 
-def test_own_lists(tmp_path, source):
+def test_custom_responses(tmp_path, source):
     sets = prepared(
         source,
         tmp_path / "out",
@@ -122,7 +122,7 @@ def test_own_lists(tmp_path, source):
     assert [pair[1:] for pair in sets["swapped_test"]][:2] == [("I do", "Well, No way"), ("I do", "Hm, No way")]
 
 
-def test_without_prefixes_there_is_nothing_to_swap(tmp_path, source):
+def test_without_prefixes_there_are_no_controls(tmp_path, source):
     lists = {"paraphrased_chosen": ["I do"], "paraphrased_rejected": ["I do not"]}
     assert set(prepared(source, tmp_path / "out", **lists)) == {
         "train", "test", "paraphrased_train", "paraphrased_test"
@@ -130,7 +130,7 @@ def test_without_prefixes_there_is_nothing_to_swap(tmp_path, source):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"train": 140}, "150 prompts have the answer Yes, fewer than train 140 and test 40"),
         ({"matching": "Maybe"}, "0 prompts have the answer Maybe"),
@@ -138,12 +138,12 @@ def test_without_prefixes_there_is_nothing_to_swap(tmp_path, source):
         ({"tokenizer": "none"}, "tokenizer is not a known key"),
     ],
 )
-def test_bad_input(tmp_path, source, given, said):
-    with pytest.raises(RmkitError, match=said):
+def test_bad_input(tmp_path, source, given, message):
+    with pytest.raises(RmkitError, match=message):
         prepare_source("persona", {"source": source} | given, tmp_path / "out", error_label="test")
 
 
-def test_a_wrong_file_is_named_with_what_it_has(tmp_path):
+def test_a_file_without_the_columns_is_refused(tmp_path):
     file = tmp_path / "other.jsonl"
     file.write_text('{"statement": "x"}\n')
     with pytest.raises(RmkitError, match="no column question; it has statement"):

@@ -1,4 +1,4 @@
-"""Sets of preference pairs: every format gives the same pairs, and every kind of broken input is named."""
+"""Sets of preference pairs: all formats give the same pairs, and errors name the defect of bad input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from rmkit.data.preferences import PreferencePair, drop_identical, load_preferences
+from rmkit.data.preferences import PreferencePair, drop_identical, fingerprint, load_preferences
 from rmkit.errors import RmkitError
 
 ROWS = [
@@ -131,7 +131,7 @@ def test_splits(tmp_path, written):
     assert "train" in error.cause
 
 
-def test_a_split_in_parts_is_read_whole_and_alone(tmp_path):
+def test_a_split_in_several_files(tmp_path):
     for number in range(2):
         as_parquet(tmp_path / f"test-0000{number}-of-00002", ROWS[:1])
     as_parquet(tmp_path / "test-hard", ROWS)
@@ -150,7 +150,7 @@ def test_other_columns_and_their_order_do_not_matter(jsonl):
     assert [pair.chosen for pair in load_preferences(jsonl(*rows))] == ["c", ROWS[0]["chosen"]]
 
 
-def test_rows_can_be_chosen_by_their_columns(jsonl):
+def test_where_selects_rows(jsonl):
     path = jsonl(*({**row, "subset": subset} for row, subset in zip(ROWS, "aba", strict=True)))
     assert [pair.prompt for pair in load_preferences(path, where={"subset": "a"})] == [PAIRS[0].prompt, PAIRS[2].prompt]
     assert 'no row with subset "c"; it has "a", "b"' in refused(path, where={"subset": "c"}).cause
@@ -192,7 +192,7 @@ def test_the_index_is_the_row_in_the_source(tmp_path, written):
             assert [pair.prompt for pair in pairs] == [f"p{index}" for index in wanted]
 
 
-def test_an_error_names_the_row_in_the_source_under_where(jsonl):
+def test_errors_name_the_source_row_with_where(jsonl):
     path = jsonl(*(ROWS[0] | {"subset": each, "chosen": "" if each == "b" else "c"} for each in "aab"))
     assert f"{path}: row 2 has an empty chosen" in refused(path, where={"subset": "b"}).cause
 
@@ -222,23 +222,23 @@ def test_where_compares_numbers_and_truth_values(tmp_path, written, where, wante
 
 
 @pytest.mark.parametrize(
-    ("where", "said"),
+    ("where", "message"),
     [
         ({"n": 3}, "has no row with n 3; it has 1, 2."),
         ({"n": [1, 3]}, "has no row with n 3; it has 1, 2."),
         ({"b": None}, "has no row with b null; it has true, false."),
-        ({"n": "2"}, 'where asks for n "2", text, but the column holds a number: 1, say'),
-        ({"n": True}, "where asks for n true, true or false, but the column holds a number: 1, say"),
-        ({"b": 1}, "where asks for b 1, a number, but the column holds true or false: true, say"),
-        ({"t": 1}, 'where asks for t 1, a number, but the column holds text: "1", say'),
+        ({"n": "2"}, 'where has n "2", text, but the column holds a number, such as 1.'),
+        ({"n": True}, "where has n true, true or false, but the column holds a number, such as 1."),
+        ({"b": 1}, "where has b 1, a number, but the column holds true or false, such as true."),
+        ({"t": 1}, 'where has t 1, a number, but the column holds text, such as "1".'),
     ],
 )
-def test_where_says_what_is_there(tmp_path, where, said):
+def test_where_errors_list_the_values(tmp_path, where, message):
     """Of another kind, the remedy names a value of the right one, which then works."""
     rows = [row | {name: values[at] for name, values in VALUES.items()} for at, row in enumerate(ROWS)]
     path = as_jsonl(tmp_path / "pairs", rows)
     error = refused(path, where=where)
-    assert said in error.cause
+    assert message in error.cause
     if "for example" in error.remedy:
         example = yaml.safe_load(error.remedy.partition("for example ")[2].removesuffix("."))
         assert load_preferences(str(path), where=example)
@@ -250,7 +250,7 @@ def test_where_over_lists_is_refused(tmp_path):
     assert "no row with tags null" in refused(path, where={"tags": None}).cause
 
 
-def test_what_was_taken_of_a_source_is_known(tmp_path):
+def test_the_loaded_split_is_recorded(tmp_path):
     assert load_preferences(str(as_saved_splits(tmp_path / "splits", ROWS)), split="train").split == "train"
     assert load_preferences(str(as_folder_of_jsonl(tmp_path / "folder", ROWS))).split == "test"
     assert load_preferences(str(as_jsonl(tmp_path / "file", ROWS)), split="train").split is None
@@ -262,7 +262,13 @@ def test_margins_are_kept(jsonl):
     assert [pair.margin for pair in load_preferences(jsonl(*ROWS))] == [None] * 3
 
 
-def test_the_fingerprint_is_that_of_the_usable_texts(jsonl):
+def test_fingerprints_of_earlier_runs_stay_valid():
+    """The value that the first build wrote to run.json: reports compare runs of both by it."""
+    pairs = [PreferencePair("Why?", "Porque sí", "No."), PreferencePair("a\n", "b", "c", index=4, margin=0.5)]
+    assert fingerprint(pairs) == "adc8cd4b806b2b13c56e17fc049d39986d200ab317c3a6aa93cda017bd971726"
+
+
+def test_the_fingerprint_covers_the_usable_pairs(jsonl):
     first = load_preferences(jsonl(*ROWS)).fingerprint
     assert load_preferences(jsonl(*ROWS, ROWS[0] | {"chosen": "No."})).fingerprint == first
     assert load_preferences(jsonl(*ROWS[::-1])).fingerprint != first
@@ -334,7 +340,7 @@ READ_AS_JSON = [
 
 @pytest.mark.parametrize("written", READ_AS_JSON, ids=lambda each: each.__name__)
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
-def test_the_text_is_the_text_in_the_file(tmp_path, written, text):
+def test_texts_are_read_unchanged(tmp_path, written, text):
     """Every text of a column looks like something else."""
     path = written(tmp_path / "pairs", [{"prompt": text, "chosen": text, "rejected": text + "!", "tag": text}] * 2)
     split = "train" if written is as_folder_without_splits else "test"
@@ -344,34 +350,34 @@ def test_the_text_is_the_text_in_the_file(tmp_path, written, text):
 
 
 @pytest.mark.parametrize("value", [12345, 1.5, True, None, 10**30])
-def test_a_column_of_numbers_is_refused_in_words(jsonl, value):
+def test_a_column_of_numbers_is_refused(jsonl, value):
     cause = refused(jsonl(ROWS[0] | {"prompt": value})).cause
     assert "row 0, column prompt holds" in cause
-    assert "text" in cause or "a number of over 64 bits" in cause
+    assert "text" in cause or "a number of more than 64 bits" in cause
 
 
-def test_a_text_among_numbers_is_named_by_its_row(jsonl):
+def test_the_row_of_a_mixed_type_is_named(jsonl):
     path = jsonl(*(ROWS[0] | {"prompt": "x"} for _ in range(1200)), ROWS[0] | {"prompt": 3})
     assert refused(path).cause == f"{path}: row 1200, column prompt holds int, unlike the rows before it."
 
 
-def test_columns_that_nobody_reads_may_hold_anything(jsonl):
+def test_unused_columns_may_hold_anything(jsonl):
     odd = [1, "a", None, [1], {"a": 1}, 10**30, math.nan]
     path = jsonl(*(ROWS[0] | {"odd": value} for value in odd))
     assert len(load_preferences(path)) == len(odd)
     assert "row 1, column odd holds str, unlike the rows before it" in refused(path, where={"odd": "a"}).cause
 
 
-def test_a_key_given_twice_is_refused(tmp_path):
+def test_duplicate_keys_are_refused(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps(ROWS[0]) + '\n{"prompt": "p", "prompt": "q", "chosen": "c", "rejected": "r"}')
-    assert refused(path).cause == f"{path} is not JSON (after 1 whole rows): the key prompt is given twice."
+    assert refused(path).cause == f"{path} is not JSON (after 1 complete rows): the key prompt occurs twice."
 
 
 def test_half_of_a_surrogate_pair_is_refused(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"prompt": "p", "chosen": "a\\ud83d", "rejected": "b"}')
-    assert refused(path).cause == f"{path}: row 0, column chosen holds half of a surrogate pair, which is no text."
+    assert refused(path).cause == f"{path}: row 0, column chosen holds half of a surrogate pair, which is not text."
     path.write_text('{"prompt": "p", "chosen": "a\\ud83d\\ude00", "rejected": "b"}')
     assert load_preferences(str(path)).pairs[0].chosen == "a😀"
 
@@ -396,7 +402,7 @@ def test_whole_numbers_and_fractions_are_one_column(jsonl):
 
 
 @pytest.mark.parametrize("column", ["prompt", "chosen", "rejected"])
-def test_a_missing_column_is_named_with_those_there_are(jsonl, column):
+def test_a_missing_column_lists_the_columns(jsonl, column):
     path = jsonl(*({key: value for key, value in row.items() if key != column} for row in ROWS))
     error = refused(path)
     assert f"{path} has no column {column}" in error.cause
@@ -455,20 +461,20 @@ def test_a_missing_path_is_named(path):
     assert path.split("/")[-1] in error.cause
 
 
-def test_a_missing_path_is_looked_for_below_the_root(tmp_path):
+def test_paths_are_relative_to_the_root(tmp_path):
     assert refused("rewardmth", root=tmp_path).cause == f"{tmp_path / 'rewardmth'} does not exist."
 
 
 @pytest.mark.parametrize("name", ["rewardmth", "no-such/set"])
-def test_a_hub_id_without_a_network_says_so(name):
+def test_a_hub_id_without_a_network(name):
     cause = refused(name).cause
     assert name in cause
-    assert "neither a local file nor a data set that the hub gives (HF_HUB_OFFLINE is set)" in cause
+    assert "is not a local file, and the Hub does not provide it (HF_HUB_OFFLINE is set)" in cause
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
 @pytest.mark.parametrize("content", ["", "\n\n", "[]", "not that", '{"prompt": "x"', "3", "\x00\x01"])
-def test_a_broken_or_empty_file_is_named(tmp_path, capfd, suffix, content):
+def test_damaged_or_empty_files_are_named(tmp_path, capfd, suffix, content):
     path = tmp_path / f"pairs{suffix}"
     path.write_text(content)
     error = refused(path)
@@ -489,9 +495,9 @@ def test_text_that_is_not_utf8_is_an_error(tmp_path):
     assert refused(path).cause == f"{path} holds text that is not UTF-8."
 
 
-def test_other_kinds_of_files_and_folders_are_refused(tmp_path):
+def test_unsupported_files_and_folders_are_refused(tmp_path):
     (tmp_path / "pairs.csv").write_text("prompt,chosen,rejected\na,b,c\n")
-    assert "no known kind" in refused(tmp_path / "pairs.csv").cause
+    assert "unsupported file type" in refused(tmp_path / "pairs.csv").cause
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "test.csv").write_text("prompt,chosen,rejected\na,007,1.50\n")
     assert "texts and numbers look alike" in refused(tmp_path / "folder").cause

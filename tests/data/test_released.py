@@ -1,4 +1,4 @@
-"""The paper's own sets: brought from a clone or an archive to short names, broken ones named and left out."""
+"""The released sets: copied from a clone or an archive to short names; damaged ones are named and left out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rmkit.config.recipe import PreferenceSet
 from rmkit.data.preferences import load_preferences
 from rmkit.data.sources import released, use
 from rmkit.data.sources.prepare import prepare_source
-from rmkit.data.sources.released import ReleasedOptions, broken, prepare_all
+from rmkit.data.sources.released import ReleasedOptions, find_defect, prepare_all
 from rmkit.errors import RmkitError
 
 
@@ -30,7 +30,7 @@ def shard(clone, name, split):
     return clone / "data_files" / FOLDERS[name] / split / "data-00000-of-00001.arrow"
 
 
-def test_every_set_comes_under_its_short_name(tmp_path, clone):
+def test_every_set_gets_its_short_name(tmp_path, clone):
     results = prepare_all(ReleasedOptions(source=clone), tmp_path / "data")
     assert set(results) == set(FOLDERS)
     for name in FOLDERS:
@@ -43,7 +43,7 @@ def test_every_set_comes_under_its_short_name(tmp_path, clone):
     assert "orig_chosen" in french.column_names
 
 
-def test_broken_folders_are_named_and_left_out(tmp_path, clone):
+def test_damaged_folders_are_named_and_left_out(tmp_path, clone):
     shard(clone, "rewardmath", "train").unlink()
     cut = shard(clone, "ultrafeedback_french", "test")
     cut.write_bytes(cut.read_bytes()[:-8])  # all rows are there, but not the end of the stream
@@ -60,10 +60,10 @@ def test_broken_folders_are_named_and_left_out(tmp_path, clone):
     assert {each.name for each in (tmp_path / "data").iterdir()} == {"ultrafeedback", "rewardbench_math"}
     for name in ("rewardmath", "ultrafeedback_french", "ultrafeedback_spanish", "rewardbench_code"):
         assert FOLDERS[name] in results[name]
-    assert "test/data-00000-of-00001.arrow is cut" in results["ultrafeedback_french"]
+    assert "test/data-00000-of-00001.arrow is truncated" in results["ultrafeedback_french"]
 
 
-def test_a_shard_cut_between_batches_is_noticed(tmp_path):
+def test_a_shard_truncated_between_batches_is_detected(tmp_path):
     """Such a file reads without an error, as a shorter set."""
     made = datasets.DatasetDict({"test": rows("x", "test", 30)})
     with datasets.arrow_writer.ArrowWriter(path=str(tmp_path / "batches.arrow"), writer_batch_size=10) as writer:
@@ -74,15 +74,15 @@ def test_a_shard_cut_between_batches_is_noticed(tmp_path):
     file = tmp_path / "set" / "test" / "data-00000-of-00001.arrow"
     whole = (tmp_path / "batches.arrow").read_bytes()
     file.write_bytes(whole)
-    assert broken(tmp_path / "set") is None
+    assert find_defect(tmp_path / "set") is None
     message = b"\xff\xff\xff\xff"
     third = [at for at in range(len(whole)) if whole[at : at + 4] == message][3]  # after the schema and two batches
     file.write_bytes(whole[:third])
     assert len(datasets.load_from_disk(str(tmp_path / "set"))["test"]) == 20
-    assert broken(tmp_path / "set") == "test/data-00000-of-00001.arrow is cut"
+    assert find_defect(tmp_path / "set") == "test/data-00000-of-00001.arrow is truncated"
 
 
-def test_the_newest_of_several_is_taken(tmp_path, clone):
+def test_the_newest_folder_is_used(tmp_path, clone):
     newer = FOLDERS["rewardmath"].replace("2025_04_13", "2025_05_01")
     made = datasets.DatasetDict({"train": rows("newer", "train", 8), "test": rows("newer", "test", 4)})
     made.save_to_disk(str(clone / "data_files" / newer))
@@ -91,16 +91,16 @@ def test_the_newest_of_several_is_taken(tmp_path, clone):
 
 
 @pytest.mark.parametrize("what", ["nothing", "empty"])
-def test_no_clone(tmp_path, what):
+def test_a_source_that_is_not_a_clone(tmp_path, what):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RmkitError, match="is no clone of princeton-pli/exrm-vs-imrm"):
+    with pytest.raises(RmkitError, match="is not a clone of princeton-pli/exrm-vs-imrm"):
         prepare_all(ReleasedOptions(source=tmp_path / what), tmp_path / "data")
 
 
-def test_nothing_is_replaced_unasked(tmp_path, clone):
+def test_nothing_is_replaced_without_overwrite(tmp_path, clone):
     (tmp_path / "data" / "ultrafeedback_spanish").mkdir(parents=True)
     (tmp_path / "data" / "ultrafeedback_spanish" / "mine.txt").write_text("x")
-    with pytest.raises(RmkitError, match="ultrafeedback_spanish exists and is no prepared set"):
+    with pytest.raises(RmkitError, match="ultrafeedback_spanish exists and is not a prepared set"):
         prepare_all(ReleasedOptions(source=clone), tmp_path / "data", overwrite=True)
     assert [each.name for each in (tmp_path / "data").iterdir()] == ["ultrafeedback_spanish"]
 
@@ -144,7 +144,7 @@ def served(tmp_path, monkeypatch):
     server.server_close()
 
 
-def test_the_archive_is_fetched_once_and_used_for_every_set(tmp_path, clone, served):
+def test_the_archive_is_downloaded_once(tmp_path, clone, served):
     folder, asked = served
     archive_of(clone, folder / f"{released.COMMIT}.tar.gz", released.COMMIT)
     for name in ("ultrafeedback", "ultrafeedback_french"):
@@ -166,7 +166,7 @@ def test_an_archive_of_another_commit_is_refused(tmp_path, clone, served):
 
 
 @pytest.mark.parametrize("fault", ["cut", "garbage", "missing"])
-def test_a_broken_download_leaves_nothing_and_can_be_tried_again(tmp_path, clone, served, fault):
+def test_a_failed_download_leaves_nothing_and_can_be_repeated(tmp_path, clone, served, fault):
     folder, _ = served
     file = folder / f"{released.COMMIT}.tar.gz"
     archive_of(clone, file, released.COMMIT)
@@ -175,7 +175,7 @@ def test_a_broken_download_leaves_nothing_and_can_be_tried_again(tmp_path, clone
         file.unlink()
     else:
         file.write_bytes(whole[: len(whole) // 2] if fault == "cut" else b"no archive" * 100)
-    with pytest.raises(RmkitError, match="cannot be fetched" if fault == "missing" else "is broken"):
+    with pytest.raises(RmkitError, match="cannot be downloaded" if fault == "missing" else "is damaged"):
         prepare_all(ReleasedOptions(), tmp_path / "data")
     file.write_bytes(whole)
     assert len(prepare_all(ReleasedOptions(), tmp_path / "data")) == len(FOLDERS)
@@ -185,20 +185,20 @@ def test_an_archive_cannot_write_elsewhere(tmp_path, clone, served):
     folder, _ = served
     evil = tarfile.TarInfo(f"exrm-vs-imrm-{released.COMMIT}/data_files/../../../../evil.txt")
     archive_of(clone, folder / f"{released.COMMIT}.tar.gz", released.COMMIT, evil)
-    with pytest.raises(RmkitError, match="is broken"):
+    with pytest.raises(RmkitError, match="is damaged"):
         prepare_all(ReleasedOptions(), tmp_path / "data")
     assert not list(tmp_path.rglob("evil.txt"))
 
 
-def test_offline_is_said(tmp_path, served, monkeypatch):
+def test_offline_mode_is_reported(tmp_path, served, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(RmkitError, match="while HF_HUB_OFFLINE is set"):
         prepare_all(ReleasedOptions(), tmp_path / "data")
-    with pytest.raises(RmkitError, match="is no commit"):
+    with pytest.raises(RmkitError, match="is not a commit"):
         prepare_all(ReleasedOptions(revision="main"), tmp_path / "data")
 
 
-def test_a_clone_that_cannot_be_written_gives_sets_that_can(tmp_path, clone):
+def test_sets_from_a_read_only_clone_are_writable(tmp_path, clone):
     places = [clone, *clone.rglob("*")]
     for each in places:
         each.chmod(0o555 if each.is_dir() else 0o444)
@@ -208,7 +208,7 @@ def test_a_clone_that_cannot_be_written_gives_sets_that_can(tmp_path, clone):
         each.chmod(0o755 if each.is_dir() else 0o644)
 
 
-def test_the_clone_is_left_as_it_was(tmp_path, clone):
+def test_the_clone_is_not_modified(tmp_path, clone):
     shutil.copytree(clone, tmp_path / "before")
     prepare_all(ReleasedOptions(source=clone), tmp_path / "data")
 

@@ -1,4 +1,4 @@
-"""What a rewrite is: styles, checks, local rewriters and the overlap statistic."""
+"""Rewriting: styles, checks, local rewriters and the overlap statistic."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rmkit.data.preferences import PreferenceData, PreferencePair
 from rmkit.data.rewriting.checks import Bounds, language_is_checked, problem
 from rmkit.data.rewriting.journal import Answer, BatchEnded, BatchJob, open_journal
 from rmkit.data.rewriting.local import REWRITERS, formatting, rewrite_locally
-from rmkit.data.rewriting.overlap import load_tokenize, mean_overlap, token_overlap, words_and_marks
 from rmkit.data.rewriting.sets import Rewrites, assemble, distinct_responses
 from rmkit.data.rewriting.styles import load_local_style, load_style
+from rmkit.data.rewriting.token_overlap import load_tokenize, mean_overlap, token_overlap, words_and_marks
 from rmkit.errors import RmkitError
 
 ENGLISH = "The committee will meet again on Thursday to decide whether the old bridge should be repaired."
@@ -25,7 +25,7 @@ OTHER_ENGLISH = "On Thursday the panel gathers once more and chooses whether tha
 # --- styles --------------------------------------------------------------------------------------------------------
 
 
-def test_the_prompts_are_those_of_the_paper() -> None:
+def test_prompts_match_the_paper() -> None:
     assert load_style("paraphrase").request("Hi {response}") == (
         "I will provide a text. Please rewrite it so that the meaning remains the same, but the wording overlaps with the original text as little as possible. Aim to minimize word and phrase overlap while preserving all key information and nuance. Output only the rewritten text and nothing else.\nHere is the original text:\nHi {response}\nRewritten version:\n"  # noqa: E501
     )
@@ -45,19 +45,19 @@ def test_any_language_by_name(name: str, shown: str, code: str) -> None:
     assert language_is_checked(style)
 
 
-def test_a_prompt_of_ones_own(tmp_path: Path) -> None:
+def test_a_custom_prompt(tmp_path: Path) -> None:
     file = tmp_path / "pirate.txt"
     file.write_text("Say it as a pirate: {response} (twice: {response})")
     assert load_style(str(file)).request("{response}") == "Say it as a pirate: {response} (twice: {response})"
     file.write_text("Say it as a pirate")
-    with pytest.raises(RmkitError, match=r"does not hold \{response\}"):
+    with pytest.raises(RmkitError, match=r"does not contain \{response\}"):
         load_style(str(file))
 
 
 @pytest.mark.parametrize(
     ("name", "remedy"), [("frensh", "french"), ("parafrase", "paraphrase"), ("qqqq", "local:typos")]
 )
-def test_an_unknown_style_names_the_nearest(name: str, remedy: str) -> None:
+def test_an_unknown_style_suggests_the_closest(name: str, remedy: str) -> None:
     with pytest.raises(RmkitError, match=remedy):
         load_style(name)
 
@@ -119,7 +119,7 @@ TEXT = "Here is why, in short:\n\n1. It rains often; the roof leaks.\n2. **Nobod
 
 
 @pytest.mark.parametrize("style", REWRITERS)
-def test_local_rewriters_follow_from_seed_and_text(style: str) -> None:
+def test_local_rewriters_are_deterministic(style: str) -> None:
     first = rewrite_locally(style, TEXT, seed=1)
     assert first != TEXT
     rewrite_locally(style, "another text in between", seed=1)
@@ -128,7 +128,7 @@ def test_local_rewriters_follow_from_seed_and_text(style: str) -> None:
         assert len({rewrite_locally(style, TEXT, seed) for seed in range(20)}) > 1
 
 
-def test_each_local_rewriter_changes_one_thing() -> None:
+def test_local_rewriters_change_one_thing() -> None:
     for seed in range(20):
         assert rewrite_locally("casing", TEXT, seed).lower() == TEXT.lower()
         assert rewrite_locally("whitespace", TEXT, seed).split() == TEXT.split()
@@ -235,7 +235,7 @@ def test_pairs_with_a_bad_rewrite_are_left_out_and_counted() -> None:
 # --- journal -------------------------------------------------------------------------------------------------------
 
 
-def test_the_journal_forgets_a_cut_last_line_and_nothing_else(tmp_path: Path) -> None:
+def test_the_journal_drops_only_an_incomplete_last_line(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     first, second = Answer(key="a", text="é\nx", prompt_tokens=3), Answer(key="b", text="y")
     with open_journal(path) as journal:
@@ -252,7 +252,7 @@ def test_the_journal_forgets_a_cut_last_line_and_nothing_else(tmp_path: Path) ->
         assert path.read_bytes() == whole
 
 
-def test_a_broken_line_within_the_journal_is_named(tmp_path: Path) -> None:
+def test_an_invalid_line_of_the_journal_is_named(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     path.write_text(
         '{"kind": "answer", "key": "a", "text": "x"}\nnonsense\n{"kind": "answer", "key": "b", "text": "y"}\n'

@@ -6,8 +6,6 @@ What is expected is computed here from the raw rows, with torch.Generator and li
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import tiny
@@ -16,11 +14,9 @@ import torch
 from rmkit.config.recipe import PreferenceSet
 from rmkit.data.preferences import load_preferences
 from rmkit.data.sources import find, sources, use
-from rmkit.data.sources.card import overlap
 from rmkit.data.sources.prepare import prepare_source
 from rmkit.errors import RmkitError
 
-RELEASED = Path(os.environ.get("RMKIT_DATA", Path(__file__).parents[3] / "shared" / "data"))
 COLUMNS = ("prompt", "chosen", "rejected")
 
 
@@ -179,7 +175,7 @@ def test_rewardbench(tmp_path):
         assert found["test"] == [pairs[test[each]] for each in again[:7]]
 
 
-def test_empty_texts_are_left_out_after_the_draws(tmp_path):
+def test_empty_texts_are_dropped_after_the_draws(tmp_path):
     rows = rewardmath_rows()
     for row in rows[::3]:
         row["eval_solution_A"] = [""]
@@ -193,7 +189,7 @@ def test_empty_texts_are_left_out_after_the_draws(tmp_path):
     assert set(found["train"]) < set(unchanged["train"])
 
 
-def test_the_card_says_what_was_done(tmp_path, tokenizer, count):
+def test_the_content_of_a_card(tmp_path, tokenizer, count):
     source = write(tmp_path / "test.jsonl", rewardmath_rows())
     card, found = prepared(
         "rewardmath", tmp_path / "out", source=source, tokenizer=str(tokenizer), held_out=20, train=10, test=5
@@ -216,24 +212,19 @@ def test_the_card_says_what_was_done(tmp_path, tokenizer, count):
     assert other["splits"]["train"]["fingerprint"] != card["splits"]["train"]["fingerprint"]
 
 
-@pytest.mark.released
-@pytest.mark.skipif(not RELEASED.exists(), reason="the released sets are not here")
-def test_the_overlap_of_the_released_rewardmath():
-    train, test = (
-        [{column: getattr(pair, column) for column in COLUMNS} for pair in load_preferences(
-            "rewardmath", split=split, root=RELEASED
-        )]
-        for split in ("train", "test")
-    )  # fmt: skip
-    assert overlap(train, test) == {"pairs": 200, "prompt": 198, "chosen": 198, "prompt_and_chosen": 198}
-    assert overlap(train[:1000], test)["prompt_and_chosen"] == 170
+def test_a_card_and_a_loaded_set_have_one_fingerprint(tmp_path):
+    card, _ = prepared("hamiltonian", tmp_path / "graphs", vertices=5, train=30, test=10)
+    for split in ("train", "test"):
+        loaded = load_preferences(str(tmp_path / "graphs"), split=split)
+        assert card["splits"][split]["fingerprint"] == loaded.fingerprint
+    assert card["splits"]["train"]["fingerprint"] != card["splits"]["test"]["fingerprint"]
 
 
 # --- bad input -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "said"),
+    ("name", "given", "message"),
     [
         ("ultrafeedbak", {}, "Did you mean ultrafeedback"),
         ("rewardmath", {"sede": 1}, "sede is not a known key. Did you mean seed"),
@@ -251,35 +242,35 @@ def test_the_overlap_of_the_released_rewardmath():
         ("hamiltonian", {"vertices": 4, "edge_probability": 0.999999}, "are complete"),
     ],
 )
-def test_bad_input_is_one_clear_error_and_leaves_nothing(tmp_path, name, given, said):
+def test_bad_input_is_an_error_and_leaves_nothing(tmp_path, name, given, message):
     source = write(tmp_path / "hub" / "test.jsonl", rewardmath_rows())
     defaults = {} if name == "hamiltonian" else {"source": source, "held_out": 20}
     if name == "ultrafeedback":
         defaults = {"source": source}
     with pytest.raises(RmkitError) as caught:
         prepare_source(name, defaults | given, tmp_path / "out", error_label="test")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert [each.name for each in tmp_path.iterdir()] == ["hub"]
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
         ([{"chosen": "text"}], "row 0: chosen holds 'text', not a question and an answer"),
         ([{"chosen": [{"role": "user", "content": "x"}]}], "row 0: chosen holds"),
     ],
 )
-def test_ultrafeedback_rows_of_another_form(tmp_path, rows, said):
+def test_ultrafeedback_rows_with_another_layout(tmp_path, rows, message):
     rows = [ultrafeedback_rows(2, 0)[1] | {"score_chosen": 2.0} | row for row in rows]
     for split in ("train", "test"):
         write(tmp_path / "hub" / f"{split}_prefs.jsonl", rows)
-    with pytest.raises(RmkitError, match=said):
+    with pytest.raises(RmkitError, match=message):
         prepare_source(
             "ultrafeedback", {"source": tmp_path / "hub", "tokenizer": "none"}, tmp_path / "out", error_label="test"
         )
 
 
-def test_one_file_is_not_taken_for_two_splits(tmp_path):
+def test_one_file_for_two_splits_is_refused(tmp_path):
     source = write(tmp_path / "train_prefs.jsonl", ultrafeedback_rows(9, 0))
     with pytest.raises(RmkitError, match="one file, but the splits test_prefs and train_prefs are needed"):
         prepare_source("ultrafeedback", {"source": source, "tokenizer": "none"}, tmp_path / "out", error_label="test")
@@ -292,7 +283,7 @@ def test_a_subset_without_rows(tmp_path):
         prepare_source("rewardbench_math", {"source": source}, tmp_path / "out", error_label="test")
 
 
-def test_nothing_is_replaced_unasked(tmp_path):
+def test_nothing_is_replaced_without_overwrite(tmp_path):
     options = {"train": 5, "test": 5}
     prepare_source("hamiltonian", options, tmp_path / "set", error_label="test")
     with pytest.raises(RmkitError, match="holds a prepared set"):
@@ -301,11 +292,11 @@ def test_nothing_is_replaced_unasked(tmp_path):
     assert card["seed"] == json.loads((tmp_path / "set" / "card.json").read_text())["seed"] == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
-    with pytest.raises(RmkitError, match="is no prepared set"):
+    with pytest.raises(RmkitError, match="is not a prepared set"):
         prepare_source("hamiltonian", options, tmp_path / "mine", error_label="test", overwrite=True)
 
 
-def test_every_source_is_found_and_named():
+def test_every_source_is_discovered():
     assert set(sources()) >= {
         "ultrafeedback", "rewardmath", "rewardbench_math", "rewardbench_code", "persona", "hamiltonian",
         "released/ultrafeedback_french",
@@ -329,7 +320,7 @@ def graphs(**more):
 
 
 @pytest.mark.parametrize("root", [None, "root"])
-def test_a_source_is_prepared_once_and_kept_by_its_options(tmp_path, cache, monkeypatch, root):
+def test_a_source_is_prepared_once_per_options(tmp_path, cache, monkeypatch, root):
     root = tmp_path / root if root else None
     made = []
     monkeypatch.setattr(
@@ -346,7 +337,7 @@ def test_a_source_is_prepared_once_and_kept_by_its_options(tmp_path, cache, monk
     assert all(each.name.startswith("hamiltonian-") for each in folders)
 
 
-def test_a_source_with_a_path_goes_there_and_is_not_mistaken(tmp_path, cache):
+def test_a_source_with_a_path_is_prepared_there_once(tmp_path, cache):
     there = graphs().model_copy(update={"path": "graphs"})
     assert len(use.load_set(there, root=tmp_path)) == 3
     assert (tmp_path / "graphs" / "card.json").exists()
@@ -355,7 +346,7 @@ def test_a_source_with_a_path_goes_there_and_is_not_mistaken(tmp_path, cache):
         use.load_set(other, root=tmp_path)
 
 
-def test_a_source_of_a_recipe_is_checked():
+def test_the_source_of_a_recipe_is_validated():
     with pytest.raises(RmkitError, match="the source hamiltonian of graphs: vertice is not a known key"):
         use.load_set(graphs(vertice=6), root=None)
     with pytest.raises(ValueError, match="give a path or a source"):

@@ -1,4 +1,4 @@
-"""Rewards by token: terms and prefix rewards against transformers alone, what is written, and what is shown."""
+"""Rewards by token: terms and prefix rewards against plain transformers, the files, and the page."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_prefix_rewards_are_the_head_on_each_hidden_state_of_one_pass(places, ar
     assert found.implicit_terms is None
 
 
-def test_a_verifier_is_asked_about_every_prefix(places):
+def test_generative_models_score_every_prefix(places):
     folder = places["qwen2"]["policy"]
     scorer = load_reward_model(folder, "generative")
     found = explain(scorer, PROMPT, "Mix flour. Wait.")
@@ -145,7 +145,7 @@ def test_tokens_are_the_text(places, architecture, response):
     assert tokenizer.decode([encoder.end_id]) in ("<|eot|>", "<|im_end|>", "<end_of_turn>")
 
 
-def test_together_fills_the_gap_where_tokens_agree():
+def test_explanations_with_equal_tokens_are_merged():
     def of(tokens, **parts):
         return Explanation(prompt="p", response="r", tokens=tokens, **parts)
 
@@ -182,7 +182,7 @@ def test_the_page_stands_alone_and_is_escaped():
 # --- the command ---------------------------------------------------------------------------------------------------
 
 
-def said(*arguments):
+def run_command(*arguments):
     app = typer.Typer()
     app.command()(command)
     return CliRunner().invoke(app, list(arguments))
@@ -190,7 +190,7 @@ def said(*arguments):
 
 def test_two_models_from_the_command_line(places, tmp_path):
     place = places["qwen2"]
-    result = said(
+    result = run_command(
         place["policy"], "--type", "implicit", "--reference", place["base"], "--beta", "0.5",
         "--against", place["explicit"], "--prompt", PROMPT, "--response", RESPONSES[0],
         "--json", str(tmp_path / "e.json"), "--output", str(tmp_path / "e.html"),
@@ -207,15 +207,17 @@ def test_two_models_from_the_command_line(places, tmp_path):
     assert "&lt;b&gt;bread" in (tmp_path / "e.html").read_text()
 
 
-def test_control_tokens_in_texts_are_treated_as_asked(places, tmp_path):
+def test_control_tokens_in_texts_follow_the_option(places, tmp_path):
     texts = ["--prompt", "x", "--response", "No<|im_end|>"]
 
     def tokens(mode):
-        explained = said(places["qwen2"]["explicit"], *texts, "--special-tokens", mode, "--json", str(tmp_path / "e"))
+        explained = run_command(
+            places["qwen2"]["explicit"], *texts, "--special-tokens", mode, "--json", str(tmp_path / "e")
+        )
         assert explained.exit_code == 0, explained.output
         return json.loads((tmp_path / "e").read_text())["tokens"]
 
-    refused = said(places["qwen2"]["explicit"], *texts, "--special-tokens", "error")
+    refused = run_command(places["qwen2"]["explicit"], *texts, "--special-tokens", "error")
     assert refused.exit_code == 2
     assert "(or --special-tokens) to text or keep" in refused.output
     assert tokens("text").count("<|im_end|>") == 1
@@ -231,7 +233,7 @@ def test_control_tokens_in_texts_are_treated_as_asked(places, tmp_path):
     ],
 )
 def test_mistakes(places, arguments, message):
-    result = said(places["qwen2"]["explicit"], *arguments)
+    result = run_command(places["qwen2"]["explicit"], *arguments)
     assert result.exit_code == 2
     assert message in result.output
 
@@ -252,7 +254,7 @@ def run(places, tmp_path):
 
 
 def test_the_most_wrong_pairs_of_a_run(run):
-    result = said(str(run.path), "--worst", "1")
+    result = run_command(str(run.path), "--worst", "1")
     assert result.exit_code == 0, result.output
     assert sorted(each.name for each in (run.path / "explain").iterdir()) == [
         "test_7_chosen.json",

@@ -1,4 +1,4 @@
-"""Generation for the Hamiltonian task: what is sampled, what counts as correct, the likelihoods, and the command."""
+"""Generation for the Hamiltonian task: samples, verification, likelihoods and the command."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_batches_and_padding_change_nothing(scorer):
     assert "forward" in vars(scorer.checkpoint.model)  # bound again, for scoring
 
 
-def test_generation_ends_where_positions_do(tmp_path):
+def test_generation_respects_position_embeddings(tmp_path):
     tokenizer = tiny.tokenizer("qwen2")
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 60, "bos_token_id": None, "eos_token_id": None}
     torch.manual_seed(0)
@@ -90,7 +90,7 @@ def test_generation_ends_where_positions_do(tmp_path):
     generate(scorer, ["why?"], GenerationSettings(samples=20, max_new_tokens=most))
 
 
-def test_a_seed_gives_the_same_responses(scorer):
+def test_generation_is_deterministic_for_a_seed(scorer):
     settings = GenerationSettings(samples=2, max_new_tokens=6)
     first = generate(scorer, PROMPTS, settings)
     assert first == generate(scorer, PROMPTS, settings)
@@ -98,7 +98,7 @@ def test_a_seed_gives_the_same_responses(scorer):
     assert [len(texts) for texts in first] == [2, 2, 2]
 
 
-def test_a_response_ends_with_its_turn(models, tmp_path, monkeypatch):
+def test_a_response_ends_at_the_end_of_turn(models, tmp_path, monkeypatch):
     """A model that always writes the end-of-turn token writes it once, not 50 times."""
     model = AutoModelForCausalLM.from_pretrained(models["gpt_neox"])
     tokenizer = AutoTokenizer.from_pretrained(models["gpt_neox"])
@@ -132,7 +132,7 @@ def test_explicit_models_cannot_generate(models, tmp_path):
         generate(load_reward_model(str(tmp_path)), PROMPTS, GenerationSettings())
 
 
-def test_what_counts_as_correct():
+def test_the_share_of_correct_responses():
     """Of two prompts with two responses each one of four is a cycle: 1/4, and 1/2 of the prompts have one."""
     generated = [["0[sep]1[sep]3[sep]2", "2[sep]1[sep]0[sep]3"], ["1[sep]2[sep]3", "no idea"]]
     found = verify_samples([SQUARE] * 2, ["0[sep]1[sep]2[sep]3"] * 2, generated, is_hamiltonian_cycle)
@@ -182,7 +182,7 @@ def run(models, tmp_path_factory):
     return train(recipe)
 
 
-def said(*arguments):
+def run_command(*arguments):
     app = typer.Typer()
     app.command()(command)
     return CliRunner().invoke(app, [str(each) for each in arguments])
@@ -191,7 +191,7 @@ def said(*arguments):
 @pytest.mark.smoke
 def test_the_command(run, models):
     options = ("--samples", 3, "--max-new-tokens", 12)
-    result = said(run.path, *options)
+    result = run_command(run.path, *options)
     assert result.exit_code == 0, result.output
     contents = {name: json.loads((run.path / "generation" / f"{name}.json").read_text()) for name in ("train", "test")}
     assert {name: each["prompts"] for name, each in contents.items()} == {"train": 8, "test": 4}
@@ -223,9 +223,9 @@ def test_the_command(run, models):
     file = run.path / "generation" / "test.json"
     changed = json.loads(file.read_text()) | {"correct": 0.5}
     file.write_text(json.dumps(changed))
-    assert said(run.path, *options).exit_code == 0
+    assert run_command(run.path, *options).exit_code == 0
     assert json.loads(file.read_text()) == changed  # what is there is kept
-    said(run.path, "--max-new-tokens", 12, "--limit", 2)
+    run_command(run.path, "--max-new-tokens", 12, "--limit", 2)
     assert json.loads(file.read_text())["prompts"] == 2
 
 
@@ -234,7 +234,7 @@ def test_other_tasks_are_refused(run, tmp_path):
     pq.write_table(
         pa.table({"prompt": ["why?"], "chosen": ["a"], "rejected": ["b"]}), tmp_path / "run/examples/train.parquet"
     )
-    result = said(tmp_path / "run", "--limit", 3)
+    result = run_command(tmp_path / "run", "--limit", 3)
     assert result.exit_code == 2
     assert "describes no graph" in result.output
-    assert said(tmp_path).exit_code == 2
+    assert run_command(tmp_path).exit_code == 2

@@ -1,4 +1,4 @@
-"""One pass over sets: windows of a bounded number of pairs, each sequence once, rewards in the order of the rows."""
+"""One pass over sets: bounded windows, every sequence computed once, rewards in the order of the rows."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ def windows(monkeypatch):
     def setting(number):
         for module in (scoring, scorer_module):
             monkeypatch.setattr(module, "WINDOW", number)
-        monkeypatch.setattr("rmkit.encoding.pairs._AT_ONCE", number)
-        monkeypatch.setattr("rmkit.data.preferences._AT_ONCE", number)
+        monkeypatch.setattr("rmkit.encoding.pairs._CHUNK", number)
+        monkeypatch.setattr("rmkit.data.preferences._CHUNK", number)
+        monkeypatch.setattr("rmkit.data.rows._CHUNK", number)
 
     return setting
 
@@ -40,7 +41,7 @@ def windows(monkeypatch):
 def read(monkeypatch):
     """The sequences that went through the model, and the tokens that were computed."""
     counted = {"sequences": 0, "tokens": 0}
-    original = scoring.laid_out
+    original = scoring.collate
 
     def counting(sequences, *rest):
         batch = original(sequences, *rest)
@@ -91,7 +92,7 @@ def scorer(request, models, tmp_path_factory):
 
 def close(found, expected):
     np.testing.assert_allclose(found.rewards.rewards, expected.rewards.rewards, rtol=0, atol=1e-5 * scale(expected))
-    assert (found.index == expected.index).all()
+    assert (found.rewards.index == expected.rewards.index).all()
     assert (found.response_lengths == expected.response_lengths).all()
 
 
@@ -111,7 +112,7 @@ def test_windows_change_no_reward_and_no_order(scorer, sets, windows):
     assert whole["original"].summary().keys() >= {"accuracy", "normalized_margin", "longer_wins"}
 
 
-def test_sets_with_common_prompts_share_them(scorer, sets, read):
+def test_sets_share_common_prompts(scorer, sets, read):
     together = scorer.score_sets(sets, batch_size=6)
     in_one_pass = dict(read)
     read.update(sequences=0, tokens=0)
@@ -121,7 +122,7 @@ def test_sets_with_common_prompts_share_them(scorer, sets, read):
     assert in_one_pass["tokens"] < 0.85 * read["tokens"]
 
 
-def test_a_response_that_is_there_twice_is_computed_once(scorer, sets, read):
+def test_repeated_responses_are_computed_once(scorer, sets, read):
     scorer.score_sets({"repeated": sets["repeated"]}, batch_size=4)
     assert read["sequences"] == 30 * scorer.models  # 20 rejected ones, and 10 chosen ones of two rows each
     read.update(sequences=0)
@@ -129,7 +130,7 @@ def test_a_response_that_is_there_twice_is_computed_once(scorer, sets, read):
     assert read["sequences"] == 60 * scorer.models
 
 
-def test_what_no_head_reads_is_left_out_and_changes_nothing(scorer):
+def test_skipping_positions_that_no_head_reads_changes_nothing(scorer):
     """Branches of which all, some or no positions are read: they differ in the last token, the first, or in between."""
     model, kind = scorer.checkpoint.model, scorer.reward_model
     ids = list(range(10, 50))
@@ -183,7 +184,7 @@ def test_windows_stay_full_where_small_sets_end(scorer, sets, windows, monkeypat
     assert sizes[:: scorer.models] == [12, 12, 12, 8, 6]  # 18 and 18, then 6 and 2, then 6
 
 
-def test_pairs_over_the_length_limit_are_counted_and_move_no_other(scorer, sets, windows):
+def test_pairs_over_the_length_limit_are_counted(scorer, sets, windows):
     windows(3)
     whole = scorer.score_sets({"original": sets["original"]})["original"]
     encoder, data = scorer.reward_model.encoder, list(sets["original"])
@@ -192,14 +193,14 @@ def test_pairs_over_the_length_limit_are_counted_and_move_no_other(scorer, sets,
     ]
     limit = sorted(longest)[15]
     found = scorer.score_sets({"original": sets["original"]}, max_length=limit)["original"]
-    assert found.dropped == {f"longer than {limit} tokens": 30 - len(found.index)}
-    assert 0 < len(found.index) < 30
+    assert found.dropped == {f"longer than {limit} tokens": 30 - len(found.rewards)}
+    assert 0 < len(found.rewards) < 30
     np.testing.assert_allclose(
-        found.rewards.rewards, whole.rewards.rewards[found.index], rtol=0, atol=1e-5 * scale(whole)
+        found.rewards.rewards, whole.rewards.rewards[found.rewards.index], rtol=0, atol=1e-5 * scale(whole)
     )
 
 
-def test_what_is_held_does_not_grow_with_the_rows(models, tmp_path, windows, monkeypatch):
+def test_memory_does_not_grow_with_the_rows(models, tmp_path, windows, monkeypatch):
     """Encoded pairs alive at a time, for 20 and for 200 rows; in the control arm one window holds them all."""
     made, alive = [], []
 
@@ -212,7 +213,7 @@ def test_what_is_held_does_not_grow_with_the_rows(models, tmp_path, windows, mon
         alive.append(sum(each() is not None for each in made))
         return original(sequences, *rest)
 
-    original = scoring.laid_out
+    original = scoring.collate
     monkeypatch.setattr("rmkit.encoding.pairs.EncodedPair", Noted)
     monkeypatch.setattr(scoring, "collate", counting)
     scorer = load_reward_model(str(models["qwen2"]), "generative")
@@ -232,9 +233,9 @@ def test_what_is_held_does_not_grow_with_the_rows(models, tmp_path, windows, mon
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("kind", ["explicit", "implicit", "generative"])
-def test_a_run_and_a_later_pass_go_through_the_same_windows(apply_head, pairs, kind, windows):
+def test_a_run_and_a_later_pass_give_equal_bits(run, pairs, kind, windows):
     windows(3)
-    directory = apply_head(kind)
+    directory = run(kind)
     found = load_reward_model(str(directory.model)).score_sets(
         {"test": load_preferences("test.jsonl", root=pairs)}, batch_size=16
     )["test"]
@@ -245,7 +246,7 @@ def test_a_run_and_a_later_pass_go_through_the_same_windows(apply_head, pairs, k
         assert not initial[["chosen_reward", "rejected_reward"]].to_numpy().any()
 
 
-def test_pairs_on_disk_are_like_pairs_in_a_list(sets):
+def test_pairs_on_disk_behave_like_a_list(sets):
     rows = sets["original"].pairs
     made = list(rows)
     assert [rows[3], rows[-1]] == [made[3], made[-1]]

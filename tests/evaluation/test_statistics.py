@@ -1,4 +1,4 @@
-"""Metrics against arithmetic by hand, and the `evaluate` modules against the functions that they wrap."""
+"""Metrics against manual arithmetic, and the `evaluate` modules against the functions that they wrap."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_margin_by_hand():
     assert normalized_margin(CHOSEN, REJECTED) == pytest.approx(7 / 4 / deviation, rel=1e-12)
 
 
-def test_margin_has_torchs_standard_deviation():
+def test_margin_uses_the_standard_deviation_of_torch():
     """As the paper's released code computes it (up to its 1e-8)."""
     chosen, rejected = torch.randn(2, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = (chosen - rejected).abs().mean() / torch.cat([chosen, rejected]).std()
@@ -75,7 +75,7 @@ def test_loss_by_hand():
     assert bradley_terry_loss([-1000.0], [1000.0]) == 2000.0  # no overflow
 
 
-def test_logarithms_rank_where_probabilities_saturate():
+def test_log_rewards_rank_where_probabilities_saturate():
     rewards, log_rewards = [[1.0, 1.0], [1.0, 1.0]], [[-1e-30, -2e-30], [-3e-20, -1e-20]]
     result = summary(rewards, log_rewards)
     assert result["accuracy"] == 0.5
@@ -98,7 +98,7 @@ def test_rewards_that_are_not_finite_are_an_error(bad):
 @pytest.mark.parametrize(
     ("chosen", "rejected"), [([], []), ([1.0, 2.0], [1.0]), ([1.0], [1.0, 2.0]), ([[1.0]], [[2.0]])]
 )
-def test_rewards_that_are_no_pairs_are_an_error(chosen, rejected):
+def test_unpaired_rewards_are_an_error(chosen, rejected):
     """NumPy would spread one reward over many."""
     for function in FUNCTIONS:
         with pytest.raises(RmkitError, match="rejected rewards"):

@@ -64,7 +64,7 @@ def test_the_categories_of_the_paper(name, categories):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ({"sets": [{"name": "a", "path": "x"}], "set": []}, "set is not a known key. Did you mean sets"),
         ({"sets": []}, "at least one set"),
@@ -78,9 +78,9 @@ def test_the_categories_of_the_paper(name, categories):
         ({"sets": [{"name": "a", "path": "x", "score": "best"}]}, "score"),
     ],
 )
-def test_mistakes_are_named(tmp_path, content, said):
+def test_mistakes_are_named(tmp_path, content, message):
     file = suite_file(tmp_path, content)
-    with pytest.raises(RmkitError, match=said) as caught:
+    with pytest.raises(RmkitError, match=message) as caught:
         load_suite(file)
     assert str(file) in str(caught.value)
 
@@ -90,7 +90,7 @@ def test_an_unknown_suite_lists_the_shipped_ones():
         load_suite("chat")
 
 
-def test_paths_are_below_the_root_that_is_given(tmp_path):
+def test_the_root_argument_overrides_the_suite(tmp_path):
     pair = {"prompt": "p", "chosen": "c", "rejected": "r"}
     write(tmp_path / "one" / "set.jsonl", [pair])
     write(tmp_path / "two" / "set.jsonl", [pair, pair])
@@ -138,7 +138,7 @@ def rewardbench2(tmp_path, rows):
     return {each.name: each for each in suite.sets}, suite.root
 
 
-def test_rewardbench2_rows_become_three_pairs_each(tmp_path):
+def test_rewardbench2_rows_become_three_pairs(tmp_path):
     rows = [
         {"id": str(each), "prompt": f"p{each}", "chosen": [f"c{each}"], "rejected": [f"r{each}{n}" for n in "xyz"],
          "num_correct": 1, "num_rejected": 3, "subset": ["Math", "Focus", "Ties"][each % 3]}
@@ -152,9 +152,9 @@ def test_rewardbench2_rows_become_three_pairs_each(tmp_path):
 
 
 @pytest.mark.parametrize("row", [{"chosen": ["a", "b"], "rejected": ["c"]}, {"chosen": ["a"], "rejected": "b"}])
-def test_rows_of_another_form_are_an_error(tmp_path, row):
+def test_rows_with_another_layout_are_an_error(tmp_path, row):
     sets, root = rewardbench2(tmp_path, [{"prompt": "p", "subset": "Math"} | row])
-    with pytest.raises(RmkitError, match="row 0 has not one chosen"):
+    with pytest.raises(RmkitError, match="row 0 does not have one chosen"):
         load_set(sets["math"], root)
 
 
@@ -174,6 +174,6 @@ def test_best_of_accuracy_by_hand():
     assert best_of_accuracy(index[order], chosen[order], rejected[order]) == pytest.approx(expected)
 
 
-def test_every_shipped_suite_says_how_it_is_used():
+def test_shipped_suites_document_their_use():
     for name in SHIPPED:
         assert f"--suite {name}" in Path(SUITES / f"{name}.yaml").read_text()

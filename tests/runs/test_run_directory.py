@@ -1,4 +1,4 @@
-"""Files are there complete or not at all, and a run's directory is never taken from anything else."""
+"""Files are written completely or not at all, and a run never replaces foreign files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def names(folder):
 # --- whole files ---------------------------------------------------------------------------------------------------
 
 
-def test_files_and_their_folders_are_made(tmp_path):
+def test_folders_are_created(tmp_path):
     write_text(tmp_path / "a" / "b" / "text", "été\n")
     write_table(tmp_path / "a" / "table.parquet", {"index": [0, 2], "chosen_reward": [0.1, math.nan]})
     assert (tmp_path / "a" / "b" / "text").read_bytes() == "été\n".encode()
@@ -66,7 +66,7 @@ def test_an_interruption_leaves_the_old_folder(tmp_path, interruption):
     assert (path / "weights").read_text() == "old"
 
 
-def test_a_folder_is_replaced_whole(tmp_path):
+def test_a_folder_is_replaced_completely(tmp_path):
     path = tmp_path / "model"
     for number in range(2):
         with replacing(path) as temporary:
@@ -101,7 +101,7 @@ def test_a_failing_rename_puts_the_old_folder_back(tmp_path, monkeypatch):
     assert (path / "weights").read_text() == "old"
 
 
-def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
+def test_a_file_never_replaces_a_folder(tmp_path):
     """`--output results` where results/ holds a year's work."""
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "precious").write_text("x")
@@ -111,7 +111,7 @@ def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
     assert names(tmp_path / "results") == ["precious"]
 
 
-def test_a_folder_never_takes_the_place_of_a_file(tmp_path):
+def test_a_folder_never_replaces_a_file(tmp_path):
     (tmp_path / "model").write_text("x")
 
     def write():
@@ -124,14 +124,14 @@ def test_a_folder_never_takes_the_place_of_a_file(tmp_path):
     assert names(tmp_path) == ["model"]
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_an_unwritable_path_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(RmkitError, match=r"file/rewards.parquet cannot be written"):
         write_table(tmp_path / "file" / "rewards.parquet", {"index": [0]})
     assert names(tmp_path) == ["file"]
 
 
-def test_json_has_no_names_for_what_is_not_finite(tmp_path):
+def test_non_finite_numbers_become_null(tmp_path):
     content = {"a": math.nan, "b": [math.inf, {"c": -math.inf, "d": 1.5}], 3: (1, None, True), "e": "NaN été"}
     write_json(tmp_path / "run.json", content)
     text = (tmp_path / "run.json").read_text(encoding="utf-8")
@@ -141,7 +141,7 @@ def test_json_has_no_names_for_what_is_not_finite(tmp_path):
     assert "été" in text
 
 
-def test_json_that_cannot_be_written_leaves_nothing(tmp_path):
+def test_content_that_is_not_json_leaves_nothing(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "run.json", {"a": object()})
     assert names(tmp_path) == []
@@ -165,7 +165,7 @@ def run(tmp_path):
     return directory
 
 
-def test_a_new_or_empty_directory_is_taken(tmp_path):
+def test_a_new_or_empty_directory_is_accepted(tmp_path):
     (tmp_path / "empty").mkdir()
     for path in (tmp_path / "a" / "b", tmp_path / "empty"):
         RunDirectory(path).claim("b: 2\n")
@@ -173,7 +173,7 @@ def test_a_new_or_empty_directory_is_taken(tmp_path):
         assert (path / "recipe.yaml").read_text() == "b: 2\n"
 
 
-def test_a_directory_that_holds_a_run_is_refused(run):
+def test_a_directory_with_a_run_is_refused(run):
     before = sorted(path.relative_to(run.path) for path in run.path.rglob("*"))
     with pytest.raises(RmkitError) as error:
         run.claim("b: 2\n")
@@ -188,7 +188,7 @@ def test_overwriting_removes_the_whole_run(run):
     assert names(run.path) == ["recipe.yaml"]
 
 
-def test_overwriting_removes_what_an_interruption_left(run):
+def test_overwriting_removes_temporary_files(run):
     (run.path / ".run.json.ab12cd").mkdir()
     (run.path / ".model.ab12cd" / "model").mkdir(parents=True)
     run.record.unlink()
@@ -199,7 +199,7 @@ def test_overwriting_removes_what_an_interruption_left(run):
 @pytest.mark.parametrize(
     "foreign", ["thesis.tex", "run.sh", "model.py", "recipe.yaml.bak", "rewards.csv", ".git", ".model", "examples.zip"]
 )
-def test_overwriting_never_costs_anyone_their_files(run, foreign):
+def test_overwriting_keeps_foreign_files(run, foreign):
     (run.path / foreign).write_text("x")
     before = names(run.path)
     with pytest.raises(RmkitError, match="which no run writes"):
@@ -207,17 +207,17 @@ def test_overwriting_never_costs_anyone_their_files(run, foreign):
     assert names(run.path) == before
 
 
-def test_overwriting_takes_only_what_a_run_has_made(tmp_path):
+def test_overwriting_replaces_only_runs(tmp_path):
     """A project may have folders of these names too."""
     for name in ("model", "examples"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "precious").write_text("x")
-    with pytest.raises(RmkitError, match="it is no run"):
+    with pytest.raises(RmkitError, match="it is not a run"):
         RunDirectory(tmp_path).claim("b: 2\n", overwrite=True)
     assert (tmp_path / "model" / "precious").exists()
 
 
-def test_resuming_goes_on_with_the_same_recipe_only(run):
+def test_only_the_same_recipe_is_resumed(run):
     with pytest.raises(RmkitError, match="holds another run"):
         run.claim("b: 2\n", resume=True)
     (run.path / "recipe.yaml").write_bytes(b"\xff")
@@ -225,7 +225,7 @@ def test_resuming_goes_on_with_the_same_recipe_only(run):
         run.claim("b: 2\n", resume=True)
 
 
-def test_resuming_removes_what_an_interruption_left_and_nothing_else(run):
+def test_resuming_removes_only_temporary_files(run):
     before = sorted(path.relative_to(run.path) for path in run.path.rglob("*"))
     for left in (".run.json.ab12cd", "rewards/.test.parquet.ab12cd", ".model.ab12cd"):
         (run.path / left).mkdir()
@@ -235,7 +235,7 @@ def test_resuming_removes_what_an_interruption_left_and_nothing_else(run):
     assert after == sorted([*before, (run.path / ".git").relative_to(run.path)])
 
 
-def test_overwriting_leaves_alone_what_links_point_to(run, tmp_path):
+def test_overwriting_does_not_follow_links(run, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "precious").write_text("x")
@@ -246,34 +246,34 @@ def test_overwriting_leaves_alone_what_links_point_to(run, tmp_path):
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_a_file_or_what_is_below_one_is_refused(tmp_path, overwrite):
+def test_a_file_as_output_dir_is_refused(tmp_path, overwrite):
     (tmp_path / "file").write_text("x")
     with pytest.raises(RmkitError, match="is a file"):
         RunDirectory(tmp_path / "file").claim("b: 2\n", overwrite)
-    with pytest.raises(RmkitError, match="cannot be made"):
+    with pytest.raises(RmkitError, match="cannot be created"):
         RunDirectory(tmp_path / "file" / "run").claim("b: 2\n", overwrite)
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def test_a_record_reads_back(run):
+def test_a_record_round_trip(run):
     assert run.read() == {"format": FORMAT, "accuracy": 1.0}
 
 
 @pytest.mark.parametrize(
     ("text", "cause"),
     [
-        (None, "holds no run.json"),
+        (None, "has no run.json"),
         ("", "cannot be read"),
         ('{"format": 1, "accur', "cannot be read"),
-        ("[]", "is of format None"),
-        ("3", "is of format None"),
-        ("{}", "is of format None"),
-        (json.dumps({"format": FORMAT + 1}), f"is of format {FORMAT + 1}"),
+        ("[]", "has format None"),
+        ("3", "has format None"),
+        ("{}", "has format None"),
+        (json.dumps({"format": FORMAT + 1}), f"has format {FORMAT + 1}"),
     ],
 )
-def test_other_records_are_refused(run, text, cause):
+def test_damaged_records_are_refused(run, text, cause):
     run.record.unlink()
     if text is not None:
         run.record.write_text(text)
@@ -281,7 +281,7 @@ def test_other_records_are_refused(run, text, cause):
         run.read()
 
 
-def test_names_of_sets_and_states_do_not_meet(tmp_path):
+def test_set_names_do_not_collide_with_states(tmp_path):
     run = RunDirectory(tmp_path)
     places = [
         run.rewards(name, state) for name in ("initial", "epoch_1", "a") for state in ("initial", "epoch_1", "final")

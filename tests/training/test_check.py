@@ -19,7 +19,7 @@ from rmkit.data.preferences import PreferencePair
 from rmkit.reward_models import make_reward_model
 from rmkit.reward_models.origins import ModelRef
 from rmkit.training import launch
-from rmkit.training.checking import Overlap, examples, memory, prompt_overlap, token_counts, work
+from rmkit.training.checking import examples, memory, token_counts, work
 from rmkit.training.preparation import encode, load_config, load_data, load_encoder, lora_config
 
 LONG = "Could you please explain to me in your own words how bread is baked at home?"  # 16 words
@@ -67,29 +67,6 @@ def parts(path: Path, *overrides: str) -> tuple[Recipe, Any, Any]:
     recipe = load_recipe(path, overrides)
     encoder, _ = load_encoder(recipe, ModelRef(name=str(recipe.base.name)))
     return recipe, encoder, make_reward_model(recipe.reward_model, encoder)
-
-
-# --- overlap -------------------------------------------------------------------------------------------------------
-
-
-def test_overlap_of_prompts() -> None:
-    training = prompts(LONG, "Short one?", LONG)
-    assert prompt_overlap(training, prompts(f" {LONG}\n")) == Overlap(1, 1)
-    assert prompt_overlap(training, prompts("Tell: " + LONG.lower())) == Overlap(0, 1)
-    words = LONG.split()
-    assert prompt_overlap(training, prompts(" ".join(words[:13]) + " else")) == Overlap(0, 1)
-    assert prompt_overlap(training, prompts(" ".join(words[:12]) + " else altogether")) == Overlap(0, 0)
-    assert prompt_overlap(training, prompts("short ONE", "Short one, or long?")) == Overlap(0, 1)
-    assert prompt_overlap(training, prompts("???")) == Overlap(0, 0)
-
-
-@pytest.mark.released
-def test_the_released_math_split_overlaps(released: Path) -> None:
-    from rmkit.data.preferences import load_preferences
-
-    sets = {split: load_preferences("rewardmath", root=released, split=split) for split in ("train", "test")}
-    assert prompt_overlap(sets["train"], sets["test"]).exact == 198
-    assert prompt_overlap(sets["train"].pairs[:1000], sets["test"]).exact == 170
 
 
 # --- example texts -------------------------------------------------------------------------------------------------

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import tiny
 
 from rmkit.config.recipe import load_recipe
-from rmkit.evaluation.statistics import unseen_prompt_accuracy, unseen_prompt_mask
+from rmkit.evaluation.statistics import unseen_prompt_accuracy
 
 
-def test_the_mask_and_the_accuracy_match_hand_arithmetic():
-    mask = unseen_prompt_mask(["a", "b"], ["a", "c", "b ", "b", "c"])
-    assert mask.tolist() == [False, True, True, False, True]
+def test_the_accuracy_matches_hand_arithmetic():
+    mask = np.array([False, True, True, False, True])
     rewards = [[0.0, 1.0], [2.0, 1.0], [0.5, 0.5], [0.0, 1.0], [0.0, 1.0]]
     assert unseen_prompt_accuracy(mask, rewards) == {"accuracy_unseen_prompts": 0.5, "pairs_unseen_prompts": 3}
     saturated, ranking = [[1.0, 1.0]] * 5, [[-1.0, -2.0]] * 5
     assert unseen_prompt_accuracy(mask, saturated)["accuracy_unseen_prompts"] == 0.5
-    assert unseen_prompt_accuracy(mask, saturated, ranking)["accuracy_unseen_prompts"] == 1.0
+    assert unseen_prompt_accuracy(mask, ranking)["accuracy_unseen_prompts"] == 1.0
 
 
 def test_no_metric_is_added_if_no_prompt_is_shared():
-    assert unseen_prompt_accuracy(unseen_prompt_mask(["a"], ["b", "c"]), [[0.0, 1.0]] * 2) == {}
-    assert unseen_prompt_accuracy(unseen_prompt_mask(["a"], ["a", "a"]), [[0.0, 1.0]] * 2) == {
-        "pairs_unseen_prompts": 0
-    }
+    assert unseen_prompt_accuracy(np.array([True, True]), [[0.0, 1.0]] * 2) == {}
+    assert unseen_prompt_accuracy(np.array([False, False]), [[0.0, 1.0]] * 2) == {"pairs_unseen_prompts": 0}
 
 
 @pytest.mark.smoke

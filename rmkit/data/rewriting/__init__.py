@@ -1,1 +1,1 @@
-"""Token-level shifts: the responses of a set of pairs in other words, another language or form (Section 5.2)."""
+"""Token-level shifts: the responses of a set rewritten in other words, another language or format (Section 5.2)."""

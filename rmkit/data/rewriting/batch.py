@@ -1,6 +1,6 @@
-"""Asking through the Batch API, as the paper did: half the price, an answer within a day.
+"""Requests through the Batch API, as in the paper: half the price, answers within a day.
 
-The id of every batch is in the journal, so that a command that was stopped goes on waiting for the same batch.
+The id of every batch is in the journal, so that a restarted command waits for the same batch.
 """
 
 from __future__ import annotations
@@ -40,21 +40,20 @@ def ask_in_batches(
     poll_seconds: float = 30.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Unanswered:
-    """Wait for the batches that an earlier command has made; if there are none, make batches and wait for those.
+    """Wait for the batches of an earlier command; if there are none, submit batches and wait for them.
 
-    So a request may have no answer yet when this returns: call it again.
-
-    Args and returns as `client.ask`; `poll_seconds` is the time between two questions for the state.
+    A request may still have no answer when this returns: call it again. Args and returns as `client.ask`;
+    `poll_seconds` is the time between two polls.
 
     Raises:
-        RmkitError: as `ask`; also if a batch failed, expired or was cancelled. What it answered is kept.
+        RmkitError: as `ask`; also if a batch failed, expired or was cancelled. Its answers are kept.
     """
     try:
         with endpoint.batch_client() as client:
             _find_announced(client, journal)
             if not journal.open_batches:
                 for lines in _chunks(requests):
-                    _make(client, lines, journal)
+                    _submit(client, lines, journal)
             unanswered: Unanswered = {}
             failures: list[str] = []
             for tag, number in list(journal.open_batches.items()):
@@ -64,14 +63,12 @@ def ask_in_batches(
         raise explained(error, endpoint) from None
     if failures:
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-        raise RmkitError(
-            f"{failures[0]}{more}.", "What has been answered is kept: run the command again to ask for the rest."
-        )
+        raise RmkitError(f"{failures[0]}{more}.", "Answers so far are kept: run the command again to request the rest.")
     return unanswered
 
 
 def _chunks(requests: Mapping[str, Request]) -> Iterator[list[bytes]]:
-    """The lines of the files of batches, each within the limits."""
+    """The lines of batch files that are within the limits."""
     lines: list[bytes] = []
     size = 0
     for key, request in requests.items():
@@ -85,7 +82,7 @@ def _chunks(requests: Mapping[str, Request]) -> Iterator[list[bytes]]:
     yield lines
 
 
-def _make(client: OpenAI, lines: list[bytes], journal: Journal) -> None:
+def _submit(client: OpenAI, lines: list[bytes], journal: Journal) -> None:
     file = client.files.create(file=("rmkit.jsonl", b"".join(lines)), purpose="batch")
     tag = uuid.uuid4().hex
     journal.add(BatchJob(tag=tag))
@@ -94,7 +91,7 @@ def _make(client: OpenAI, lines: list[bytes], journal: Journal) -> None:
 
 
 def _find_announced(client: OpenAI, journal: Journal) -> None:
-    """Ask for the ids of batches that were made just before a kill, by the tag that they carry."""
+    """Find the ids of batches that were submitted just before a kill, by their tags."""
     announced = {tag for tag, number in journal.open_batches.items() if number is None}
     if not announced:
         return
@@ -103,7 +100,7 @@ def _find_announced(client: OpenAI, journal: Journal) -> None:
         if tag in announced:
             announced.discard(tag)
             journal.add(BatchJob(tag=tag, id=batch.id))
-    for tag in announced:  # the kill came first
+    for tag in announced:  # killed before it was submitted
         journal.add(BatchEnded(tag=tag))
 
 
@@ -123,17 +120,17 @@ def _wait(
 
 
 def _collect(client: OpenAI, batch: EndpointBatch, tag: str, journal: Journal, unanswered: Unanswered) -> list[str]:
-    """Take over what an ended batch gave; returns what went wrong and may go well another time."""
+    """Write the answers of an ended batch to the journal; returns failures that may succeed another time."""
     answers: list[Answer] = []
     failures = []
     for line in [*_lines(client, batch.output_file_id), *_lines(client, batch.error_file_id)]:
         if line.response is not None and line.response.status_code == 200:
             if any(answer.batch == tag for answer in journal.answers.get(line.custom_id, ())):
-                continue  # a kill came while this batch was written down
+                continue  # killed while this batch was written
             try:
                 answer = parse_answer(line.custom_id, json.dumps(line.response.body))
             except MalformedAnswer:
-                failures.append(f"Batch {batch.id} holds an answer that is no chat completion")
+                failures.append(f"Batch {batch.id} holds an answer that is not a chat completion")
             else:
                 answers.append(answer.model_copy(update={"batch": tag}))
         elif line.response is not None and line.response.status_code in _REFUSED:
@@ -153,7 +150,7 @@ class _Response(BaseModel):
 
 
 class _Line(BaseModel):
-    """A line of the file that a batch gives."""
+    """A line of the output file of a batch."""
 
     custom_id: str
     response: _Response | None = None
@@ -171,12 +168,12 @@ def _lines(client: OpenAI, file: str | None) -> Iterable[_Line]:
         return []
     try:
         return [_Line.model_validate_json(line) for line in client.files.content(file).content.splitlines() if line]
-    except ValidationError as error:  # a download that was cut
+    except ValidationError as error:  # an incomplete download
         raise MalformedAnswer(str(error)) from None
 
 
 def _message(content: Any) -> str:
-    """The message in an error, wherever the endpoint puts it; at most 200 characters."""
+    """The message of an error, wherever the endpoint puts it; at most 200 characters."""
     if isinstance(content, BaseModel):
         content = content.model_dump()
     while isinstance(content, dict):

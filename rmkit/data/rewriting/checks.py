@@ -1,4 +1,4 @@
-"""What can be wrong with a rewrite, found without reading it: each check says one thing, the first to speak counts."""
+"""Automatic checks of rewrites; the first check that fails names the problem."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _MAY_BE_REFUSAL = re.compile(
     r"sorry|apolog|cannot|can['’]?t|unable|as an ai|désolé|ne peux|siento|no puedo", re.IGNORECASE
 )
 _NO_PROSE = re.compile(r"```.*?(?:```|$)|`[^`\n]*`|https?://\S+|\$[^$\n]*\$", re.DOTALL)
-_LETTERS_TO_JUDGE = 20
-_SURE = 0.9
+_MIN_LETTERS = 20
+_CONFIDENT = 0.9
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Length of a rewrite by length of its original, in characters; texts under `short` count as that long."""
+    """Limits on the length ratio of rewrite to original, in characters; shorter texts count as `short` characters."""
 
     lowest: float = 0.2
     highest: float = 5.0
@@ -40,12 +40,15 @@ class Bounds:
 
 
 def problem(original: str, answer: Answer, style: Style, bounds: Bounds | None = None) -> str | None:
-    """What is wrong with an answer as a rewrite of `original`, or None.
+    """The problem of an answer as a rewrite of `original`, or None.
 
-    cut by length: the model reached its limit. refusal: the model declined, and the original itself reads like none.
-    unchanged: the text of the original, unless that holds no words to speak of ("42"). language: surely (as far as a
-    detector can be sure) another one than was asked for; texts of under 20 letters without code and formulas are not
-    judged. length ratio: see `Bounds`.
+    - cut by length: the model reached its token limit.
+    - refusal: the model declined, and the original does not read like a refusal itself.
+    - empty.
+    - unchanged: the text of the original, unless that has hardly any words ("42").
+    - length ratio: see `Bounds`.
+    - language: the detector is confident that it is not the requested one. Texts with fewer than 20 letters, without
+      code and formulas, are not checked.
     """
     rewrite = answer.text
     if answer.finish_reason == "length":
@@ -56,7 +59,7 @@ def problem(original: str, answer: Answer, style: Style, bounds: Bounds | None =
         return "empty"
     if _refuses(rewrite) and not _MAY_BE_REFUSAL.search(original):
         return "refusal"
-    if _letters(original) >= _LETTERS_TO_JUDGE and rewrite.split() == original.split():
+    if _letters(original) >= _MIN_LETTERS and rewrite.split() == original.split():
         return "unchanged"
     if not (bounds or Bounds()).hold(original, rewrite):
         return "length ratio"
@@ -66,7 +69,7 @@ def problem(original: str, answer: Answer, style: Style, bounds: Bounds | None =
 
 
 def language_is_checked(style: Style) -> bool:
-    """Whether the detector knows the language that rewrites in this style should be in."""
+    """Whether the detector knows the language of rewrites in this style."""
     return style.keeps_language or style.language in _identifier().labels
 
 
@@ -83,12 +86,12 @@ def _in_another_language(original: str, rewrite: str, style: Style) -> bool:
 
 
 def _language(text: str) -> str | None:
-    """The code of the language of a text if there is no doubt about it."""
+    """The language code of a text, if the detector is confident."""
     prose = _NO_PROSE.sub(" ", text)
-    if _letters(prose) < _LETTERS_TO_JUDGE:
+    if _letters(prose) < _MIN_LETTERS:
         return None
     code, probability = _identifier().classify(prose)
-    return code if probability >= _SURE and code != "zxx" else None
+    return code if probability >= _CONFIDENT and code != "zxx" else None
 
 
 def _letters(text: str) -> int:

@@ -1,8 +1,8 @@
-"""Asking a language model through any endpoint that speaks OpenAI's protocol, many requests at a time.
+"""Concurrent requests to a language model at any endpoint with OpenAI's protocol.
 
-The `openai` client retries what may pass (429 with its Retry-After, 5xx, lost connections); an answer that is no valid
-completion is asked for again as well. What is in the journal is
-not paid for again; a kill costs at most the requests that are under way, `concurrency` of them.
+The `openai` client retries transient errors (429 with its Retry-After, 5xx, lost connections); answers that are not
+valid completions are requested again too. Answers in the journal are not paid for again; a kill costs at most the
+`concurrency` requests in flight.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _REFUSED_REQUESTS = 8
 
 Client = TypeVar("Client", OpenAI, AsyncOpenAI)
 Unanswered = dict[str, str]
-"""The key of a request -> why the endpoint will not answer it."""
+"""Key of a request -> the reason why the endpoint does not answer it."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for one text; all that the answer may depend on, and so what makes two requests the same."""
+    """The request for one text, with everything that the answer may depend on; equal requests share their answers."""
 
     model: str
     content: str
@@ -62,7 +62,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the model is asked: OpenAI, or a compatible server at `base_url`."""
+    """Access to a model: OpenAI, or a compatible server at `base_url`."""
 
     base_url: str | None = None
     api_key_variable: str = "OPENAI_API_KEY"
@@ -70,12 +70,12 @@ class Endpoint:
     timeout: float = 600.0
 
     def client(self) -> AsyncOpenAI:
-        """A client for many requests at a time.
+        """A client for concurrent requests.
 
         Raises:
-            RmkitError: if there is no API key, and no base_url of a server that may need none.
+            RmkitError: if there is no API key and no base_url.
         """
-        return self._made(AsyncOpenAI)
+        return self._create(AsyncOpenAI)
 
     def batch_client(self) -> OpenAI:
         """A client for the Batch API.
@@ -83,13 +83,13 @@ class Endpoint:
         Raises:
             RmkitError: as `client`.
         """
-        return self._made(OpenAI)
+        return self._create(OpenAI)
 
-    def _made(self, client: type[Client]) -> Client:
+    def _create(self, client: type[Client]) -> Client:
         if not self.api_key and self.location is None:
             raise RmkitError(
                 f"There is no API key in the environment variable {self.api_key_variable}.",
-                "Set it, or give --base-url for a server of your own that needs none.",
+                "Set it, or give --base-url for a server that needs no key.",
             )
         try:
             return client(
@@ -113,7 +113,7 @@ class Endpoint:
 
     @property
     def shown(self) -> str:
-        """Where the endpoint is, without what a URL may hold of passwords and keys."""
+        """The location of the endpoint, without passwords and keys that a URL may contain."""
         if self.location is None:
             return "the OpenAI API"
         parts = urlsplit(self.location)
@@ -121,7 +121,7 @@ class Endpoint:
 
 
 class MalformedAnswer(Exception):
-    """A body that is no chat completion."""
+    """A body that is not a chat completion."""
 
 
 class _Message(BaseModel):
@@ -140,7 +140,7 @@ class _Usage(BaseModel):
 
 
 class _Completion(BaseModel):
-    """What rmkit reads of a chat completion; servers differ in the rest."""
+    """The fields of a chat completion that rmkit reads; servers differ in the others."""
 
     choices: list[_Choice] = Field(min_length=1)
     usage: _Usage | None = None
@@ -150,7 +150,7 @@ def parse_answer(key: str, body: str | bytes) -> Answer:
     """The answer in the JSON of a chat completion.
 
     Raises:
-        MalformedAnswer: if it is none.
+        MalformedAnswer: if the JSON is not a chat completion.
     """
     try:
         completion = _Completion.model_validate_json(body)
@@ -169,18 +169,18 @@ def parse_answer(key: str, body: str | bytes) -> Answer:
 def ask(
     endpoint: Endpoint, requests: Mapping[str, Request], journal: Journal, advance: Callable[[int], None]
 ) -> Unanswered:
-    """Ask for every request once and keep each answer in the journal as it comes.
+    """Send every request once, and write every answer to the journal when it arrives.
 
     Args:
-        requests: by their key.
-        advance: called with the number of requests that have ended.
+        requests: by key.
+        advance: called with the number of finished requests.
 
     Returns:
-        The requests that the endpoint refuses to answer for what they are (HTTP 400, 413, 422), with its reason.
+        The requests that the endpoint rejects because of their content (HTTP 400, 413, 422), with its reason.
 
     Raises:
-        RmkitError: if the endpoint cannot be reached or does not accept the key or the model, or keeps failing.
-            Requests under way are waited for first, and what has been answered is kept.
+        RmkitError: if the endpoint cannot be reached, rejects the key or the model, or keeps failing. Requests in
+            flight are completed first, and their answers are kept.
     """
     return asyncio.run(_ask(endpoint, requests, journal, advance))
 
@@ -205,7 +205,7 @@ async def _ask(
                     waiting.clear()
                     raise
             except BaseException:
-                waiting.clear()  # the others end what they have under way and take no more
+                waiting.clear()  # the other workers finish their requests and start no more
                 raise
             advance(1)
 
@@ -234,18 +234,18 @@ async def _completion(client: AsyncOpenAI, key: str, request: Request) -> Answer
 
 
 async def _check_reachable(client: AsyncOpenAI) -> None:
-    """A wrong address or key is said at once: a request in the course of the work is given a minute of retries."""
+    """Report a wrong address or key at once: other requests are retried for a minute."""
     try:
         await client.with_options(max_retries=2).models.list()
     except (openai.APIConnectionError, openai.AuthenticationError):
         raise
     except (openai.OpenAIError, ValueError):
-        pass  # not every server lists its models
+        pass  # some servers do not list their models
 
 
 def explained(error: Exception, endpoint: Endpoint) -> RmkitError:
-    """What the endpoint did, in words. Nothing that could hold the API key is repeated."""
-    again = "What has been answered is kept: run the command again to go on."
+    """An error of the endpoint in two lines, without text that could contain the API key."""
+    again = "Answers so far are kept: run the command again to resume."
     match error:
         case openai.APITimeoutError():
             return RmkitError(f"{endpoint.shown} did not answer within {endpoint.timeout:g} s.", again)
@@ -265,13 +265,13 @@ def explained(error: Exception, endpoint: Endpoint) -> RmkitError:
             return RmkitError(f"{endpoint.shown} says: {error_message(error, endpoint)}", again)
         case MalformedAnswer():
             return RmkitError(
-                f"{endpoint.shown} gives answers that are no chat completions.", f"Check --base-url. {again}"
+                f"{endpoint.shown} returns answers that are not chat completions.", f"Check --base-url. {again}"
             )
         case _:
             return RmkitError(f"{endpoint.shown} failed: {type(error).__name__}.", again)
 
 
 def error_message(error: openai.APIStatusError, endpoint: Endpoint) -> str:
-    """The status and the message of an error; servers are known to repeat the key in it."""
+    """The status and the message of an error, with the API key masked: some servers repeat it."""
     message = " ".join(error.message.split())[:300]
     return f"HTTP {error.status_code}: {message.replace(endpoint.api_key or 'none', '***')}"

@@ -1,6 +1,6 @@
-"""What a language model has answered, kept as it comes: a command killed at any moment can go on.
+"""A log of the answers of a language model, so that a command killed at any moment can resume.
 
-One JSON object a line, each on disk before the next request goes out. A line that a kill cut short counts for nothing.
+One JSON object per line, written to disk before the next request is sent. An incomplete last line is ignored.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from rmkit.errors import RmkitError
 
 
 class Entry(BaseModel):
-    """A line."""
+    """A line of the journal."""
 
     model_config = ConfigDict(frozen=True)
 
 
 class Answer(Entry):
-    """What the model answered to a request (`key`, see `client.Request`), on its own or in a batch."""
+    """The answer to a request (`key`, see `client.Request`), sent alone or in a batch."""
 
     kind: Literal["answer"] = "answer"
     key: str
@@ -38,9 +38,9 @@ class Answer(Entry):
 
 
 class BatchJob(Entry):
-    """A batch of requests, known to the endpoint by `tag` (ours) and `id` (its own).
+    """A batch of requests, identified by our `tag` and the endpoint's `id`.
 
-    First written without an id, before the endpoint is asked: if no more is known, it may hold the batch all the same.
+    It is first written without an id, before it is sent: after a kill the endpoint may have the batch or not.
     """
 
     kind: Literal["batch"] = "batch"
@@ -49,7 +49,7 @@ class BatchJob(Entry):
 
 
 class BatchEnded(Entry):
-    """All that a batch gave stands above."""
+    """All answers of a batch have been written."""
 
     kind: Literal["batch ended"] = "batch ended"
     tag: str
@@ -60,16 +60,16 @@ _ENTRY: TypeAdapter[Entry] = TypeAdapter(Annotated[Answer | BatchJob | BatchEnde
 
 @dataclass
 class Journal:
-    """The entries of a file, and the file open for more. Made by `open_journal`."""
+    """The entries of a journal file, open for appending. Use `open_journal`."""
 
     path: Path
     file: IO[bytes]
     answers: dict[str, list[Answer]] = field(default_factory=lambda: defaultdict(list))
     open_batches: dict[str, str | None] = field(default_factory=dict)
-    """tag -> id, or None if the endpoint has not said it."""
+    """tag -> id; None if the endpoint has not returned it."""
 
     def add(self, *entries: Entry) -> None:
-        """Write lines and wait until they are on disk.
+        """Append entries and wait until they are on disk.
 
         Raises:
             RmkitError: if it cannot be written.
@@ -80,13 +80,13 @@ class Journal:
             os.fsync(self.file.fileno())
         except OSError as error:
             raise RmkitError(
-                f"{self.path} cannot be written: {error}.", "Make room and run the command again."
+                f"{self.path} cannot be written: {error}.", "Free disk space and run the command again."
             ) from None
         for entry in entries:
-            self.take(entry)
+            self.apply(entry)
 
-    def take(self, entry: Entry) -> None:
-        """Count an entry that stands in the file."""
+    def apply(self, entry: Entry) -> None:
+        """Update `answers` and `open_batches` from an entry of the file."""
         match entry:
             case Answer():
                 self.answers[entry.key].append(entry)
@@ -96,16 +96,16 @@ class Journal:
                 self.open_batches.pop(entry.tag, None)
 
     def answers_to(self, keys: Iterable[str]) -> Sequence[Answer]:
-        """Every answer to these requests, also those that were asked again."""
+        """All answers to these requests, including repeated attempts."""
         return [answer for key in keys for answer in self.answers.get(key, ())]
 
 
 @contextlib.contextmanager
 def open_journal(path: Path) -> Iterator[Journal]:
-    """The journal at `path`, made if there is none, for one process at a time. A cut last line is removed.
+    """The journal at `path`, created if needed and locked for this process. An incomplete last line is removed.
 
     Raises:
-        RmkitError: if another process holds it, it cannot be written, or a line within it is broken.
+        RmkitError: if another process has it open, it cannot be written, or a complete line is invalid.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -115,7 +115,7 @@ def open_journal(path: Path) -> Iterator[Journal]:
             _read(journal)
         except Timeout:
             raise RmkitError(
-                f"Another rmkit rewrite writes {path}.", "Wait for it to end, or give another --output."
+                f"Another rmkit rewrite is writing {path}.", "Wait for it to end, or give another --output."
             ) from None
         except OSError as error:
             raise RmkitError(f"{path} cannot be opened: {error}.", "Give another --output.") from None
@@ -128,15 +128,15 @@ def open_journal(path: Path) -> Iterator[Journal]:
 
 def _read(journal: Journal) -> None:
     journal.file.seek(0)
-    whole = 0
+    complete = 0
     for number, line in enumerate(journal.file, 1):
         if not line.endswith(b"\n"):
             break
         try:
-            journal.take(_ENTRY.validate_json(line))
+            journal.apply(_ENTRY.validate_json(line))
         except ValidationError:
             raise RmkitError(
-                f"Line {number} of {journal.path} is broken.", "Remove that line: what it held is asked for again."
+                f"Line {number} of {journal.path} is invalid.", "Remove that line; its request is then sent again."
             ) from None
-        whole += len(line)
-    journal.file.truncate(whole)
+        complete += len(line)
+    journal.file.truncate(complete)

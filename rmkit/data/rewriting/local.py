@@ -1,6 +1,6 @@
-"""Rewriters that need no language model: the words stay, their form changes. Deterministic by seed.
+"""Rewriters without a language model: they keep the words and change their form. Deterministic for a seed.
 
-For robustness beyond the paper, and for a token-level suite where no endpoint can be reached.
+For robustness tests beyond the paper, and for token-level shifts without an endpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from markdown_it.tree import SyntaxTreeNode
 Rewriter = Callable[[str, random.Random], str]
 
 TYPO_RATE = 0.05
-"""Share of the letters of words of three letters and more at which a typing mistake is made."""
+"""Probability of a typo per letter, in words of three or more letters."""
 
 _KEYBOARD = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 _WORD = re.compile(r"[^\W\d_]{3,}")
@@ -26,15 +26,15 @@ _ENDED = re.compile(r"[.,;:!?][\"'”’»)\]]*$")
 
 
 def rewrite_locally(style: str, text: str, seed: int = 0) -> str:
-    """`text` in a style of `REWRITERS`. The same text always gives the same rewrite, whatever stands before it."""
+    """`text` in a style of `REWRITERS`. The same text and seed always give the same rewrite."""
     digest = hashlib.sha256(f"{seed}\0{style}\0{text}".encode()).digest()
     return REWRITERS[style](text, random.Random(digest))
 
 
 def typos(text: str, draw: random.Random) -> str:
-    """Typing mistakes in words: a letter left out, doubled, swapped with the next, or its neighbour on the keyboard."""
+    """Add typos: a letter omitted, doubled, swapped with the next, or replaced by its neighbour on the keyboard."""
 
-    def mistyped(match: re.Match[str]) -> str:
+    def add_typos(match: re.Match[str]) -> str:
         letters = list(match[0])
         written = ""
         at = 0
@@ -56,30 +56,30 @@ def typos(text: str, draw: random.Random) -> str:
                     written += _neighbour(letter, draw)
         return written or match[0]
 
-    return _WORD.sub(mistyped, text)
+    return _WORD.sub(add_typos, text)
 
 
 def casing(text: str, draw: random.Random) -> str:
-    """All in capitals or all in small letters, as the draw has it."""
+    """Change to upper or lower case, at random."""
     return text.upper() if draw.random() < 0.5 else text.lower()
 
 
 def punctuation(text: str, draw: random.Random) -> str:
-    """Marks that end words left out or replaced by an ellipsis, as the draw has it at each."""
+    """Remove punctuation marks after words or replace them by an ellipsis, at random."""
     return _PUNCTUATION.sub(lambda _: draw.choice(("", "", " ...")), text)
 
 
 def whitespace(text: str, draw: random.Random) -> str:
-    """Spaces doubled here and there, line breaks doubled or made spaces: leading indents go."""
+    """Double spaces at random; double line breaks or turn them into spaces, without indentation."""
 
-    def changed(match: re.Match[str]) -> str:
+    def change(match: re.Match[str]) -> str:
         return draw.choice(("\n\n", " ")) if "\n" in match[0] else draw.choice((" ", "  "))
 
-    return re.sub(r"\s+", changed, text.strip())
+    return re.sub(r"\s+", change, text.strip())
 
 
 def formatting(text: str, _: random.Random) -> str:
-    """Markdown stripped, lists made prose; code stays as it is."""
+    """Strip Markdown and turn lists into prose; code stays unchanged."""
     return _plain(SyntaxTreeNode(_parser().parse(text))).strip()
 
 
@@ -96,9 +96,9 @@ def _neighbour(letter: str, draw: random.Random) -> str:
     for row in _KEYBOARD:
         at = row.find(letter.lower())
         if at >= 0:
-            other = draw.choice([row[near] for near in (at - 1, at + 1) if 0 <= near < len(row)])
-            return other.upper() if letter.isupper() else other
-    return letter * 2  # not on this keyboard: é, ß, я
+            neighbour = draw.choice([row[place] for place in (at - 1, at + 1) if 0 <= place < len(row)])
+            return neighbour.upper() if letter.isupper() else neighbour
+    return letter * 2  # not on the keyboard: é, ß, я
 
 
 @cache
@@ -107,7 +107,7 @@ def _parser() -> MarkdownIt:
 
 
 def _plain(node: SyntaxTreeNode) -> str:
-    """The text of a part of a document, without its marks."""
+    """The text of a Markdown node, without markup."""
     match node.type:
         case "root" | "blockquote":
             return "\n\n".join(filter(None, map(_plain, node.children)))
@@ -129,7 +129,7 @@ def _plain(node: SyntaxTreeNode) -> str:
             return "\n"
         case "hr":
             return ""
-        case _:  # paragraphs, headings, emphasis, links: what stands in them
+        case _:  # paragraphs, headings, emphasis, links
             return "".join(map(_plain, node.children))
 
 

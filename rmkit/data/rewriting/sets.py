@@ -1,4 +1,4 @@
-"""A set of pairs with rewritten responses: which texts are asked for, which pairs are kept, what is written."""
+"""Rewritten sets: requesting rewrites, assembling pairs from them, writing the folder."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from rmkit.data.rewriting.checks import Bounds, problem
 from rmkit.data.rewriting.client import Request, Unanswered
 from rmkit.data.rewriting.journal import Answer, Journal
 from rmkit.data.rewriting.local import rewrite_locally
-from rmkit.data.rewriting.overlap import Tokenize, mean_overlap
 from rmkit.data.rewriting.styles import Style
+from rmkit.data.rewriting.token_overlap import Tokenize, mean_overlap
+from rmkit.data.rows import quiet_datasets
 from rmkit.errors import RmkitError
 from rmkit.files import replacing, write_json
 
@@ -29,14 +30,14 @@ Ask = Callable[[Mapping[str, Request]], Unanswered]
 
 @dataclass(frozen=True)
 class Rewrites:
-    """What became of each text: its rewrite, and what is wrong with it. A text without an answer has no rewrite."""
+    """Rewrites and problems, by original text. A text without an answer has a problem and no rewrite."""
 
     texts: Mapping[str, str]
     problems: Mapping[str, str] = field(default_factory=dict)
 
 
 def distinct_responses(data: PreferenceData) -> list[str]:
-    """Every response of a set once, in the order in which they first stand there."""
+    """The distinct responses of a set, in order of first occurrence."""
     return list(dict.fromkeys(text for pair in data for text in (pair.chosen, pair.rejected)))
 
 
@@ -49,47 +50,50 @@ def ask_for_rewrites(
     attempts: int = 1,
     bounds: Bounds | None = None,
 ) -> Rewrites:
-    """The rewrites of texts, from the journal where it has them and from the model where not.
+    """Rewrites of texts, from the journal or, if it has none, from the model.
 
     Args:
-        requests: by the text that each is for.
-        attempts: how often a model may be asked for a text, until the checks find nothing wrong.
+        requests: original text -> request.
+        attempts: the maximum number of answers per text, requested until one passes the checks.
 
     Raises:
         RmkitError: as `ask`.
     """
     unanswered: Unanswered = {}
 
-    def best(text: str) -> tuple[Answer | None, str | None]:
-        answers = journal.answers_to([requests[text].key])
-        judged = [(answer, problem(text, answer, style, bounds)) for answer in answers]
-        return next((each for each in judged if each[1] is None), judged[-1] if judged else (None, None))
+    def is_pending(text: str, request: Request) -> bool:
+        answers = journal.answers_to([request.key])
+        if request.key in unanswered or len(answers) >= attempts:
+            return False
+        return not answers or _best_answer(text, answers, style, bounds)[1] is not None
 
-    def pending() -> dict[str, Request]:
-        waiting = {}
-        for text, request in requests.items():
-            asked = len(journal.answers_to([request.key]))
-            if request.key not in unanswered and asked < attempts and (asked == 0 or best(text)[1] is not None):
-                waiting[request.key] = request
-        return waiting
-
-    while waiting := pending():
-        unanswered |= ask(waiting)
+    while pending := {request.key: request for text, request in requests.items() if is_pending(text, request)}:
+        unanswered |= ask(pending)
 
     texts: dict[str, str] = {}
     problems: dict[str, str] = {}
     for text, request in requests.items():
-        answer, wrong = best(text)
-        if answer is not None:
-            texts[text] = answer.text
-        wrong = f"no answer ({unanswered[request.key]})" if answer is None else wrong
-        if wrong is not None:
-            problems[text] = wrong
+        answers = journal.answers_to([request.key])
+        if not answers:
+            problems[text] = f"no answer ({unanswered[request.key]})"
+            continue
+        answer, found = _best_answer(text, answers, style, bounds)
+        texts[text] = answer.text
+        if found is not None:
+            problems[text] = found
     return Rewrites(texts, problems)
 
 
+def _best_answer(
+    text: str, answers: Sequence[Answer], style: Style, bounds: Bounds | None
+) -> tuple[Answer, str | None]:
+    """The first answer that passes the checks, else the last one; and its problem."""
+    checked = [(answer, problem(text, answer, style, bounds)) for answer in answers]
+    return next((pair for pair in checked if pair[1] is None), checked[-1])
+
+
 def rewrite_all_locally(texts: Iterable[str], style: str, seed: int) -> Rewrites:
-    """The rewrites of a local rewriter. That it leaves a text without its kind of form as it is, is no mistake."""
+    """Rewrites by a local rewriter. A text that it leaves unchanged is not a problem."""
     rewrites = {text: rewrite_locally(style, text, seed) for text in texts}
     return Rewrites(rewrites, {text: "empty" for text, rewrite in rewrites.items() if not rewrite.strip()})
 
@@ -97,10 +101,10 @@ def rewrite_all_locally(texts: Iterable[str], style: str, seed: int) -> Rewrites
 def assemble(
     data: PreferenceData, rewrites: Rewrites, keep_bad: bool = False
 ) -> tuple[dict[str, list[Any]], Counter[str]]:
-    """The columns of the rewritten set in the order of `data`, and how many pairs were left out for which reason.
+    """The columns of the rewritten set in the order of `data`, and the number of pairs left out by reason.
 
-    A pair is left out if one of its rewrites is bad (with `keep_bad`, only if there is none or it is empty), or if both
-    are the same text.
+    A pair is left out if one of its rewrites has a problem (with `keep_bad`, only if it is missing or empty), or if
+    both rewrites are the same text.
 
     Raises:
         RmkitError: if no pair is left.
@@ -124,13 +128,13 @@ def assemble(
         reason, count = left_out.most_common(1)[0]
         raise RmkitError(
             f"{data.name}: no pair is left, {count} of {len(data)} for: {reason}.",
-            "Look at the answers in the journal; --on-bad keep takes them as they are.",
+            "Look at the answers in the journal; --on-bad keep accepts them unchanged.",
         )
     return rows, left_out
 
 
 def overlaps(rows: Mapping[str, Sequence[str]], tokenize: Tokenize) -> tuple[float, float]:
-    """Mean token overlap over all responses: of originals with themselves, and of originals with their rewrites."""
+    """Mean token overlap over all responses, of originals with themselves and of originals with their rewrites."""
     originals = [*rows["orig_chosen"], *rows["orig_rejected"]]
     rewrites = [*rows["chosen"], *rows["rejected"]]
     return (
@@ -143,16 +147,16 @@ def overlaps(rows: Mapping[str, Sequence[str]], tokenize: Tokenize) -> tuple[flo
 
 
 def identity(fingerprint: str, settings: Mapping[str, Any]) -> str:
-    """sha256 over the pairs and everything else that decides what a rewritten set holds."""
-    decisive = {key: value for key, value in settings.items() if key != "source"}
-    return hashlib.sha256(json.dumps([fingerprint, decisive], sort_keys=True).encode()).hexdigest()
+    """sha256 over the pairs and all settings that determine the content of a rewritten set."""
+    relevant = {key: value for key, value in settings.items() if key != "source"}
+    return hashlib.sha256(json.dumps([fingerprint, relevant], sort_keys=True).encode()).hexdigest()
 
 
 def read_finished(output: Path, wanted: str, overwrite: bool = False) -> dict[str, Any] | None:
-    """The card of the rewritten set in `output` if a command like this one has finished it; None if it is to be made.
+    """The card of the rewritten set in `output` if an equal command has finished it; None if it must be written.
 
     Raises:
-        RmkitError: if something else is there: another rewritten set (unless `overwrite` is on), or no such set.
+        RmkitError: if `output` holds another rewritten set (unless `overwrite` is on) or anything else.
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
@@ -160,9 +164,7 @@ def read_finished(output: Path, wanted: str, overwrite: bool = False) -> dict[st
         card: dict[str, Any] = json.loads((output / CARD).read_text(encoding="utf-8"))
         found = card["identity"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise RmkitError(
-            f"{output} holds something that is no rewritten set.", "Give another --output; this one is left alone."
-        ) from None
+        raise RmkitError(f"{output} is not empty and not a rewritten set.", "Give another --output.") from None
     if found != wanted and not overwrite:
         raise RmkitError(
             f"{output} holds a set rewritten from other pairs or with other settings (see {CARD}).",
@@ -172,24 +174,19 @@ def read_finished(output: Path, wanted: str, overwrite: bool = False) -> dict[st
 
 
 def write_set(output: Path, split: str, rows: Mapping[str, list[Any]], card: Mapping[str, Any]) -> None:
-    """A save_to_disk folder with one split and the card beside it, whole or not at all."""
+    """Write a save_to_disk folder with one split and the card, complete or not at all."""
     import datasets
 
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
     try:
-        with replacing(output) as temporary:
+        with quiet_datasets(), replacing(output) as temporary:
             datasets.DatasetDict({split: datasets.Dataset.from_dict(dict(rows))}).save_to_disk(str(temporary))
             write_json(temporary / CARD, {"format": FORMAT, **card})
     except OSError as error:
         raise RmkitError(f"{output} cannot be written: {error}.", "Give another --output.") from None
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
 
 
 def read_set(output: Path, split: str) -> dict[str, list[Any]]:
-    """The columns of a rewritten set."""
+    """Read the columns of a rewritten set."""
     import datasets
 
     loaded = datasets.load_from_disk(str(output))[split]

@@ -1,4 +1,4 @@
-"""How responses are to be rewritten: the prompts of Appendix D.3, any other language, or a prompt of one's own."""
+"""Rewriting styles: the prompts of Appendix D.3, other languages, or a custom prompt."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ TRANSLATE = (
     "same. Output only the translated text and nothing else.\n"
     "Here is the original text:\n{response}\nTranslated version:\n"
 )
-"""Appendix D.3, UltraFeedback: French and Spanish; for other languages with their name instead."""
+"""Appendix D.3, UltraFeedback: French and Spanish; other languages by their name."""
 
 LOCAL_PREFIX = "local:"
 
 
 @dataclass(frozen=True)
 class Style:
-    """A way of rewriting that a language model is asked for.
+    """A way of rewriting with a language model.
 
     Attributes:
-        name: as it was given.
-        prompt: holds {response} where the text goes.
-        language: the code of the language that a rewrite should be in.
-        keeps_language: a rewrite should be in the language of its original.
+        name: of the style, the language or the prompt file.
+        prompt: has {response} in place of the text.
+        language: the code of the language of rewrites.
+        keeps_language: whether rewrites have the language of the original.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Style:
     keeps_language: bool = False
 
     def request(self, response: str) -> str:
-        """What the model is asked for one response."""
+        """The prompt for a response."""
         return self.prompt.replace(RESPONSE, response)
 
 
 def load_style(name: str) -> Style:
-    """`paraphrase`, a language by its English name, or the path of a file that holds a prompt with {response}.
+    """The style of a name: `paraphrase`, a language in English, or the path of a prompt file with {response}.
 
     Raises:
         RmkitError: if it is none of these, or the file cannot be used.
@@ -66,14 +66,14 @@ def load_style(name: str) -> Style:
         return Style(path.name, _prompt_of(path))
     code = _languages().get(name.lower())
     if code is None:
-        raise RmkitError(f"--style {name} is no style, no language and no file.", _nearest(name))
-    # English writes languages with capitals; str.title would also change what follows an apostrophe.
+        raise RmkitError(f"--style {name} is not a style, a language or a file.", _nearest(name))
+    # English capitalises languages; str.title would also capitalise after an apostrophe.
     language = " ".join(word[:1].upper() + word[1:] for word in name.lower().split(" "))
     return Style(name.lower(), TRANSLATE.replace("{language}", language), language=code)
 
 
 def load_local_style(name: str) -> str | None:
-    """The local rewriter of `local:NAME`; None if a language model is asked for.
+    """The local rewriter of `local:NAME`; None for styles that need a language model.
 
     Raises:
         RmkitError: if there is no such rewriter.
@@ -83,7 +83,7 @@ def load_local_style(name: str) -> str | None:
     local = name.removeprefix(LOCAL_PREFIX)
     if local not in REWRITERS:
         raise RmkitError(
-            f"--style {name} is unknown.", f"Known: {', '.join(LOCAL_PREFIX + each for each in REWRITERS)}."
+            f"--style {name} is unknown.", f"Use one of {', '.join(LOCAL_PREFIX + known for known in REWRITERS)}."
         )
     return local
 
@@ -95,20 +95,20 @@ def _prompt_of(path: Path) -> str:
         raise RmkitError(f"The prompt file {path} cannot be read: {error}.", "Give a UTF-8 text file.") from None
     if RESPONSE not in prompt:
         raise RmkitError(
-            f"The prompt file {path} does not hold {RESPONSE}.", f"Write {RESPONSE} where the text is to stand."
+            f"The prompt file {path} does not contain {RESPONSE}.", f"Write {RESPONSE} in place of the text."
         )
     return prompt
 
 
 @cache
 def _languages() -> dict[str, str]:
-    """English names of languages in lower case, each with its code without region or script ("pt_BR" is "pt")."""
+    """English language name in lower case -> language code without region or script ("pt_BR" is "pt")."""
     return {name.lower(): code.split("_")[0] for code, name in Locale("en").languages.items()}
 
 
 def _nearest(name: str) -> str:
-    known = ["paraphrase", *(LOCAL_PREFIX + each for each in REWRITERS), *_languages()]
+    known = ["paraphrase", *(LOCAL_PREFIX + local for local in REWRITERS), *_languages()]
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     if near:
         return f"Did you mean {near[0]}?"
-    return f"Give paraphrase, a language by its English name, {', '.join(known[1:6])}, or a file that holds {RESPONSE}."
+    return f"Give paraphrase, a language in English, {', '.join(known[1:6])}, or a file that contains {RESPONSE}."

@@ -1,6 +1,7 @@
-"""The paper's sets, one file each, prepared from their public sources.
+"""The paper's sets, prepared from their public sources, one file per set.
 
-A module of this folder that has `SOURCES` adds those sets to `rmkit prepare` and to `source:` in recipes and suites.
+A module of this folder that defines `SOURCES` adds its sets to `rmkit prepare` and to `source:` in recipes and suites
+(docs/add-a-data-set.md).
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ if TYPE_CHECKING:
 @cache
 def sources() -> dict[str, Source]:
     """Every source by its name."""
-    modules = [importlib.import_module(f"{__name__}.{each.name}") for each in pkgutil.iter_modules(__path__)]
-    return {each.name: each for module in modules for each in getattr(module, "SOURCES", ())}
+    modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    return {source.name: source for module in modules for source in getattr(module, "SOURCES", ())}
 
 
 def find(name: str) -> Source:
-    """The source of a name.
+    """The source with a name.
 
     Raises:
-        RmkitError: if there is none.
+        RmkitError: if there is none, with the closest name.
     """
     known = sources()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        remedy = f"Did you mean {near[0]}?" if near else f"Known are {', '.join(sorted(known))}."
-        raise RmkitError(f"{name} is no source of preference pairs.", remedy)
+        remedy = f"Did you mean {near[0]}?" if near else f"Use one of {', '.join(sorted(known))}."
+        raise RmkitError(f"Unknown source of preference pairs: {name}.", remedy)
     return known[name]

@@ -1,11 +1,11 @@
-"""What the sources share: options, the paper's sampling, and the folder that a preparation leaves.
+"""What the sources share: options, the paper's sampling, and the folder that a preparation writes.
 
-All of a preparation's randomness is drawn from one torch.Generator with the preparation's seed, as in the paper's code
+All random numbers of a preparation come from one torch.Generator with its seed, as in the paper's code
 (prepare_preference_dataset.py), in this order:
 
-1. what the source itself draws: RewardBench and RewardMATH permute all rows once and split, UltraFeedback nothing;
-2. a permutation of the training rows that are left after the filters, of which the first `train` are taken;
-3. a permutation of the test rows that are left, of which the first `test` are taken.
+1. draws of the source itself: RewardBench and RewardMATH permute all rows once and split, UltraFeedback draws nothing;
+2. a permutation of the training rows that pass the filters, of which the first `train` are used;
+3. a permutation of the test rows that pass the filters, of which the first `test` are used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
 
 from rmkit.config.strict_yaml import StrictModel
-from rmkit.data.preferences import load_rows
+from rmkit.data.rows import load_rows
 from rmkit.data.sources.card import Card, describe
 from rmkit.errors import RmkitError, Unreachable
 
@@ -37,9 +37,9 @@ PAPER_TOKENIZER = "meta-llama/Llama-3.2-1B"
 
 
 class Options(StrictModel):
-    """What every source can be told. `train` and `test` are numbers of pairs, 0 for all that there are.
+    """Options of every source. `train` and `test` are numbers of pairs; 0 means all.
 
-    `source` is a file or folder with the layout of the hub's data set, which is then not asked; `revision` its commit.
+    `source` is a file or folder with the layout of the hub's data set, to be read instead; `revision` is its commit.
     """
 
     seed: int = PAPER_SEED
@@ -50,9 +50,9 @@ class Options(StrictModel):
 
 
 class FilteredOptions(Options):
-    """Options of sources whose pairs must not be too long, in tokens with the special ones that the tokenizer adds.
+    """Options of sources with length limits, in tokens including the special tokens that the tokenizer adds.
 
-    Without a tokenizer (`none`) no length is looked at.
+    Without a tokenizer (`none`) there is no length limit.
     """
 
     tokenizer: Annotated[str | None, BeforeValidator(lambda name: None if name == "none" else name)] = PAPER_TOKENIZER
@@ -64,10 +64,10 @@ class Source(ABC):
     """A set that can be prepared.
 
     Attributes:
-        name: as in `rmkit prepare NAME` and in `source: NAME`.
-        about: a line on what it is.
+        name: used in `rmkit prepare NAME` and in `source: NAME`.
+        about: one line of description.
         where: the address of its data.
-        options: the schema of what it can be told.
+        options: the schema of its options.
     """
 
     name: str
@@ -77,17 +77,17 @@ class Source(ABC):
 
     @abstractmethod
     def write(self, options: Any, folder: Path) -> Card:
-        """Leave a save_to_disk folder of prompt, chosen and rejected at `folder`, and return its card."""
+        """Write a save_to_disk folder with prompt, chosen and rejected to `folder`, and return its card."""
 
 
 @dataclass
 class Preparation:
-    """What the function of a `PairSource` works with.
+    """The argument of a `PairSource`'s function: options, data, random numbers and a log of steps.
 
     Attributes:
-        origin: the hub id of the data, or what made them.
-        revision: the commit of the hub's data that is read, None if not known.
-        steps: how many rows of each split were left after each step.
+        origin: the hub id of the data, or `generated`.
+        revision: the commit of the hub's data that is read; None if unknown.
+        steps: the number of rows of every split after each step.
     """
 
     options: Any
@@ -98,28 +98,28 @@ class Preparation:
 
     @cached_property
     def generator(self) -> torch.Generator:
-        """The one generator of the preparation."""
+        """The random generator of the preparation."""
         import torch
 
         return torch.Generator().manual_seed(self.options.seed)
 
     def permutation(self, length: int) -> list[int]:
-        """A permutation of 0..length-1."""
+        """A random permutation of 0..length-1."""
         import torch
 
         return torch.randperm(length, generator=self.generator).tolist()  # type: ignore[no-any-return]
 
     def draw(self, length: int) -> int:
-        """One of 0..length-1."""
+        """A random number from 0..length-1."""
         import torch
 
         return int(torch.randint(length, (1,), generator=self.generator))
 
     def read(self, split: str, columns: Sequence[str], file: str | None = None) -> datasets.Dataset:
-        """The rows of the origin, from the hub or from `options.source`; of one file of it, if that is named.
+        """The rows of the origin, from the hub or from `options.source`; only of one file, if `file` is given.
 
         Raises:
-            RmkitError: if there is nothing, or no such split or column.
+            RmkitError: if the data, the split or a column is missing.
         """
         local = self.options.source
         if local is not None:
@@ -131,7 +131,7 @@ class Preparation:
             if local.is_file() and len(self._read) > 1:
                 raise RmkitError(
                     f"The source {local} is one file, but the splits {' and '.join(sorted(self._read))} are needed.",
-                    "Give the folder that holds a file for each.",
+                    "Give a folder with one file per split.",
                 )
             return load_rows(str(local.absolute()), split=split, columns=columns)[0]
         if self.revision is None:
@@ -141,15 +141,15 @@ class Preparation:
         return load_rows(self.origin, split=split, revision=self.revision, columns=columns)[0]
 
     def count(self, step: str, splits: Mapping[str, Sequence[Any]]) -> None:
-        """Note what is left after a step."""
+        """Log the number of rows after a step."""
         self.steps.append({"step": step, "rows": {name: len(rows) for name, rows in splits.items()}})
 
 
 @dataclass(frozen=True)
 class PairSource(Source):
-    """A source that is a function from a preparation to the rows of each split.
+    """A source given by a function from a preparation to the rows of every split.
 
-    Rows may be a list or, where there are too many to hold, an iterator; splits are then written in their order.
+    Rows are a list or, if they do not fit in memory, an iterator; splits are written in their order.
     """
 
     name: str
@@ -168,18 +168,22 @@ class PairSource(Source):
         preparation = Preparation(options, self.origin)
         prepared = self.splits(preparation)
         working = folder.parent / f".{folder.name}.rows"
-        made = datasets.DatasetDict({split: _dataset(rows, split, working / split) for split, rows in prepared.items()})
-        empty = [split for split, rows in made.items() if not len(rows)]
+        written = datasets.DatasetDict(
+            {split: _dataset(rows, split, working / split) for split, rows in prepared.items()}
+        )
+        empty = [split for split, rows in written.items() if not len(rows)]
         if empty:
-            raise RmkitError(f"{self.name}: no row is left for {empty[0]}.", f"Left after {_trail(preparation.steps)}.")
-        made.save_to_disk(str(folder))
+            raise RmkitError(
+                f"{self.name}: no row is left for {empty[0]}.", f"Rows by step: {_trail(preparation.steps)}."
+            )
+        written.save_to_disk(str(folder))
         where = str(options.source) if options.source is not None else self.origin
-        return describe(made, self.name, where, preparation.revision, options, preparation.steps)
+        return describe(written, self.name, where, preparation.revision, options, preparation.steps)
 
 
 def _trail(steps: Sequence[Mapping[str, Any]]) -> str:
-    counts = [f"{each['step']}: {' and '.join(map(str, each['rows'].values()))}" for each in steps]
-    return "; ".join(counts) or "nothing"
+    counts = [f"{step['step']}: {' and '.join(map(str, step['rows'].values()))}" for step in steps]
+    return "; ".join(counts) or "none"
 
 
 def _dataset(rows: Iterable[PairDict], split: str, working: Path) -> datasets.Dataset:
@@ -188,7 +192,7 @@ def _dataset(rows: Iterable[PairDict], split: str, working: Path) -> datasets.Da
     features = datasets.Features({column: datasets.Value("string") for column in ("prompt", "chosen", "rejected")})
     if isinstance(rows, list):
         return datasets.Dataset.from_list(rows, features=features)
-    # The fingerprint is given because a half-used iterator cannot be hashed; the folder is ours alone.
+    # `datasets` cannot hash a half-used iterator, so it gets a fingerprint; no other set is in this cache_dir.
     try:
         return datasets.Dataset.from_generator(
             lambda: rows, features=features, cache_dir=str(working), split=split, fingerprint=split
@@ -204,18 +208,18 @@ def _hub_file(hub: str, file: str, revision: str | None) -> str:
 
     try:
         return str(hf_hub_download(hub, file, repo_type="dataset", revision=revision))
-    except Exception as error:  # whatever the hub and the network raise
+    except Exception as error:  # the hub and the network raise anything
         cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise Unreachable(
-            f"{file} of {hub} cannot be fetched: {cause}", "Check the network, or give a local copy (--source)."
+            f"{file} of {hub} cannot be downloaded: {cause}", "Check the network, or give a local copy (--source)."
         ) from None
 
 
 def _newest(hub: str) -> str | None:
-    """The hub's present commit, so that the card can say what was read; None where the hub is not reached."""
+    """The current commit on the hub, for the card; None if the hub cannot be reached."""
     from huggingface_hub import HfApi
 
     try:
         return HfApi().dataset_info(hub).sha
-    except Exception:  # reading the rows says what is wrong, or takes them from the cache
+    except Exception:  # reading the rows reports it, or finds them in the cache
         return None

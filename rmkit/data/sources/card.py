@@ -1,11 +1,10 @@
-"""The card of a prepared set: where its pairs come from, what each step left, lengths, what test shares with train.
+"""The card of a prepared set: origin, rows after each step, lengths, and overlap of test with train.
 
-card.json for programs, README.md with the same for people, beside the data.
+Written next to the data as card.json for programs and README.md for people.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,8 @@ import numpy as np
 from jinja2 import Environment
 
 import rmkit
+from rmkit.data.overlap import find_overlap
+from rmkit.data.preferences import dataset_pairs, fingerprint
 from rmkit.data.sources.lengths import length_tokenizer, token_counts
 from rmkit.errors import RmkitError
 from rmkit.files import write_json, write_text
@@ -34,6 +35,7 @@ def describe(
 ) -> Card:
     """The card of prepared splits (`datasets.Dataset`s with prompt, chosen and rejected)."""
     chosen = options.model_dump(mode="json")
+    pairs = {split: dataset_pairs(rows) for split, rows in splits.items()}
     return {
         "format": FORMAT,
         "rmkit_version": rmkit.__version__,
@@ -44,53 +46,28 @@ def describe(
         "options": chosen,
         "steps": list(steps),
         "splits": {
-            split: {"rows": len(rows), "fingerprint": fingerprint(rows), "lengths": lengths(rows, options)}
+            split: {"rows": len(rows), "fingerprint": fingerprint(pairs[split]), "lengths": lengths(rows, options)}
             for split, rows in splits.items()
         },
         "overlap": {
-            split: overlap(splits["train"], rows)
-            for split, rows in splits.items()
+            split: find_overlap(pairs["train"], pairs[split]).counts()
+            for split in splits
             if "train" in splits and not split.endswith("train")
         },
     }
 
 
-def overlap(train: Iterable[Mapping[str, str]], test: Iterable[Mapping[str, str]]) -> dict[str, int]:
-    """How many test pairs have their prompt, their chosen response or both together in the training set, exactly."""
-    keys = {
-        "prompt": lambda row: row["prompt"],
-        "chosen": lambda row: row["chosen"],
-        "prompt_and_chosen": lambda row: (row["prompt"], row["chosen"]),
-    }
-    rows = list(test)
-    wanted = {name: {key(row) for row in rows} for name, key in keys.items()}
-    found: dict[str, set[Any]] = {name: set() for name in keys}
-    for row in train:  # which may be too many to hold
-        for name, key in keys.items():
-            if key(row) in wanted[name]:
-                found[name].add(key(row))
-    return {"pairs": len(rows), **{name: sum(key(row) in found[name] for row in rows) for name, key in keys.items()}}
-
-
-def fingerprint(rows: Iterable[Mapping[str, str]]) -> str:
-    """sha256 over the texts."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps([row["prompt"], row["chosen"], row["rejected"]]).encode())
-    return digest.hexdigest()
-
-
 def lengths(rows: Any, options: Any) -> dict[str, Any]:
-    """Mean, median and maximum of the lengths of each column, in tokens where there is a tokenizer, else in characters.
+    """Mean, median and maximum length per column, in tokens if there is a tokenizer, else in characters.
 
-    `longer_wins` and `shorter_wins` are the accuracies of these two rules, a tie counting 1/2.
+    `longer_wins` and `shorter_wins` are the accuracies of these rules; a tie counts 1/2.
     """
     counts = _tokens if getattr(options, "tokenizer", None) is not None else _characters
-    found = {column: counts(rows[column], options) for column in ("prompt", "chosen", "rejected")}
-    difference = found["chosen"] - found["rejected"]
+    by_column = {column: counts(rows[column], options) for column in ("prompt", "chosen", "rejected")}
+    difference = by_column["chosen"] - by_column["rejected"]
     longer = float(np.mean((difference > 0) + 0.5 * (difference == 0)))
     summary: dict[str, Any] = {"unit": "tokens" if counts is _tokens else "characters"}
-    for column, values in found.items():
+    for column, values in by_column.items():
         summary[column] = {
             "mean": round(float(values.mean()), 3),
             "median": float(np.median(values)),
@@ -125,31 +102,32 @@ Preference pairs (prompt, chosen, rejected) prepared by rmkit {{ card.rmkit_vers
 | split | pairs | prompt | chosen | rejected | longest response | longer wins |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: |
 {% for name, split in card.splits.items() -%}
-{% set of = split.lengths -%}
-| {{ name }} | {{ split.rows }} | {{ "%.1f" | format(of.prompt.mean) }} | {{ "%.1f" | format(of.chosen.mean) }} | \
-{{ "%.1f" | format(of.rejected.mean) }} | {{ [of.chosen.max, of.rejected.max] | max }} | {{ of.longer_wins }} |
+{% set length = split.lengths -%}
+| {{ name }} | {{ split.rows }} | {{ "%.1f" | format(length.prompt.mean) }} \
+| {{ "%.1f" | format(length.chosen.mean) }} | {{ "%.1f" | format(length.rejected.mean) }} \
+| {{ [length.chosen.max, length.rejected.max] | max }} | {{ length.longer_wins }} |
 {% endfor %}
 Lengths are means in {{ card.splits[splits[0]].lengths.unit }}.
 {% for name, shared in card.overlap.items() %}
 Of the {{ shared.pairs }} pairs of {{ name }}, {{ shared.prompt }} have their prompt, {{ shared.chosen }} their chosen
-response and {{ shared.prompt_and_chosen }} both together in the training set.
+response and {{ shared.prompt_and_chosen }} both in one pair of the training set.
 {% endfor %}
 Options: `{{ card.options | tojson }}`
 """
 
 
 def write_card(card: Card, folder: Path) -> None:
-    """card.json and README.md."""
+    """Write card.json and README.md."""
     write_json(folder / CARD, card)
-    # Not HTML: names and counts only, no text of the data.
+    # No escaping: only names and counts, no text of the data.
     write_text(folder / "README.md", Environment(keep_trailing_newline=True).from_string(README).render(card=card))
 
 
 def read_card(folder: Path) -> Card | None:
-    """The card of a prepared set, None if the folder has none.
+    """The card of a prepared set; None if the folder has no card.
 
     Raises:
-        RmkitError: if it is broken.
+        RmkitError: if it cannot be read.
     """
     try:
         return dict(json.loads((folder / CARD).read_text(encoding="utf-8")))
@@ -160,14 +138,14 @@ def read_card(folder: Path) -> Card | None:
 
 
 def refuse_to_replace(output: Path, overwrite: bool) -> None:
-    """Stop before anything is lost.
+    """Check that preparing into `output` loses nothing.
 
     Raises:
-        RmkitError: if something is at `output`, unless it is a prepared set and `overwrite` is on.
+        RmkitError: if `output` exists and is not empty, unless it is a prepared set and `overwrite` is on.
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not (output / CARD).exists():
-        raise RmkitError(f"{output} exists and is no prepared set.", "Give another --output.")
+        raise RmkitError(f"{output} exists and is not a prepared set.", "Give another --output.")
     if not overwrite:
         raise RmkitError(f"{output} holds a prepared set.", "Give another --output, or --overwrite to replace it.")

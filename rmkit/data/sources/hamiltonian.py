@@ -3,14 +3,16 @@
     prompt      Vertices: [sep]0[sep]1[sep]2[sep]3\\nEdges: [sep]2[edge_sep]3[sep]0[edge_sep]2[sep]...
     response    0[sep]2[sep]3[sep]1
 
-The two separators are tokens of their own: a recipe says `base.added_tokens: ["[sep]", "[edge_sep]"]`. (The released
-code writes them <sep> and <edge_sep>; here they are the ones of the paper's text.)
+The two separators must be tokens: set `base.added_tokens: ["[sep]", "[edge_sep]"]` in the recipe. (The released code
+uses <sep> and <edge_sep>; these are the ones of the paper's text.)
 
-A graph is a planted cycle, a random permutation, and each other edge with probability p; if it comes out complete, so
-that no response is wrong, it is drawn again. The rejected response is drawn evenly from the permutations that are no
-cycle. Draws for each example, all from the one generator, in the order of the
-released code: the cycle; a number for each edge that is not on it, in lexicographic order; the order in which the edges
-are listed; permutations until one is no cycle. Training examples first, then test examples.
+A graph has a planted cycle, which is a random permutation, and every other edge with probability p; a complete graph,
+on which no response is wrong, is drawn again. The rejected response is uniform over the permutations that are not a
+cycle.
+
+Draws per example, all from one generator, in the order of the released code: the cycle; a number for every edge that is
+not on it, in lexicographic order; the order in which the edges are listed; permutations until one is not a cycle.
+Training examples come first, then test examples.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 SEPARATOR = "[sep]"
 EDGE_SEPARATOR = "[edge_sep]"
 ADDED_TOKENS = [SEPARATOR, EDGE_SEPARATOR]
-_MOST_COMPLETE = 100  # complete graphs in a row before the settings are called impossible
+_MAX_COMPLETE = 100  # complete graphs in a row before the settings count as impossible
 _NUMBER = re.compile(r"\s*(0|[1-9][0-9]{0,8})\s*")
 
 Edge = tuple[int, int]
@@ -58,17 +60,17 @@ class Graph:
 
 
 def examples(vertices: int, edge_probability: float, number: int, generator: torch.Generator) -> Iterator[PairDict]:
-    """So many examples, made as they are asked for.
+    """Generate `number` examples lazily.
 
     Raises:
-        RmkitError: if graphs are always complete, or nearly so.
+        RmkitError: if graphs are always or nearly always complete.
     """
     import torch
 
     every = list(combinations(range(vertices), 2))
     if vertices == 3 or edge_probability == 1:
         raise _complete(vertices, edge_probability)
-    listed = "Vertices: " + "".join(f"{SEPARATOR}{each}" for each in range(vertices)) + "\nEdges: "
+    listed = "Vertices: " + "".join(f"{SEPARATOR}{vertex}" for vertex in range(vertices)) + "\nEdges: "
     texts = {(a, b): f"{SEPARATOR}{a}{EDGE_SEPARATOR}{b}" for a, b in every}
     made = complete = 0
     while made < number:
@@ -80,24 +82,24 @@ def examples(vertices: int, edge_probability: float, number: int, generator: tor
         edges += [edge for edge, drawn in zip(others, numbers, strict=True) if drawn < edge_probability]
         if len(edges) == len(every):
             complete += 1
-            if complete == _MOST_COMPLETE:
+            if complete == _MAX_COMPLETE:
                 raise _complete(vertices, edge_probability)
             continue
         made, complete = made + 1, 0
         present.update(edges)
         order = torch.randperm(len(edges), generator=generator).tolist()
         rejected = cycle
-        while present.issuperset(_steps(rejected)):  # ends: some edge is missing, and permutations that need it exist
+        while present.issuperset(_steps(rejected)):  # terminates: some permutation needs a missing edge
             rejected = torch.randperm(vertices, generator=generator).tolist()
         yield {
-            "prompt": listed + "".join([texts[edges[each]] for each in order]),
+            "prompt": listed + "".join([texts[edges[number]] for number in order]),
             "chosen": SEPARATOR.join(map(str, cycle)),
             "rejected": SEPARATOR.join(map(str, rejected)),
         }
 
 
 def _steps(permutation: list[int]) -> list[Edge]:
-    """The edges that a closed walk along the permutation takes."""
+    """The edges of the closed walk along a permutation."""
     following = [*permutation[1:], permutation[0]]
     return [(a, b) if a < b else (b, a) for a, b in zip(permutation, following, strict=True)]
 
@@ -113,13 +115,13 @@ def _complete(vertices: int, edge_probability: float) -> RmkitError:
 
 
 def is_hamiltonian_cycle(prompt: str, response: str) -> bool:
-    """Whether a response, which may be any text, is a Hamiltonian cycle of the prompt's graph.
+    """Whether a response (any text) is a Hamiltonian cycle of the prompt's graph.
 
-    It may start anywhere and run in either direction. White space around vertices is passed over, since decoding may
-    put some there; nothing else is.
+    The cycle may start anywhere and run in either direction. Whitespace around vertices is ignored, because decoding
+    may add some; nothing else is.
 
     Raises:
-        RmkitError: if the prompt describes no graph.
+        RmkitError: if the prompt does not describe a graph.
     """
     graph = parse_graph(prompt)
     numbers = [_NUMBER.fullmatch(part) for part in response.split(SEPARATOR)]
@@ -131,15 +133,15 @@ def is_hamiltonian_cycle(prompt: str, response: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def parse_graph(prompt: str) -> Graph:
-    """The graph that a prompt describes.
+    """The graph of a prompt.
 
     Raises:
-        RmkitError: if it describes none.
+        RmkitError: if the prompt does not describe a graph.
     """
     vertices_line, newline, edges_line = prompt.strip().partition("\n")
     try:
-        vertices = [int(each) for each in _fields("Vertices:", vertices_line)]
-        edges = [[int(end) for end in each.split(EDGE_SEPARATOR)] for each in _fields("Edges:", edges_line)]
+        vertices = [int(vertex) for vertex in _fields("Vertices:", vertices_line)]
+        edges = [[int(end) for end in edge.split(EDGE_SEPARATOR)] for edge in _fields("Edges:", edges_line)]
         ends = {end for edge in edges for end in edge}
         if not newline or vertices != list(range(len(vertices))) or not ends <= set(vertices):
             raise ValueError
@@ -147,7 +149,7 @@ def parse_graph(prompt: str) -> Graph:
     except ValueError:
         raise RmkitError(
             f"The prompt {prompt[:40]!r} describes no graph.",
-            "Give the prompts that `rmkit prepare hamiltonian` makes.",
+            "Use the prompts of `rmkit prepare hamiltonian`.",
         ) from None
 
 
@@ -161,11 +163,11 @@ def _fields(title: str, line: str) -> list[str]:
 def splits(preparation: Preparation) -> Mapping[str, Iterator[PairDict]]:
     """The training and the test examples."""
     options = preparation.options
-    of_split = {"train": options.train, "test": options.test}
-    preparation.steps.append({"step": f"graphs of {options.vertices} vertices", "rows": of_split})
+    numbers = {"train": options.train, "test": options.test}
+    preparation.steps.append({"step": f"graphs of {options.vertices} vertices", "rows": numbers})
     return {
         split: examples(options.vertices, options.edge_probability, number, preparation.generator)
-        for split, number in of_split.items()
+        for split, number in numbers.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""Lengths of texts in tokens, for the filters and cards of sources."""
+"""Lengths in tokens, for the filters and cards of sources."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _CHUNK = 1000
 
 
 def length_tokenizer(name: str) -> Any:
-    """The tokenizer that lengths are counted with.
+    """The tokenizer for length limits.
 
     Raises:
-        RmkitError: if there is none of that name.
+        RmkitError: if it cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -24,12 +24,12 @@ def length_tokenizer(name: str) -> Any:
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise RmkitError(
             f"The tokenizer {name} for the length filter could not be loaded: {cause}",
-            "Give as tokenizer a folder or hub id that this machine can reach, or none for no length filter.",
+            "Give as tokenizer a folder, a hub id that this machine can reach, or none for no length filter.",
         ) from None
 
 
 def token_counts(tokenizer: Any, texts: Sequence[str], description: str) -> list[int]:
-    """Tokens of each text, with the special ones that the tokenizer adds."""
+    """The number of tokens [texts], including the special tokens that the tokenizer adds."""
     from tqdm.auto import tqdm
 
     counts: list[int] = []

@@ -1,20 +1,20 @@
 """Persona: the controlled experiments on token-level shifts (Section 5.1, Appendix D.2).
 
-Prompts ask whether one would say a statement that an agreeable person would say; chosen responses agree, rejected ones
-disagree. A response is a prefix and an answer; each prompt gets one of the 2 x 2 chosen and one of the 2 x 2 rejected
-ones at random. The other sets hold all combinations for every prompt:
+Prompts ask "would you say this?" of a statement that an agreeable person would say; chosen responses agree, rejected
+ones disagree. A response is a prefix and an answer; every prompt gets one of the 2 x 2 chosen and one of the 2 x 2
+rejected responses at random. The other sets have all combinations for every prompt:
 
     train, test                             the original responses, drawn
     paraphrased_train, paraphrased_test     other prefixes and answers that mean the same
-    swapped_test                            a control: the paraphrases with the prefixes exchanged
-    same_prefix_test                        a control: both responses with the same prefix, each in turn
+    swapped_test                            a control: the paraphrases with their prefixes exchanged
+    same_prefix_test                        a control: both responses with the same prefix, for every prefix
 
 The controls are not in the paper. The paraphrased chosen responses begin with "My", as two of the original rejected
-ones do, so whoever follows tokens is misled; with the prefixes exchanged it is helped.
+ones do, which misleads a model that follows tokens; with exchanged prefixes the same effect helps it.
 
 Draws, all from one generator, in the order of the released code: a permutation of the prompts, of which the first are
-for training and the next for testing; then for each of these prompts the prefix and the answer of the chosen response,
-the prefix and the answer of the rejected one. The paper's data seed for these experiments is 875.
+for training and the next for testing; then for every prompt the prefix and the answer of the chosen response, and the
+prefix and the answer of the rejected one. The paper's data seed for these experiments is 875.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ COLUMNS = ("question", "answer_matching_behavior")
 
 
 class Replies(StrictModel):
-    """Responses put together: each prefix with each answer. A plain list of responses is taken for answers."""
+    """Responses composed of every prefix with every answer. A plain list of responses is read as answers."""
 
     prefixes: Annotated[list[str], Field(min_length=1)] = [""]
     answers: Annotated[list[str], Field(min_length=1)]
 
     def text(self, prefix: int, answer: int) -> str:
         """The response with this prefix and this answer."""
-        return joined(self.prefixes[prefix], self.answers[answer])
+        return join_reply(self.prefixes[prefix], self.answers[answer])
 
     @property
     def texts(self) -> list[str]:
         """All responses, prefix by prefix."""
-        return [joined(prefix, answer) for prefix, answer in product(self.prefixes, self.answers)]
+        return [join_reply(prefix, answer) for prefix, answer in product(self.prefixes, self.answers)]
 
 
-def joined(prefix: str, answer: str) -> str:
+def join_reply(prefix: str, answer: str) -> str:
     """A response from its parts."""
     return f"{prefix} {answer}".strip()
 
@@ -59,7 +59,7 @@ ReplyList = Annotated[Replies, BeforeValidator(lambda given: {"answers": given} 
 
 
 class Responses(StrictModel):
-    """The lists of Appendix D.2, in the order of the released experiment plan, or a recipe's own."""
+    """The lists of Appendix D.2, in the order of the released experiment plan, or custom ones."""
 
     chosen: ReplyList = Replies(prefixes=["In my view, the answer is", "A truthful reply is"], answers=["yes", "sure"])
     rejected: ReplyList = Replies(
@@ -73,7 +73,7 @@ class Responses(StrictModel):
         return list(product(self.paraphrased_chosen.texts, self.paraphrased_rejected.texts))
 
     def swapped(self) -> list[tuple[str, str]]:
-        """All pairs of paraphrases, the chosen ones with the prefixes of the rejected ones and the other way round."""
+        """All pairs of paraphrases, with the prefixes of chosen and rejected responses exchanged."""
         chosen, rejected = self.paraphrased_chosen, self.paraphrased_rejected
         return list(
             product(
@@ -83,17 +83,17 @@ class Responses(StrictModel):
         )
 
     def same_prefix(self) -> list[tuple[str, str]]:
-        """All pairs of the paraphrases' answers, with each of their prefixes on both sides."""
+        """All pairs of the paraphrases' answers, with the same prefix on both sides, for every prefix."""
         chosen, rejected = self.paraphrased_chosen, self.paraphrased_rejected
         prefixes = dict.fromkeys([*chosen.prefixes, *rejected.prefixes])
         return [
-            (joined(prefix, good), joined(prefix, bad))
+            (join_reply(prefix, good), join_reply(prefix, bad))
             for prefix, good, bad in product(prefixes, chosen.answers, rejected.answers)
         ]
 
 
 class PersonaOptions(Options, Responses):
-    """`matching` is the answer that shows the trait, Yes in the paper."""
+    """`matching` is the answer that shows the trait; Yes in the paper."""
 
     seed: int = 875
     train: PositiveInt = 80
@@ -104,10 +104,11 @@ class PersonaOptions(Options, Responses):
 def persona_pairs(
     prompts: Mapping[str, Sequence[str]], responses: Responses, draw: Callable[[int], int]
 ) -> dict[str, list[PairDict]]:
-    """The sets of this module's description, for prompts by split (train, test).
+    """The sets that the docstring of this module describes, by name.
 
     Args:
-        draw: draw(n) is one of 0..n-1 at random.
+        prompts: by split (train, test).
+        draw: draw(n) returns a random number from 0..n-1.
     """
 
     def drawn(replies: Replies) -> str:
@@ -115,18 +116,18 @@ def persona_pairs(
         return replies.text(prefix, draw(len(replies.answers)))
 
     sets = {
-        split: [_row(prompt, drawn(responses.chosen), drawn(responses.rejected)) for prompt in asked]
-        for split, asked in prompts.items()
+        split: [_row(prompt, drawn(responses.chosen), drawn(responses.rejected)) for prompt in texts]
+        for split, texts in prompts.items()
     }
-    for split, asked in prompts.items():
-        sets[f"paraphrased_{split}"] = _every(asked, responses.paraphrased())
+    for split, texts in prompts.items():
+        sets[f"paraphrased_{split}"] = _combine(texts, responses.paraphrased())
     if responses.paraphrased_chosen.prefixes != responses.paraphrased_rejected.prefixes:
-        sets["swapped_test"] = _every(prompts["test"], responses.swapped())
-        sets["same_prefix_test"] = _every(prompts["test"], responses.same_prefix())
+        sets["swapped_test"] = _combine(prompts["test"], responses.swapped())
+        sets["same_prefix_test"] = _combine(prompts["test"], responses.same_prefix())
     return sets
 
 
-def _every(prompts: Iterable[str], pairs: Sequence[tuple[str, str]]) -> list[PairDict]:
+def _combine(prompts: Iterable[str], pairs: Sequence[tuple[str, str]]) -> list[PairDict]:
     return [_row(prompt, *pair) for prompt in prompts for pair in pairs]
 
 
@@ -138,22 +139,22 @@ def splits(preparation: Preparation) -> Splits:
     """The sets on the prompts of the Persona data."""
     options = preparation.options
     found: Any = preparation.read("train", COLUMNS, file=FILE)
-    asked = [
+    matching = [
         row["question"]
         for row in found
         if str(row["answer_matching_behavior"]).strip().lower() == options.matching.strip().lower()
     ]
-    preparation.count(f"answer {options.matching} shows the trait", {"prompts": asked})
-    if len(asked) < options.train + options.test:
+    preparation.count(f"answer {options.matching} shows the trait", {"prompts": matching})
+    if len(matching) < options.train + options.test:
         raise RmkitError(
-            f"{len(asked)} prompts have the answer {options.matching}, fewer than train {options.train} and test "
+            f"{len(matching)} prompts have the answer {options.matching}, fewer than train {options.train} and test "
             f"{options.test}.",
             "Lower train or test, or give another file.",
         )
-    order = preparation.permutation(len(asked))[: options.train + options.test]
-    prompts = [asked[each] for each in order]
-    of_split = {"train": prompts[: options.train], "test": prompts[options.train :]}
-    return persona_pairs(of_split, options, preparation.draw)
+    order = preparation.permutation(len(matching))[: options.train + options.test]
+    prompts = [matching[number] for number in order]
+    by_split = {"train": prompts[: options.train], "test": prompts[options.train :]}
+    return persona_pairs(by_split, options, preparation.draw)
 
 
 SOURCES = [PairSource("persona", "Persona, agreeableness: controlled token-level shifts", HUB, PersonaOptions, splits)]

@@ -1,4 +1,4 @@
-"""Preparing a source into a folder, which is there complete or not at all."""
+"""Prepare a source into a folder."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rmkit.files import replacing
 def prepare_source(
     name: str, given: Mapping[str, Any], output: Path, *, error_label: str, overwrite: bool = False
 ) -> Card:
-    """Prepare a source into the folder `output`, which is there complete or not at all.
+    """Prepare a source into the folder `output`, which is written completely or not at all.
 
     Args:
-        given: options, checked strictly.
-        said_by: what messages about an option name: the recipe or the command.
-        overwrite: replace what an earlier preparation left there.
+        given: options, validated strictly.
+        error_label: the recipe or command that gives the options, for error messages.
+        overwrite: replace an earlier preparation.
 
     Raises:
-        RmkitError: for unknown names and options, data of another layout, and what is in the way.
+        RmkitError: for unknown names and options, data with another layout, or if `output` holds other files.
     """
     source = find(name)
     options = validate(source.options, dict(given), error_label)
@@ -34,5 +34,5 @@ def prepare_source(
             card = source.write(options, folder)
             write_card(card, folder)
     except OSError as error:
-        raise RmkitError(f"{output} cannot be written: {error}.", "Give another folder, or make room.") from None
+        raise RmkitError(f"{output} cannot be written: {error}.", "Give another folder, or free disk space.") from None
     return card

@@ -12,7 +12,7 @@ from rmkit.data.sources.base import Options, PairSource, Preparation, Splits
 
 
 class QuickstartOptions(Options):
-    """As of `rmkit quickstart`."""
+    """The defaults of `rmkit quickstart`."""
 
     seed: int = 0
     train: PositiveInt = 80
@@ -20,7 +20,7 @@ class QuickstartOptions(Options):
 
 
 def splits(preparation: Preparation) -> Splits:
-    """The pairs, drawn with Python's own generator."""
+    """The pairs, drawn with Python's own random generator."""
     from rmkit.data.corpus import persona_pairs
 
     options = preparation.options

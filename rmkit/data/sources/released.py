@@ -1,9 +1,9 @@
-"""The paper's own sets, as its authors published them: the very pairs, paraphrases and translations of the experiments.
+"""The paper's sets as its authors published them: the exact pairs, paraphrases and translations of the experiments.
 
-They are in the folder data_files/ of the authors' repository, at a pinned commit, under names that hold a time stamp:
+They are in the folder data_files/ of the authors' repository, at a pinned commit, under names with a time stamp:
 `<set>_seed_982_ntrain_<n>_ntest_200[_no_translate_prompts]_<timestamp>`, and below rewritten/
 `{rewrite,translate_french,translate_spanish}_gpt-4.1_<ultrafeedback's folder>_<timestamp>`. `rmkit prepare released`
-copies them to short names; `released/NAME` is one of them, in recipes and suites.
+copies them to short names; recipes and suites refer to one as `released/NAME`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WHERE = f"https://github.com/{REPOSITORY}"
 URL = f"{WHERE}/archive/{{commit}}.tar.gz"
 PREFIX = "released/"
 DATA = "data_files"
-_END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # with which an Arrow stream that was written whole ends
+_END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # the end of a complete Arrow stream
 _TIMEOUT = 60.0
 _PIECE = 2**16
 
@@ -49,11 +49,11 @@ PATTERNS = {
         )
     },
 }
-"""Short name -> what the folder below data_files/ is called."""
+"""Short name -> pattern of the folder's path below data_files/."""
 
 
 class ReleasedOptions(StrictModel):
-    """`source` is a clone of the authors' repository; without one the commit `revision` is fetched, once."""
+    """`source` is a clone of the authors' repository; without it the commit `revision` is downloaded once."""
 
     source: Path | None = None
     revision: str = COMMIT
@@ -74,12 +74,12 @@ class Released(Source):
         data = data_files(options)
         short_name = self.name.removeprefix(PREFIX)
         found = find_folder(data, short_name)
-        fault = broken(found)
-        if fault is not None:
-            raise RmkitError(f"{found.relative_to(data)} of the released sets cannot be used: {fault}.", _FETCH)
+        defect = find_defect(found)
+        if defect is not None:
+            raise RmkitError(f"{found.relative_to(data)} of the released sets cannot be used: {defect}.", _FETCH)
         shutil.copytree(found, folder)
-        for each in (folder, *folder.rglob("*")):  # a clone may be one that cannot be written
-            each.chmod(each.stat().st_mode | stat.S_IWUSR)
+        for path in (folder, *folder.rglob("*")):  # the clone may be read-only
+            path.chmod(path.stat().st_mode | stat.S_IWUSR)
         splits = datasets.load_from_disk(str(folder))
         steps = [{"step": found.name, "rows": {split: len(rows) for split, rows in splits.items()}}]
         revision = options.revision if options.source is None else _head(options.source)
@@ -87,16 +87,16 @@ class Released(Source):
         return describe(splits, self.name, where, revision, options, steps)
 
 
-_FETCH = "Clone the authors' repository whole (with Git LFS, if it uses it), or leave --source out."
+_FETCH = "Clone the authors' repository completely (with Git LFS, if it uses it), or leave --source out."
 
 
 def prepare_all(options: ReleasedOptions, output: Path, overwrite: bool = False) -> dict[str, Card | str]:
-    """Every published set that is whole, each in a folder of its short name: its card, or why it was left out.
+    """Prepare every complete published set into a folder with its short name; returns its card or why it was left out.
 
-    Sets that are there already, of the same commit or without a card, are kept unless `overwrite` is on.
+    Existing sets of the same commit or without a card are kept unless `overwrite` is on.
 
     Raises:
-        RmkitError: if there is no repository, none of the sets is whole, or something else is in the way.
+        RmkitError: if there is no repository, no set is complete, or `output` holds other files.
     """
     results: dict[str, Card | str] = {}
     for source in SOURCES:
@@ -121,17 +121,19 @@ def prepare_all(options: ReleasedOptions, output: Path, overwrite: bool = False)
         except RmkitError as error:
             results[name] = error.cause
         except OSError as error:
-            raise RmkitError(f"{output} cannot be written: {error}.", "Give another --output, or make room.") from None
-    if all(isinstance(each, str) for each in results.values()):
+            raise RmkitError(
+                f"{output} cannot be written: {error}.", "Give another --output, or free disk space."
+            ) from None
+    if all(isinstance(result, str) for result in results.values()):
         raise RmkitError(f"None of the released sets is in {data}.", _FETCH)
     return results
 
 
 def _card_of_kept(name: str, options: ReleasedOptions, folder: Path) -> Card | None:
-    """The card of a set at `folder` that recipes take as it is (see `sources.use`); None if there is none."""
+    """The card of an existing set that recipes use unchanged (see `sources.use`); None if there is none."""
     import datasets
 
-    if not (folder / "dataset_dict.json").exists() or broken(folder) is not None:
+    if not (folder / "dataset_dict.json").exists() or find_defect(folder) is not None:
         return None
     card = read_card(folder)
     if card is None:
@@ -141,26 +143,26 @@ def _card_of_kept(name: str, options: ReleasedOptions, folder: Path) -> Card | N
 
 
 def find_folder(data: Path, name: str) -> Path:
-    """The folder of a set, the newest if there are several.
+    """The folder of a set; the newest if there are several.
 
     Raises:
         RmkitError: if there is none.
     """
     pattern = re.compile(PATTERNS[name])
     folders = [*data.glob("*/"), *data.glob("rewritten/*/")]
-    found = [each for each in folders if pattern.fullmatch(each.relative_to(data).as_posix())]
+    found = [folder for folder in folders if pattern.fullmatch(folder.relative_to(data).as_posix())]
     if not found:
         raise RmkitError(f"There is no folder of {name} in {data}.", _FETCH)
-    return max(found, key=lambda each: each.name[-19:])
+    return max(found, key=lambda folder: folder.name[-19:])  # the time stamp
 
 
-def broken(folder: Path) -> str | None:
-    """What is wrong with a save_to_disk folder of pairs, None if it is whole."""
+def find_defect(folder: Path) -> str | None:
+    """The defect of a save_to_disk folder of pairs; None if it is complete."""
     import datasets
 
     try:
         splits = datasets.load_from_disk(str(folder))
-    except Exception as error:  # whatever the readers raise on missing or broken files
+    except Exception as error:  # the readers raise anything on missing or damaged files
         return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     if not isinstance(splits, datasets.DatasetDict):
         return "it has no splits"
@@ -171,26 +173,28 @@ def broken(folder: Path) -> str | None:
         for file in sorted((folder / split).glob("*.arrow")):
             with file.open("rb") as stream:
                 stream.seek(-len(_END_OF_STREAM), 2)
-                if stream.read() != _END_OF_STREAM:  # cut between two batches, which reads as a shorter set
-                    return f"{split}/{file.name} is cut"
+                if stream.read() != _END_OF_STREAM:  # truncated between two batches, which reads as a shorter set
+                    return f"{split}/{file.name} is truncated"
     return None
 
 
 def data_files(options: ReleasedOptions) -> Path:
-    """The folder data_files/ of a clone, or of the fetched commit.
+    """The folder data_files/ of a clone, or of the downloaded commit.
 
     Raises:
-        RmkitError: if there is none, or it cannot be fetched.
+        RmkitError: if there is none, or it cannot be downloaded.
     """
     if options.source is not None:
         for candidate in (options.source / DATA, options.source):
             if candidate.is_dir() and any(candidate.glob("*_seed_*/")):
                 return candidate
-        raise RmkitError(f"{options.source} is no clone of {REPOSITORY}: it has no {DATA}/ with released sets.", _FETCH)
+        raise RmkitError(
+            f"{options.source} is not a clone of {REPOSITORY}: it has no {DATA}/ with released sets.", _FETCH
+        )
     from filelock import FileLock
 
     if not re.fullmatch(r"[0-9a-f]{40}", options.revision):
-        raise RmkitError(f"The revision {options.revision} is no commit.", "Give all 40 digits of it.")
+        raise RmkitError(f"The revision {options.revision} is not a commit.", "Give all 40 digits of the commit.")
     folder = rmkit_cache() / "released" / options.revision
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{options.revision}.lock"):
@@ -203,17 +207,17 @@ def data_files(options: ReleasedOptions) -> Path:
 
 
 def fetch(url: str, file: Path) -> None:
-    """Stream a URL into a file, with a progress bar.
+    """Download a URL into a file, with a progress bar.
 
     Raises:
-        RmkitError: if it cannot be reached or does not come whole.
+        RmkitError: if the download fails or is incomplete.
     """
     import requests
     from tqdm.auto import tqdm
 
-    remedy = f"clone {WHERE} on a machine that has a network, and give the clone with --source CLONE."
+    remedy = f"clone {WHERE} on a machine with a network, and give the clone with --source CLONE."
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise Unreachable(f"{url} is not fetched while HF_HUB_OFFLINE is set.", f"Unset it, or {remedy}")
+        raise Unreachable(f"{url} is not downloaded while HF_HUB_OFFLINE is set.", f"Unset it, or {remedy}")
     try:
         with requests.get(url, stream=True, timeout=_TIMEOUT) as answer:
             answer.raise_for_status()
@@ -227,12 +231,12 @@ def fetch(url: str, file: Path) -> None:
                     bar.update(len(piece))
     except requests.RequestException as error:
         raise Unreachable(
-            f"{url} cannot be fetched: {type(error).__name__}.", f"Check the network, or {remedy}"
+            f"{url} cannot be downloaded: {type(error).__name__}.", f"Check the network, or {remedy}"
         ) from None
 
 
 def _head(clone: Path) -> str | None:
-    """The commit of a clone, None if it is only a folder (which may lie in a repository of its own)."""
+    """The commit of a clone; None for a plain folder (which may be inside another repository)."""
     if not (clone / ".git").exists():
         return None
     try:
@@ -243,23 +247,23 @@ def _head(clone: Path) -> str | None:
 
 
 def unpack(archive: Path, revision: str, folder: Path) -> None:
-    """The sets of an archive of the repository, once it is known to be whole and of that commit.
+    """Extract the sets of an archive of the repository, after checking that it is complete and of that commit.
 
     Raises:
         RmkitError: if it is not.
     """
     try:
         with tarfile.open(archive, "r:gz") as tar:
-            said = tar.pax_headers.get("comment")  # git archive writes the commit there
-            if said != revision:
-                raise RmkitError(f"The archive is of the commit {said}, not {revision}.", "Try again.")
+            commit = tar.pax_headers.get("comment")  # written by git archive
+            if commit != revision:
+                raise RmkitError(f"The archive is of the commit {commit}, not {revision}.", "Try again.")
             for member in tar:
                 _, _, inside = member.name.partition("/")
                 if inside == DATA or inside.startswith(f"{DATA}/"):
                     member.name = inside
                     tar.extract(member, folder, filter="data")
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise RmkitError(f"The archive of the released sets is broken: {error}.", "Try again.") from None
+        raise RmkitError(f"The archive of the released sets is damaged: {error}.", "Try again.") from None
     if not (folder / DATA).is_dir():
         raise RmkitError(f"The archive of {revision} has no {DATA}/.", "Give another --revision.")
 

@@ -1,8 +1,8 @@
 """The math and code subsets of RewardBench: domain shifts of the paper (Appendix D.3).
 
-Draws (see `sources.base`): one permutation of the subset's rows, of which the last 400 (math) or 492 (code) are
-for testing; then, after the length filter, one of the training rows and one of the test rows. For math the paper's own
-log counts 47, 34, 34 training and 400, 279, 200 test rows. All of RewardBench is a suite (recipes/suites).
+Draws (see `sources.base`): a permutation of the subset's rows, of which the last 400 (math) or 492 (code) are for
+testing; after the length filter, a permutation of the training rows and one of the test rows. For math the paper's log
+counts 47, 34, 34 training and 400, 279, 200 test rows. The whole of RewardBench is a suite (recipes/suites).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PAIR = ("prompt", "chosen", "rejected")
 
 
 class MathOptions(FilteredOptions):
-    """`held_out` rows are kept for testing, of which `test` are drawn; all others are training rows."""
+    """`held_out` rows are split off for testing, of which `test` are drawn; the others are training rows."""
 
     train: NonNegativeInt = 0
     held_out: PositiveInt = 400
@@ -30,18 +30,18 @@ class MathOptions(FilteredOptions):
 
 
 class CodeOptions(MathOptions):
-    """As for math, with the paper's number for code."""
+    """The options for math with the paper's `held_out` for code."""
 
     held_out: PositiveInt = 492
 
 
 def splits(preparation: Preparation, subset: str) -> Splits:
-    """The preparation of the paper for the subsets of a name, which may end in a star."""
+    """The preparation of the paper for the subsets that match a pattern, such as hep-*."""
     found = preparation.read("filtered", (*PAIR, "subset"))
     rows = [{column: row[column] for column in PAIR} for row in found if fnmatchcase(row["subset"], subset)]
     if not rows:
-        there = ", ".join(sorted(set(found["subset"]))[:12]) or "none"
-        raise RmkitError(f"No row is of the subset {subset}; the subsets are {there}.", "Give a copy that has it.")
+        present = ", ".join(sorted(set(found["subset"]))[:12]) or "none"
+        raise RmkitError(f"No row is of the subset {subset}; the subsets are {present}.", "Give a copy that has it.")
     options = preparation.options
     pairs = split_off(preparation, rows, options.held_out, options.split_by)
     preparation.count(f"subset {subset}, split by {options.split_by}", pairs)

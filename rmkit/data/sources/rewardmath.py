@@ -1,11 +1,11 @@
 """RewardMATH in pairs: the paper's math setting (Appendix D.3).
 
-Draws (see `sources.base`): one permutation of all rows, of which the last 1000 are for testing; then, after the
-length filter, one of the training rows and one of the test rows. The paper's own log counts 3347, 2959, 2000 training
-and 1000, 878, 200 test rows, and it trains on the first 1000 (`limit: 1000`).
+Draws (see `sources.base`): a permutation of all rows, of which the last 1000 are for testing; after the length filter,
+a permutation of the training rows and one of the test rows. The paper's log counts 3347, 2959, 2000 training and 1000,
+878, 200 test rows, and it trains on the first 1000 (`limit: 1000`).
 
-A chosen response is paired with several rejected ones, so nearly every test prompt, with its chosen response, is among
-the training rows too. `split_by: prompt` permutes and splits the prompts instead: no prompt is on both sides.
+A chosen response is paired with several rejected ones, so nearly every test prompt and its chosen response are also in
+the training rows. `split_by: prompt` splits the prompts instead, so that no prompt is in both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ COLUMNS = ("problem", "eval_solution_A", "eval_solution_B", "chosen_position")
 
 
 class Options(FilteredOptions):
-    """`held_out` rows are kept for testing, of which `test` are drawn."""
+    """`held_out` rows are split off for testing, of which `test` are drawn."""
 
     held_out: PositiveInt = 1000
     split_by: Literal["row", "prompt"] = "row"

@@ -1,4 +1,4 @@
-"""The steps of the paper's preparation: split, filter by length, draw. See `sources.base` for their order."""
+"""The steps of the paper's preparation: split, filter by length, sample. See `sources.base` for their order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EMPTY = "no text empty"
 def split_off(
     preparation: Preparation, rows: Sequence[PairDict], held_out: int, by: Literal["row", "prompt"] = "row"
 ) -> Splits:
-    """Permute once, the last `held_out` rows for testing. By prompt: permuted prompts, the last ones that hold as many.
+    """Permute the rows and split off the last `held_out` for testing; by prompt, the last prompts with as many rows.
 
     Raises:
         RmkitError: if no row would be left for training.
@@ -27,12 +27,12 @@ def split_off(
     if by == "row":
         order = preparation.permutation(len(rows))
         cut = len(rows) - held_out
-        return {"train": [rows[each] for each in order[:cut]], "test": [rows[each] for each in order[cut:]]}
+        return {"train": [rows[number] for number in order[:cut]], "test": [rows[number] for number in order[cut:]]}
     prompts = list(dict.fromkeys(row["prompt"] for row in rows))
-    of_prompt: dict[str, list[PairDict]] = {}
+    by_prompt: dict[str, list[PairDict]] = {}
     for row in rows:
-        of_prompt.setdefault(row["prompt"], []).append(row)
-    ordered = [of_prompt[prompts[each]] for each in preparation.permutation(len(prompts))]
+        by_prompt.setdefault(row["prompt"], []).append(row)
+    ordered = [by_prompt[prompts[number]] for number in preparation.permutation(len(prompts))]
     test: list[PairDict] = []
     while len(test) < held_out:
         test = [*ordered.pop(), *test]
@@ -40,7 +40,7 @@ def split_off(
 
 
 def within_length(preparation: Preparation, splits: Splits) -> Splits:
-    """Without the pairs whose prompt or one of whose responses is too long."""
+    """The pairs without too long a prompt or response."""
     options = preparation.options
     if options.tokenizer is None:
         return splits
@@ -58,16 +58,16 @@ def within_length(preparation: Preparation, splits: Splits) -> Splits:
 
 
 def sampled(preparation: Preparation, splits: Splits) -> Splits:
-    """Each split permuted, and the first `train` and `test` rows of it; then without pairs of which a text is empty.
+    """Permute every split and use its first `train` or `test` rows; then drop pairs with an empty text.
 
-    Empty texts are left out last, although nothing can be done with them, so that the draws are the paper's.
+    Empty texts are dropped last, so that the draws are the paper's.
     """
-    taken: Splits = {}
+    drawn: Splits = {}
     for split, rows in splits.items():
         order = preparation.permutation(len(rows))
-        taken[split] = [rows[each] for each in order[: getattr(preparation.options, split) or len(rows)]]
-    preparation.count("drawn", taken)
-    usable = {split: [row for row in rows if all(map(str.strip, row.values()))] for split, rows in taken.items()}
-    if usable != taken:
+        drawn[split] = [rows[number] for number in order[: getattr(preparation.options, split) or len(rows)]]
+    preparation.count("drawn", drawn)
+    usable = {split: [row for row in rows if all(map(str.strip, row.values()))] for split, rows in drawn.items()}
+    if usable != drawn:
         preparation.count(EMPTY, usable)
     return usable

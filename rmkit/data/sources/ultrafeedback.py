@@ -1,9 +1,9 @@
 """UltraFeedback, binarised: the paper's general chat setting (Appendix D.3).
 
-Pairs with equal scores go (and those whose "chosen" response has the lower one); the answer is the second message; then
-the length filter, then prompts that ask for a translation, then the draws (see `sources.base`): the training rows
-are permuted first, the test rows second. The paper's own log counts 53748, 39022, 35936, 2000 training and 1728, 1246,
-1145, 200 test rows after these steps.
+Pairs with equal scores are dropped (and those whose "chosen" response has the lower one); the answer is the second
+message. Then come the length filter, the filter of prompts about translation, and the draws (see `sources.base`): first
+the training rows are permuted, then the test rows. The paper's log counts 53748, 39022, 35936, 2000 training and 1728,
+1246, 1145, 200 test rows after these steps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ COLUMNS = ("prompt", "chosen", "rejected", "score_chosen", "score_rejected")
 
 
 class Options(FilteredOptions):
-    """`without_translation` drops prompts with "translate" or "translation": their answers cannot be translated."""
+    """`without_translation` drops prompts with "translate" or "translation", whose answers cannot be translated."""
 
     without_translation: bool = True
 

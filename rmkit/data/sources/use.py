@@ -1,4 +1,4 @@
-"""Sets as recipes and suites name them: loaded from a path, and prepared first where they name a source."""
+"""Loading the sets of recipes and suites: from a path, or from a source that is prepared on first use."""
 
 from __future__ import annotations
 
@@ -18,53 +18,55 @@ from rmkit.data.sources.released import PREFIX as RELEASED
 from rmkit.errors import RmkitError, Unreachable
 from rmkit.files import rmkit_cache
 
-_VERSION = 1  # part of every name in the cache: raise it when a source would prepare other pairs with the same options
+_VERSION = 1  # part of the names in the cache: increase it when a source prepares other pairs with the same options
 
 
-def load_set(each: PreferenceSet, *, root: Path | None, identical: Literal["drop", "error"] = "drop") -> PreferenceData:
-    """The pairs of a set, prepared now if its source has not been yet. Under several processes the main one goes first.
+def load_set(
+    settings: PreferenceSet, *, root: Path | None, identical: Literal["drop", "error"] = "drop"
+) -> PreferenceData:
+    """The pairs of a set; its source is prepared if that has not been done. With several processes call main first.
 
     Raises:
         RmkitError: see `rmkit.data.preferences.load_preferences` and `rmkit.data.sources.prepare.prepare_source`.
     """
     return load_preferences(
-        locate(each, root),
-        name=each.name,
-        split=each.split,
+        locate(settings, root),
+        name=settings.name,
+        split=settings.split,
         root=root,
-        subset=each.subset,
-        revision=each.revision,
-        where=each.where,
-        limit=each.limit,
+        subset=settings.subset,
+        revision=settings.revision,
+        where=settings.where,
+        limit=settings.limit,
         identical=identical,
     )
 
 
-def ignored_split(each: PreferenceSet, data: PreferenceData) -> str | None:
-    """A line on a split that was asked for of a file that has none; None otherwise."""
-    if "split" not in each.model_fields_set or data.split is not None:
+def ignored_split(settings: PreferenceSet, data: PreferenceData) -> str | None:
+    """A warning if `split` is given for a file without splits; None otherwise."""
+    if "split" not in settings.model_fields_set or data.split is not None:
         return None
-    return f"warning: {each.name}: {each.path} has no splits: `split: {each.split}` is ignored"
+    return f"warning: {settings.name}: {settings.path} has no splits: `split: {settings.split}` is ignored"
 
 
-def locate(each: PreferenceSet, root: Path | None) -> str:
-    """Where the pairs of a set are: its path, or the folder into which its source is prepared unless it was before.
+def locate(settings: PreferenceSet, root: Path | None) -> str:
+    """The path of a set, or the folder of its source, which is prepared if it does not exist.
 
-    With a source and a path the folder is below `root`. Without a path it has a name that says what is in it, below
+    With a source and a path the folder is below `root`. Without a path its name is derived from the options, below
     `root` or else in rmkit's cache.
 
     Raises:
-        RmkitError: if it cannot be prepared, or was prepared with other options.
+        RmkitError: if the source cannot be prepared, or was prepared with other options.
     """
-    if each.source is None:
-        return str(each.path)
+    if settings.source is None:
+        return str(settings.path)
     from filelock import FileLock
 
-    name, given = each.source.name, each.source.options
-    error_label = f"the source {name} of {each.name}"
+    name, given = settings.source.name, settings.source.options
+    error_label = f"the source {name} of {settings.name}"
     options = validate(find(name).options, given, error_label).model_dump(mode="json")
-    if each.path is not None:
-        folder = (root or Path()) / each.path
+    if settings.path is not None:
+        folder = (root or Path()) / settings.path
     else:
         digest = hashlib.sha256(json.dumps([_VERSION, name, options], sort_keys=True).encode()).hexdigest()
         folder = (root or rmkit_cache() / "data") / f"{name.replace('/', '-')}-{digest[:12]}"
@@ -72,23 +74,24 @@ def locate(each: PreferenceSet, root: Path | None) -> str:
     if not folder.exists():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder.parent / f".{folder.name}.lock"):  # other runs may want it at the same time
+            with FileLock(folder.parent / f".{folder.name}.lock"):  # other runs may prepare it at the same time
                 if not folder.exists():
                     prepare_source(name, given, folder, error_label=error_label)
         except Unreachable as error:
             raise RmkitError(
-                f"{each.name}: {folder} does not exist, and {error.cause}", _by_hand(name, given, folder, root)
+                f"{settings.name}: {folder} does not exist, and {error.cause}",
+                _offline_remedy(name, given, folder, root),
             ) from None
         except OSError as error:
             raise RmkitError(
-                f"{each.name} cannot be prepared in {folder.parent}: {error}.", "Give a data.root that can be written."
+                f"{settings.name} cannot be prepared in {folder.parent}: {error}.", "Give a writable data.root."
             ) from None
     _refuse_others(folder, name, options)
     return str(folder)
 
 
-def _by_hand(name: str, given: dict[str, Any], folder: Path, root: Path | None) -> str:
-    """The command that prepares a source from a copy of its data: one that brings all released sets, where it can."""
+def _offline_remedy(name: str, given: dict[str, Any], folder: Path, root: Path | None) -> str:
+    """The command that prepares a source from a copy of its data, or all released sets from a clone if possible."""
     source = find(name)
     short = name.removeprefix(RELEASED)
     copy = "COPY" if short == name else "CLONE"
@@ -97,18 +100,18 @@ def _by_hand(name: str, given: dict[str, Any], folder: Path, root: Path | None) 
     else:
         options = [f"{key}={json.dumps(value)}" for key, value in given.items()]
         command = ["prepare", name, *options, "--source", copy, "--output", str(folder)]
-    return f"Bring {source.where} to this machine, as {copy}, and run `rmkit {shlex.join(command)}`."
+    return f"Copy {source.where} to this machine, as {copy}, and run `rmkit {shlex.join(command)}`."
 
 
 def _refuse_others(folder: Path, name: str, options: dict[str, Any]) -> None:
-    """What is at a path is taken as it is, but not if the same source has made it with other options."""
+    """An existing folder is used unchanged, unless the same source prepared it with other options."""
     card = read_card(folder)
     if card is None or card.get("name") != name:
         return
-    there = card.get("options", {})
-    other = [key for key in options if key != "source" and there.get(key) != options[key]]
+    used = card.get("options", {})
+    other = [key for key in options if key != "source" and used.get(key) != options[key]]
     if other:
         raise RmkitError(
-            f"{folder} was prepared with {other[0]} {there.get(other[0])}, not {options[other[0]]}.",
-            "Give another path, or the options that are in its card.json, or remove the folder.",
+            f"{folder} was prepared with {other[0]} {used.get(other[0])}, not {options[other[0]]}.",
+            "Give another path, use the options in its card.json, or remove the folder.",
         )

@@ -6,5 +6,5 @@ from pathlib import Path
 
 
 def path(name: str) -> str:
-    """Where `evaluate.load` finds preference_accuracy or normalized_reward_margin."""
+    """The folder from which `evaluate.load` loads preference_accuracy or normalized_reward_margin."""
     return str(Path(__file__).parent / name)

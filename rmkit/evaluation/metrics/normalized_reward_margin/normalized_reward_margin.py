@@ -6,7 +6,7 @@ import evaluate
 from rmkit.evaluation import statistics
 
 _DESCRIPTION = "Mean absolute difference of a pair's rewards over the unbiased standard deviation of all 2N rewards."
-_INPUTS = "chosen_rewards, rejected_rewards: one reward a pair each."
+_INPUTS = "chosen_rewards, rejected_rewards: one reward per pair."
 _CITATION = "Razin et al. (2025), Why is Your Language Model a Poor Implicit Reward Model?, Appendix D.3"
 
 

@@ -5,10 +5,8 @@ import evaluate
 
 from rmkit.evaluation import statistics
 
-_DESCRIPTION = (
-    "Share of preference pairs whose chosen response is rewarded more than the rejected one; a tie counts 1/2."
-)
-_INPUTS = "chosen_rewards, rejected_rewards: one reward a pair each."
+_DESCRIPTION = "Share of preference pairs whose chosen response has the higher reward; a tie counts 1/2."
+_INPUTS = "chosen_rewards, rejected_rewards: one reward per pair."
 _CITATION = "Razin et al. (2025), Why is Your Language Model a Poor Implicit Reward Model?, Definition 1"
 
 

@@ -1,4 +1,4 @@
-"""The released code's measure of a token-level shift: how many tokens of two texts are equal."""
+"""The measure of token-level shift in the released code: how many tokens of two texts are equal."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def mean_overlap(pairs: Iterable[tuple[str, str]], tokenize: Tokenize) -> float:
 
 
 def words_and_marks(text: str) -> list[str]:
-    """A text as words and single marks: what is counted where no tokenizer is given."""
+    """The words and punctuation marks of a text, for use without a tokenizer."""
     return _WORD_OR_MARK.findall(text)
 
 
 def load_tokenize(name: str | None) -> Tokenize:
-    """The tokens of a tokenizer by hub id or folder, without special tokens; words and marks if there is no name.
+    """A function that tokenizes without special tokens, by hub id or folder; words and punctuation marks if None.
 
     Raises:
-        RmkitError: if there is no such tokenizer.
+        RmkitError: if the tokenizer cannot be loaded.
     """
     if name is None:
         return words_and_marks
@@ -50,6 +50,6 @@ def load_tokenize(name: str | None) -> Tokenize:
     except (OSError, ValueError) as error:
         raise RmkitError(
             f"No tokenizer could be loaded from {name}: {str(error).strip().splitlines()[0]}",
-            "Give a folder that holds tokenizer.json, or a hub id that this machine can reach.",
+            "Give a folder with tokenizer.json, or a hub id that this machine can reach.",
         ) from None
     return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]

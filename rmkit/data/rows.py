@@ -1,0 +1,261 @@
+"""The rows of a source as a `datasets.Dataset`: a hub id, a save_to_disk folder, parquet, jsonl or json.
+
+Nothing here knows which columns make a preference pair; see `rmkit.data.preferences`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmkit.data.json_rows import read_json
+from rmkit.errors import RmkitError, Unreachable
+
+Scalar = bool | int | float | str | None
+Where = Mapping[str, Scalar | Sequence[Scalar]]
+"""Column -> the value that a row must have, or a list of accepted values."""
+
+_NO_ROWS = ("StopIteration", "corresponds to no data", "BatchSize must be greater than 0")
+"""How `datasets` fails on files without rows."""
+_CHUNK = 1000
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+_FILES = (".parquet", ".jsonl", ".json")
+
+Loaded = tuple[Any, list[str], str | None]
+"""Rows as a `datasets.Dataset`, the names of all columns of the source, and the split; None without splits."""
+
+
+def load_rows(
+    path: str,
+    *,
+    split: str = "test",
+    root: Path | str | None = None,
+    subset: str | None = None,
+    revision: str | None = None,
+    where: Where | None = None,
+    columns: Sequence[str],
+) -> tuple[Any, str | None]:
+    """All rows of a source as a `datasets.Dataset`, and the split that was loaded; None if the source has no splits.
+
+    Args:
+        path: see `rmkit.data.preferences.load_preferences`.
+        where: its columns are loaded too; no row is filtered here (see `match_rows`).
+        columns: columns that the source must have.
+
+    Raises:
+        RmkitError: if the source, the split or a column is missing.
+    """
+    needed = list(dict.fromkeys([*columns, *(where or {})]))
+    local = ((Path(root) if root is not None else Path()) / path).absolute()
+    if local.exists():
+        rows, names, loaded_split = _load_local(local, split, subset, [*needed, "margin"])
+    elif _HUB_ID.match(path) and local.suffix not in _FILES and (root is None or path.count("/") == 1):
+        rows, names, loaded_split = _take_split(_load_from_hub(path, subset, revision), split, path)
+    else:
+        raise RmkitError(f"{local} does not exist.", "Check data.root and the path, or give a hub id (owner/name).")
+    for column in needed:
+        if column not in names:
+            raise RmkitError(
+                f"{path} has no column {column}; it has {', '.join(names) or 'none'}.",
+                f"Give the columns {', '.join(columns)}." if column in columns else "Name one of these in where.",
+            )
+    return rows, loaded_split
+
+
+def iter_rows(rows: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a `datasets.Dataset`, read in chunks: reading them one by one is ten times slower."""
+    for start in range(0, len(rows), _CHUNK):
+        columns = rows[start : start + _CHUNK]
+        for values in zip(*columns.values(), strict=True):
+            yield dict(zip(columns, values, strict=True))
+
+
+@contextlib.contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Turn off the progress bars and logs of `datasets`; its errors say what it would log."""
+    import datasets
+
+    enabled, verbosity = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if enabled:
+            datasets.enable_progress_bars()
+
+
+# --- where ---------------------------------------------------------------------------------------------------------
+
+
+def match_rows(rows: Any, where: Where, path: str) -> NDArray[np.int64]:
+    """The numbers [rows] of the rows with the values of `where`, ascending.
+
+    Values match if they are equal and of one type: text, a number (1 is 1.0), true or false, or null.
+
+    Raises:
+        RmkitError: if no row has a value, naming the values there are, or if the column has values of another type.
+    """
+    numbers = np.arange(len(rows))
+    for column, wanted in where.items():
+        found = rows.select(numbers)[column][:]
+        keep = np.zeros(len(numbers), dtype=bool)
+        values: Sequence[Any] = wanted if isinstance(wanted, list | tuple) else [wanted]
+        for value in values:
+            matches = [_type_name(other) == _type_name(value) and other == value for other in found]
+            if not any(matches):
+                raise _no_match(path, column, value, found)
+            keep |= matches
+        numbers = numbers[keep]
+    return numbers
+
+
+def _type_name(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "text"
+    return type(value).__name__
+
+
+def _no_match(path: str, column: str, value: Scalar, found: Sequence[Any]) -> RmkitError:
+    """The error for a value of `where` that no row has."""
+    condition = f"{column} {_to_yaml(value)}"
+    present = [other for other in found if other is not None]
+    if value is not None and present and _type_name(value) not in map(_type_name, present):
+        type_name, example = _type_name(present[0]), _to_yaml(present[0])
+        return RmkitError(
+            f"{path}: where has {condition}, {_type_name(value)}, but the column holds {type_name}, such as "
+            f"{_shorten(example)}.",
+            f"Write the value as {type_name}, for example {column}: {example}."
+            if type_name in ("text", "a number", "true or false")
+            else "Select rows by a column of text, numbers, or true and false.",
+        )
+    values = ", ".join(map(_shorten, list(dict.fromkeys(map(_to_yaml, found)))[:12]))
+    return RmkitError(f"{path} has no row with {condition}; it has {values}.", "Use one of these values.")
+
+
+def _to_yaml(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)  # JSON is YAML
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+# --- sources -------------------------------------------------------------------------------------------------------
+
+
+def _load_local(local: Path, split: str, subset: str | None, wanted: Sequence[str]) -> Loaded:
+    """Rows of a file or folder.
+
+    Args:
+        wanted: columns to load if they exist; in JSON files the others may hold anything and are left out.
+    """
+    import datasets
+
+    with quiet_datasets():
+        try:
+            if local.suffix in (".jsonl", ".json") and local.is_file():
+                return *read_json([local], wanted), None
+            if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
+                return _take_split(datasets.load_from_disk(str(local)), split, str(local))
+            if local.suffix == ".parquet":
+                return _take_split(datasets.Dataset.from_parquet(str(local)), split, str(local))
+            if local.is_dir():
+                return _load_folder(local, split, subset, wanted)
+        except RmkitError:
+            raise
+        except Exception as error:  # the readers raise anything on a damaged file
+            cause = _first_line(error)
+            if any(sign in cause for sign in _NO_ROWS):
+                raise RmkitError(f"{local} holds no rows.", "Give a file with preference pairs.") from None
+            raise RmkitError(
+                f"{local} cannot be read: {cause}", "Check that the file is complete and that its suffix is right."
+            ) from None
+    raise RmkitError(f"{local}: unsupported file type.", "Give a save_to_disk folder, .parquet, .jsonl or .json.")
+
+
+def _load_folder(folder: Path, split: str, subset: str | None, wanted: Sequence[str]) -> Loaded:
+    """Rows of a folder of parquet or JSON files."""
+    import datasets
+
+    files = _files_of_split(folder, split) if subset is None else {}
+    builder = datasets.load_dataset_builder(**(files or {"path": str(folder), "name": subset}))
+    if builder.name == "json":
+        files_by_split = {str(name): paths for name, paths in builder.config.data_files.items()}
+        _refuse_missing_split(files_by_split, split, str(folder))
+        return *read_json([Path(file) for file in files_by_split[split]], wanted), split
+    if builder.name == "csv":  # pandas would turn texts that look like numbers into numbers
+        raise RmkitError(
+            f"{folder} holds CSV files, in which texts and numbers look alike.", "Convert them to .jsonl or .parquet."
+        )
+    builder.download_and_prepare()
+    return _take_split(builder.as_dataset(), split, str(folder))
+
+
+def _files_of_split(folder: Path, split: str) -> dict[str, Any]:
+    """The files of a folder that are named after a split (filtered.jsonl, data/test_prefs-00000-of-00001.parquet).
+
+    `datasets` finds such files only for the splits whose names it knows.
+    """
+    for builder, suffix in (("parquet", ".parquet"), ("json", ".jsonl"), ("json", ".json")):
+        files = [
+            str(file)
+            for pattern in (f"{split}{suffix}", f"{split}-[0-9]*{suffix}")  # one file, or several parts
+            for file in sorted(folder.rglob(pattern))
+        ]
+        if len({Path(file).parent for file in files}) > 1:
+            raise RmkitError(
+                f"{folder} holds several sets, such as {files[0]} and {files[-1]}.", "Give the folder of one set."
+            )
+        if files:
+            return {"path": builder, "data_files": {split: files}}
+    return {}
+
+
+def _load_from_hub(path: str, subset: str | None, revision: str | None) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(path, name=subset, revision=revision)
+    except Exception as error:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        raise Unreachable(
+            f"{path} is not a local file, and the Hub does not provide it{offline}: {_first_line(error)}",
+            "Check the spelling, the network and the access token, or give a local path.",
+        ) from None
+
+
+def _take_split(loaded: Any, split: str, path: str) -> Loaded:
+    """A split of a `DatasetDict`, or a `Dataset` as a whole."""
+    if not hasattr(loaded, "keys"):
+        return loaded, list(loaded.column_names), None
+    _refuse_missing_split(loaded, split, path)
+    return loaded[split], list(loaded[split].column_names), split
+
+
+def _refuse_missing_split(splits: Iterable[str], split: str, path: str) -> None:
+    if split not in splits:
+        raise RmkitError(f"{path} has no split {split}; it has {', '.join(splits)}.", "Use one of these splits.")
+
+
+def _first_line(error: BaseException) -> str:
+    while error.__cause__ is not None:  # `datasets` wraps the original error
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
