@@ -31,12 +31,12 @@ class PushCallback(TrainerCallback):
     def __init__(
         self,
         destination: Hub,
-        run: RunDirectory,
+        run_dir: RunDirectory,
         write: Callable[[Path], object],
         describe: Callable[[], dict[str, Any]],
     ):
-        self.destination, self.run, self.write, self.describe = destination, run, write, describe
-        self.folder = run.path / ".model.published"
+        self.destination, self.run_dir, self.write, self.describe = destination, run_dir, write, describe
+        self.folder = run_dir.path / ".model.published"
         self.uploads = ThreadPoolExecutor(max_workers=1)
         self.upload: Future[None] | None = None
 
@@ -53,7 +53,7 @@ class PushCallback(TrainerCallback):
 
     def _push(self, content: dict[str, Any]) -> None:
         try:
-            hub.push(self.run, self.destination, model=self.folder, content=content)
+            hub.push(self.run_dir, self.destination, model=self.folder, content=content)
         except Exception as error:  # of any kind: a failed upload must not cost hours of training
             cause = error.cause if isinstance(error, RmkitError) else repr(error)
             step = content["training"]["steps"]
