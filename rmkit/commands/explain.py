@@ -26,9 +26,6 @@ from rmkit.errors import RmkitError, exit_on_error
 if TYPE_CHECKING:
     from rmkit.evaluation.scorer import Scorer
     from rmkit.runs.directory import RunDirectory
-    from rmkit.runs.explanation import Explanation
-
-_LARGEST = 10
 
 
 def explain(
@@ -73,13 +70,13 @@ def explain(
         from rmkit.evaluation.token_rewards import explain as explained
         from rmkit.evaluation.token_rewards import merge_explanations
         from rmkit.files import write_json, write_text
-        from rmkit.report.explanation import html
+        from rmkit.report.explanation import html, show
 
         first = explained(scorer, str(prompt), str(response), batch_size)
         second = None if other is None else explained(other, str(prompt), str(response), batch_size)
         found = [(model, first)] if second is None else [(model, first), (str(against), second)]
         for name, explanation in found:
-            _show(name, explanation)
+            show(name, explanation)
         if json is not None:
             content = merge_explanations(first, second).content()
             write_json(json, content if second is None else content | {"against": second.content()})
@@ -117,37 +114,3 @@ def _place(model: str) -> str:
     """Where the model is, of a run or as given."""
     run = _run(model)
     return model if run is None else str(run.model)
-
-
-def _show(model: str, explanation: Explanation) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-    from rich.text import Text
-
-    from rmkit.report.explanation import parts, shades, visible
-
-    console = Console(highlight=False)
-    console.print(f"\n{model}", style="bold", markup=False)
-    for line, kind, values in parts(explanation):
-        console.print(line, markup=False)
-        console.print(
-            Text.assemble(
-                *(
-                    (visible(token), _style(shade))
-                    for token, shade in zip(explanation.tokens, shades(values, kind), strict=True)
-                )
-            )
-        )
-        table = Table("token", "adds", title=f"largest of {len(values)}", title_justify="left")
-        table.columns[1].justify = "right"
-        for at in sorted(range(len(values)), key=lambda at: -abs(values[at]))[:_LARGEST]:
-            table.add_row(f"{escape(repr(explanation.tokens[at]))} ({at + 1})", f"{values[at]:+.4g}")
-        console.print(table)
-
-
-def _style(shade: float) -> str:
-    """Blue for what raises the reward, orange for what lowers it: bold where it does so much, dim where little."""
-    if abs(shade) < 0.02:
-        return "dim"
-    return ("bold " if abs(shade) > 0.5 else "") + ("bright_blue" if shade > 0 else "orange3")
