@@ -1,4 +1,4 @@
-"""The slow tier: what users launch, run whole. Launch lines in a fresh clone, ZeRO-3 on two processes, kills.
+"""The slow tier: complete runs as users start them. Launch lines in a fresh clone, ZeRO-3 on two processes, kills.
 
 The released sets come from a stand-in for the authors' repository, by the command that the error message names.
 """
@@ -50,7 +50,7 @@ def execute(line, folder, **more):
 
 @pytest.fixture(scope="module")
 def clone(released, tmp_path_factory):
-    """A fresh clone of this repository, with the released sets brought by the command that the remedy names."""
+    """A fresh clone of this repository, with the released sets fetched by the command in the remedy."""
     folder = tmp_path_factory.mktemp("fresh")
     subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(folder / "rmkit")], check=True)
     for name, place in FOLDERS.items():  # the RewardBench sets are not among the files at hand
@@ -71,7 +71,7 @@ def launch_line(recipe):
 
 @pytest.mark.parametrize("recipe", TINY, ids=lambda path: path.stem)
 def test_the_launch_line_of_a_small_recipe_runs_to_the_end(clone, recipe):
-    """The line as it stands in the file, cut after two steps; those of the quickstart are in test_launch_lines.py."""
+    """The line from the file, stopped after two steps; test_launch_lines.py has those of the quickstart."""
     code, said = execute(f"{launch_line(recipe)} training.max_steps=2 evaluation.train_fit=false", clone)
     assert code == 0, said
     output = clone / re.search(r"^output_dir: (.*)$", recipe.read_text(), re.M)[1]
@@ -80,7 +80,7 @@ def test_the_launch_line_of_a_small_recipe_runs_to_the_end(clone, recipe):
 
 @pytest.mark.parametrize("recipe", LARGE, ids=lambda path: path.stem)
 def test_the_launch_line_of_a_large_recipe(clone, recipe, models, tmp_path):
-    """As it stands it stops in two lines on a machine without a GPU or the hub; with a tiny base it runs."""
+    """Unchanged it fails with two lines on a machine without a GPU or the hub; with a tiny base it runs."""
     code, said = execute(launch_line(recipe), clone)
     assert code != 0
     assert len(re.findall(r"^error: ", said, re.M)) == 1, said
@@ -109,7 +109,7 @@ def rewards(folder, state):
 
 
 def train_six_steps(clone, kind, output, *changes):
-    """Trains a small recipe for 6 steps and returns the initial and final rewards, by state and set."""
+    """Train a small recipe for 6 steps; initial and final rewards by state and set."""
     line = [sys.executable, "-m", "rmkit", "train", f"recipes/tiny_rewardmath_{kind}.yaml", f"output_dir={output}"]
     line += ["training.max_steps=6", "evaluation.train_fit=false", *changes]
     code, said = execute(line, clone)
@@ -141,7 +141,7 @@ ZERO3 = ["distributed=cpu_zero3", "--num-processes", "2"]
 def test_zero3_on_two_processes_equals_one_on_the_released_sets(clone, tmp_path, kind):
     """An EX-RM's head starts at zero, so its base's first gradients are tiny and Adam's quotient g / (|g| + 1e-8)
     turns their rounding errors into whole steps. An epsilon of 1e-4 keeps that amplification out of this comparison;
-    the next test holds the recipe's own epsilon against what one process differs from itself."""
+    the next test compares the recipe's own epsilon with the variation of one process."""
     changes = ["training.adam_epsilon=1e-4"] if kind == "exrm" else []
     one = train_six_steps(clone, kind, tmp_path / "one", *changes)
     two = train_six_steps(clone, kind, tmp_path / "two", *changes, *ZERO3)
@@ -152,7 +152,7 @@ def test_zero3_on_two_processes_equals_one_on_the_released_sets(clone, tmp_path,
 
 @pytest.mark.dist
 def test_zero3_differs_from_one_process_no_more_than_other_micro_batches_do(clone, tmp_path):
-    """The control arm: the same run on one process, its steps only divided otherwise (1.5e-5 where it was measured)."""
+    """The control arm: the same run on one process with other micro-batches (measured: 1.5e-5)."""
     one = train_six_steps(clone, "exrm", tmp_path / "one")
     divided = train_six_steps(clone, "exrm", tmp_path / "divided", "training.per_device_train_batch_size=4")
     two = train_six_steps(clone, "exrm", tmp_path / "two", *ZERO3)
@@ -160,7 +160,7 @@ def test_zero3_differs_from_one_process_no_more_than_other_micro_batches_do(clon
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_a_killed_run_goes_on_to_the_same_bits(clone, tmp_path, kind):
+def test_a_killed_run_resumes_to_the_same_bits(clone, tmp_path, kind):
     changes = ["training.max_steps=8", "training.save_strategy=steps", "training.save_steps=2", "resume=auto"]
     changes += ["evaluation.train_fit=false", "data.evaluation.0.limit=50"]
     line = [sys.executable, "-m", "rmkit", "train", f"recipes/tiny_rewardmath_{kind}.yaml", *changes]

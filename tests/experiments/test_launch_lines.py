@@ -1,4 +1,4 @@
-"""The commands that README and recipes quote: they parse, their recipes load, and their data is found or brought."""
+"""The commands quoted in README and recipes: they parse, their recipes load, and their data is found or fetched."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RECIPES = [file for file in FILES if file.suffix == ".yaml" and not {"suites", "
 
 
 def quoted(file):
-    """The commands in the code blocks of a page, or in the header of a YAML file, as lists of words."""
+    """The commands in the code blocks of a page or the header of a YAML file, split into words."""
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".md":
         text = "\n".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL))
@@ -46,7 +46,7 @@ COMMANDS = {f"{file.relative_to(REPOSITORY)}: {shlex.join(each)}": each for file
 
 @pytest.fixture
 def offline(tmp_path, monkeypatch):
-    """An empty working directory on a machine that has fetched nothing."""
+    """An empty working directory and cache, offline."""
     monkeypatch.setenv("RMKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "here").mkdir()
@@ -55,7 +55,7 @@ def offline(tmp_path, monkeypatch):
 
 
 def write_persona(folder):
-    """A copy of the hub's data set of statements, in small."""
+    """A small copy of the hub's Persona data set."""
     rows = [
         {"question": f"Would you say {each}?", "answer_matching_behavior": " Yes" if each % 2 else " No"}
         for each in range(300)
@@ -67,7 +67,7 @@ def write_persona(folder):
 
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory):
-    """What has to be brought to a machine without a network, by its name in messages."""
+    """The data to copy to an offline machine, by its placeholder in messages."""
     folder = tmp_path_factory.mktemp("copies")
     return {"CLONE": write_clone(folder / "clone"), "COPY": write_persona(folder / "copy")}
 
@@ -82,7 +82,7 @@ def carry_out(remedy, copies):
 
 
 def missing(recipe):
-    """What is said where a recipe's data is not there; None where it is, or can be made."""
+    """The error if a recipe's data is missing; None if it exists or can be generated."""
     try:
         load_data(recipe)
     except RmkitError as error:
@@ -90,8 +90,8 @@ def missing(recipe):
     return None
 
 
-def found(recipe, copies):
-    """The sets of a recipe, once what is missing has been brought as the messages say; and these commands."""
+def load_following_messages(recipe, copies):
+    """The sets of a recipe after following the error messages, and the commands that they quoted."""
     commands = []
     while (error := missing(recipe)) is not None:
         assert "\n" not in error.cause + error.remedy
@@ -133,8 +133,8 @@ def test_a_quoted_command_parses(command, monkeypatch):
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: str(file.relative_to(REPOSITORY / "recipes")))
-def test_a_recipe_without_its_data_says_the_command_that_brings_it(file, offline):
-    """In an empty folder without a network; what is generated needs nothing."""
+def test_a_recipe_without_its_data_quotes_the_command_that_fetches_it(file, offline):
+    """In an empty folder, offline; generated sets need nothing."""
     error, text = missing(load_recipe(file)), file.read_text(encoding="utf-8")
     if "released/" in text:
         assert "`rmkit prepare released --source CLONE --output data`" in error.remedy
@@ -144,14 +144,14 @@ def test_a_recipe_without_its_data_says_the_command_that_brings_it(file, offline
         assert error is None
 
 
-def test_the_data_of_all_recipes_and_suites_is_brought_by_two_commands(offline, copies):
-    """Sweeps too: these two have sets of their own, the others those of their base or generated ones."""
+def test_two_commands_fetch_the_data_of_all_recipes_and_suites(offline, copies):
+    """Sweeps too: these two have their own sets, the others those of their base or generated ones."""
     points = [expand(name)[0].recipe for name in ("math", "tiny_quickstart")]
     different = {each.data.model_dump_json(): each for each in [*map(load_recipe, RECIPES), *points]}
     commands = []
     for recipe in different.values():
-        data, brought = found(recipe, copies)
-        commands += brought
+        data, fetched = load_following_messages(recipe, copies)
+        commands += fetched
         assert all(len(each) for each in data.values())
         assert next(iter(data.values())).split in ("train", "original_train")
     assert commands == [
@@ -163,17 +163,17 @@ def test_the_data_of_all_recipes_and_suites_is_brought_by_two_commands(offline, 
         assert all(len(suites.load_set(each, suite.root)) for each in suite.sets)
 
 
-def test_a_suite_without_its_data_says_the_command_too(offline):
+def test_a_suite_without_its_data_quotes_the_command(offline):
     suite = suites.load_suite("math")
     with pytest.raises(RmkitError) as caught:
         suites.load_set(suite.sets[0], suite.root)
     assert "`rmkit prepare released --source CLONE --output data`" in caught.value.remedy
 
 
-def test_a_missing_set_is_named_and_brought_beside_the_others(offline, copies):
-    """Also where what is there was not brought by rmkit and has no card."""
+def test_a_missing_set_is_named_and_added_to_the_others(offline, copies):
+    """Also if an existing folder was not written by rmkit and has no card."""
     recipe = load_recipe(REPOSITORY / "recipes" / "llama8b_exrm.yaml")
-    found(recipe, copies)
+    load_following_messages(recipe, copies)
     for name in ("rewardbench_math", "ultrafeedback_french"):
         shutil.rmtree(offline / "data" / name)
     (offline / "data" / "ultrafeedback" / "card.json").unlink()
@@ -204,28 +204,28 @@ def test_a_missing_set_is_named_and_brought_beside_the_others(offline, copies):
         ),
     ],
 )
-def test_the_command_is_that_of_the_recipe(offline, copies, overrides, command):
+def test_the_command_fits_the_recipe(offline, copies, overrides, command):
     recipe = load_recipe(REPOSITORY / "recipes" / "llama8b_exrm.yaml", ["data.evaluation=[]", *overrides])
-    data, commands = found(recipe, copies)
+    data, commands = load_following_messages(recipe, copies)
     assert commands == [command.format(here=offline)]
     assert len(data["train"]) == 8
 
 
-def test_a_source_without_a_path_is_brought_with_its_options(offline, copies):
-    """Under the name that is made of them, beside which another one does not count."""
+def test_a_source_without_a_path_is_fetched_with_its_options(offline, copies):
+    """Its folder is named after the options, so a folder with other options does not count."""
     source = '{name: persona, train: 10, matching: "No"}'
     recipe = load_recipe(
         REPOSITORY / "recipes" / "pythia1b_persona.yaml",
         ["data.evaluation=[]", f"data.train={{name: train, source: {source}}}"],
     )
-    data, commands = found(recipe, copies)
+    data, commands = load_following_messages(recipe, copies)
     assert len(commands) == 1
     assert commands[0].startswith("""rmkit prepare persona train=10 'matching="No"' --source COPY --output """)
     assert len(data["train"]) == 10
 
 
 @pytest.mark.parametrize("fault", ["HF_HUB_OFFLINE=1", "HF_HUB_OFFLINE=true", "no route", "a dead proxy"])
-def test_every_way_to_have_no_network_names_the_command(offline, monkeypatch, fault):
+def test_every_way_of_being_offline_quotes_the_command(offline, monkeypatch, fault):
     if fault.startswith("HF_HUB_OFFLINE"):
         monkeypatch.setenv(*fault.split("="))
     else:
@@ -242,11 +242,11 @@ def test_every_way_to_have_no_network_names_the_command(offline, monkeypatch, fa
     assert not (offline / "data" / "ultrafeedback").exists()
 
 
-def test_the_remedy_of_the_command_itself_works(offline, copies):
+def test_the_remedy_of_rmkit_prepare_works(offline, copies):
     result = CliRunner().invoke(app, ["prepare", "released"])
     assert result.exit_code == 2
     assert "give the clone with --source CLONE" in result.output
-    for _ in range(2):  # a second time keeps what is there, and needs no source
+    for _ in range(2):  # a second call keeps the sets, and needs no source
         assert CliRunner().invoke(app, ["prepare", "released", "--source", str(copies["CLONE"])]).exit_code == 0
     assert CliRunner().invoke(app, ["prepare", "released"]).exit_code == 0
     other = CliRunner().invoke(app, ["prepare", "released", "--revision", "a" * 40])
@@ -254,12 +254,12 @@ def test_the_remedy_of_the_command_itself_works(offline, copies):
 
 
 @pytest.mark.released
-def test_the_released_sets_are_brought_the_same_way(offline, tmp_path, released):
-    """The real ones, of which the two of RewardBench are not at hand: recipes that use these name the first."""
+def test_the_released_sets_are_fetched_the_same_way(offline, tmp_path, released):
+    """The real ones, without the two of RewardBench: recipes that use those name the first missing one."""
     here = [name for name in FOLDERS if (released / name).is_dir()]
     for name in here:
         shutil.copytree(released / name, tmp_path / "clone" / "data_files" / FOLDERS[name])
-    data, commands = found(
+    data, commands = load_following_messages(
         load_recipe(REPOSITORY / "recipes" / "tiny_rewardmath_exrm.yaml"), {"CLONE": tmp_path / "clone"}
     )
     assert commands == ["rmkit prepare released --source CLONE --output data"]
@@ -269,8 +269,8 @@ def test_the_released_sets_are_brought_the_same_way(offline, tmp_path, released)
             load_data(load_recipe(REPOSITORY / "recipes" / "llama8b_exrm.yaml"))
 
 
-def test_a_base_that_cannot_be_had_is_two_lines(offline, copies):
-    """What comes after the data on a machine without a network."""
+def test_an_unavailable_base_is_an_error_of_two_lines(offline, copies):
+    """The next error after the data on an offline machine."""
     from rmkit.reward_models.origins import ModelRef
     from rmkit.training.preparation import load_encoder
 
@@ -281,8 +281,8 @@ def test_a_base_that_cannot_be_had_is_two_lines(offline, copies):
     assert "\n" not in caught.value.cause + caught.value.remedy
 
 
-def test_another_working_directory_is_named(offline):
-    """data.root stays below the working directory; the message says the whole place."""
+def test_the_message_gives_the_absolute_path(offline):
+    """data.root is relative to the working directory."""
     recipe = load_recipe(REPOSITORY / "recipes" / "tiny_rewardmath_exrm.yaml", ["data.train={name: t, path: uf}"])
     with pytest.raises(RmkitError, match=re.escape(f"{Path.cwd() / 'data' / 'uf'} does not exist")):
         load_data(recipe)
@@ -293,7 +293,7 @@ def test_another_working_directory_is_named(offline):
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
-    """A copy of what git tracks, and a function that runs a command in it with nothing in rmkit's cache."""
+    """A function that runs a command in a fresh clone with an empty rmkit cache."""
     folder = write_fresh_clone(tmp_path_factory.mktemp("fresh") / "rmkit")
 
     def ran(*command):
@@ -308,7 +308,7 @@ def fresh(tmp_path_factory):
 
 @pytest.mark.dist
 def test_two_processes_prepare_a_set_once(fresh):
-    """The main process first, the other waits; nobody has prepared anything before."""
+    """The main process prepares it, the other waits."""
     base = ["base.build.steps=4", "base.build.hidden_size=32", "base.build.layers=1"]
     training = ["training.num_train_epochs=1", "training.per_device_train_batch_size=16"]
     launch = ["distributed=cpu_zero3", "output_dir=runs/two", "--num-processes", "2"]
@@ -333,8 +333,8 @@ def test_the_quickstarts_recipes_run_as_quoted(fresh, name):
 
 @pytest.mark.slow
 @pytest.mark.released
-def test_a_released_recipe_runs_once_its_message_is_followed(fresh, released, tmp_path):
-    """The launch line as quoted, cut short."""
+def test_a_released_recipe_runs_after_following_its_message(fresh, released, tmp_path):
+    """The launch line as quoted, with fewer steps."""
     for name in filter(lambda name: (released / name).is_dir(), FOLDERS):
         shutil.copytree(released / name, tmp_path / "clone" / "data_files" / FOLDERS[name])
     short = ["training.max_steps=2", "base.build.steps=4", "evaluation.train_fit=false"]

@@ -1,4 +1,4 @@
-"""The quickstart on a smaller base and fewer pairs: its files, its reuse of runs, runs that leave each other alone."""
+"""The quickstart on a smaller base and fewer pairs: its files, reuse of runs, and independence of runs."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def code(tmp_path_factory):
-    """What rmkit says of itself: committed, without changes since. Its own cache of bases, too."""
-    said = environment.describe() | {"git": {"commit": "0" * 40, "dirty": False}}
+    """The recorded environment of a clean commit, and a separate cache of bases."""
+    described = environment.describe() | {"git": {"commit": "0" * 40, "dirty": False}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RMKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(environment, "describe", lambda: dict(said))
-        yield said
+        patch.setattr(environment, "describe", lambda: dict(described))
+        yield described
 
 
 @pytest.fixture(scope="module")
@@ -109,14 +109,14 @@ def test_results_are_those_of_the_runs(made):
         assert row.accuracy == pytest.approx((sum(chosen > rejected) + sum(chosen == rejected) / 2) / 12)
 
 
-def test_results_take_nothing_but_the_records(made):
+def test_results_depend_on_the_records_only(made):
     record = json.loads(made.run_dirs[0].record.read_text())
     record["history"][0]["sets"]["swapped_test"]["accuracy"] = 0.125
     frame = results([record])
     assert frame[(frame["epoch"] == 0) & (frame["dataset"] == "swapped_test")]["accuracy"].item() == 0.125
 
 
-def test_the_page_stands_alone_and_says_what_must_be_said(made):
+def test_the_page_is_self_contained_and_holds_every_caveat(made):
     page = made.page.read_text(encoding="utf-8")
     assert page.count("<svg") == 1
     assert "<script" not in page
@@ -132,7 +132,7 @@ def test_the_page_stands_alone_and_says_what_must_be_said(made):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The recipes that would be trained from here on; the runs stay as they are."""
+    """The recipes that would be trained from now on; nothing is trained."""
     recipes = []
 
     def train(recipe, overwrite):
@@ -182,8 +182,8 @@ def test_an_interrupted_run_is_trained_again(made):
 
 @pytest.mark.slow
 @pytest.mark.smoke
-def test_a_run_among_others_is_bit_for_bit_the_run_of_a_process_of_its_own(made, tmp_path):
-    """The generative model is trained last, when anything left behind would show."""
+def test_a_run_among_others_equals_a_run_in_its_own_process(made, tmp_path):
+    """The generative model is trained last, so leftovers of earlier runs would show."""
     assert made.run_dirs[-1].path.name == "exgrm_seed0"
     root = made.page.parents[1] / "data"
     script, alone = Path(quickstart.__file__).parents[1] / "train.py", RunDirectory(tmp_path / "alone")
