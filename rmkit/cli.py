@@ -33,7 +33,7 @@ app = typer.Typer(
 )
 for command in (
     quickstart.quickstart,
-    prepare.prepare_source,
+    prepare.prepare,
     rewrite.rewrite,
     check.check,
     train.train,

@@ -13,7 +13,7 @@ from rmkit.errors import exit_on_error
 RELEASED = "released"
 
 
-def prepare_source(
+def prepare(
     name: Annotated[
         str,
         typer.Argument(
@@ -64,7 +64,7 @@ def _read(settings: list[str]) -> dict[str, Any]:
 
 
 def _one(name: str, given: Mapping[str, Any], output: Path, overwrite: bool) -> None:
-    from rmkit.data.sources.prepare import prepare_source as prepare_source
+    from rmkit.data.sources.prepare import prepare_source
 
     card = prepare_source(name, given, output, error_label=f"prepare {name}", overwrite=overwrite)
     _print_card(card)
