@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import ModuleType
 
 if __name__ == "__main__":  # the folder of this file must not stand in front of libraries of the same names
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -22,7 +23,6 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
@@ -177,9 +177,6 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
 
     if state.is_main_process:
         content = run_record(recipe, data, encoded, scoring, record, trainer, outcome.metrics, plan, started)
-        if recipe.theory.dynamics:
-            found = _dynamics(recipe, reward_model, encoded, references, untrained, run, trainer.args.device)
-            content["theory"] = {"dynamics": found}
         write_json(run.record, content)
         print_metrics(content)
     state.wait_for_everyone()
@@ -301,36 +298,6 @@ def _save(
     check_outputs(run.model, live, again, 1e-6 if same_arithmetic else 5e-2 if low_precision else 1e-3)
 
 
-def _dynamics(
-    recipe: Recipe,
-    reward_model: RewardModel[Any],
-    encoded: dict[str, EncodedPairs],
-    references: References,
-    untrained: Callable[[], PreTrainedModel],
-    run: RunDirectory,
-    device: torch.device,
-) -> dict[str, Any]:
-    """The learning dynamics (Section 4.1) before and after training, on the first training pairs."""
-    from rmkit.theory.loading import dynamics_of_run
-
-    name = recipe.data.train.name
-    training = encoded[name].head(recipe.theory.pairs)
-    outputs = references.get(name)
-    with main_process_only():
-        return dynamics_of_run(
-            reward_model,
-            {
-                "before": lambda: untrained().to(device),
-                "after": lambda: load(str(run.model), policy_only=True).model.to(device),
-            },
-            training,
-            {other: pairs for other, pairs in encoded.items() if other != name},
-            None if outputs is None else outputs[: len(training)],
-            recipe.theory.learning_rate,
-            recipe.evaluation.batch_size,
-        )
-
-
 def main(
     recipe: Annotated[Path, typer.Argument(help="A recipe, for example recipes/llama8b_exrm.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
@@ -341,6 +308,15 @@ def main(
         train(load_recipe(recipe, overrides or []), overwrite)
         PartialState().destroy_process_group()
 
+
+class _CallableModule(ModuleType):
+    """`rmkit.train` is the function until this module is imported, and this module from then on: both can be called."""
+
+    def __call__(self, recipe: Recipe, overwrite: bool = False) -> RunDirectory:
+        return train(recipe, overwrite)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:

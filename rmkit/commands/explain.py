@@ -24,7 +24,7 @@ from rmkit.commands.score import (
 from rmkit.errors import RmkitError, exit_on_error
 
 if TYPE_CHECKING:
-    from rmkit.evaluation.scorer import Scorer
+    from rmkit.evaluation.scorer import RewardScorer
     from rmkit.runs.directory import RunDirectory
     from rmkit.runs.explanation import Explanation
 
@@ -87,7 +87,9 @@ def explain(
             write_text(output, html(found))
 
 
-def _explain_worst(run: RunDirectory, number: int, scorer: Scorer, other: Scorer | None, batch_size: int) -> None:
+def _explain_worst(
+    run: RunDirectory, number: int, scorer: RewardScorer, other: RewardScorer | None, batch_size: int
+) -> None:
     from rich.progress import track
 
     from rmkit.evaluation.token_rewards import explain as explained

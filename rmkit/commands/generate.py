@@ -55,10 +55,10 @@ def _generate(
     from rich.console import Console
     from rich.table import Table
 
+    from rmkit.api import load_reward_model
     from rmkit.data.sources.hamiltonian import is_hamiltonian_cycle
     from rmkit.evaluation.generation import generate as generated
     from rmkit.evaluation.generation import likelihoods, verify_samples
-    from rmkit.evaluation.scorer import load_reward_model
     from rmkit.files import write_json
 
     asked = settings.model_dump(mode="json") | {"limit": limit}

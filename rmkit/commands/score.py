@@ -11,7 +11,7 @@ from rmkit.errors import RmkitError, exit_on_error
 
 if TYPE_CHECKING:
     from rmkit.data.preferences import PreferenceData
-    from rmkit.evaluation.scorer import ScoredSet, Scorer
+    from rmkit.evaluation.scorer import RewardScorer, ScoredSet
 
 Model = Annotated[str, typer.Argument(help="A run's model/ folder, any transformers model folder, or a hub id.")]
 Type = Annotated[str | None, typer.Option(help="explicit, implicit or generative; a run's folder knows.")]
@@ -88,13 +88,13 @@ def load_scorer(
     special_tokens: str | None = None,
     base: str | None = None,
     verify: bool = True,
-) -> Scorer:
+) -> RewardScorer:
     """The reward model that the options of a command ask for."""
     if dtype not in (None, "float32", "bfloat16"):
         raise RmkitError(f"--dtype {dtype} is not known.", "Give float32 or bfloat16.")
     if layout not in (None, "shared", "padded"):
         raise RmkitError(f"--layout {layout} is not known.", "Give shared or padded.")
-    from rmkit.evaluation.scorer import load_reward_model
+    from rmkit.api import load_reward_model
 
     scorer = load_reward_model(
         model,
@@ -116,7 +116,7 @@ def load_scorer(
 
 
 def score_sets(
-    scorer: Scorer, sets: dict[str, PreferenceData], batch_size: int, max_length: int | None, description: str
+    scorer: RewardScorer, sets: dict[str, PreferenceData], batch_size: int, max_length: int | None, description: str
 ) -> dict[str, ScoredSet]:
     """Sets rewarded in one pass; what is left out is said, and what their texts are like."""
     found = scorer.score_sets(sets, batch_size, max_length, description)

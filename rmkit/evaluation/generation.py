@@ -19,7 +19,7 @@ from rmkit.config.strict_yaml import StrictModel
 from rmkit.encoding.batches import pad
 from rmkit.encoding.chat import TokenSequence
 from rmkit.errors import RmkitError
-from rmkit.evaluation.scorer import Scorer
+from rmkit.evaluation.scorer import RewardScorer
 from rmkit.evaluation.scoring import Progress
 from rmkit.models.language_model import unbound
 
@@ -38,7 +38,7 @@ class GenerationSettings(StrictModel):
 
 @torch.no_grad()
 def generate(
-    scorer: Scorer,
+    scorer: RewardScorer,
     prompts: Sequence[str],
     settings: GenerationSettings,
     *,
@@ -129,7 +129,7 @@ def verify_samples(
 
 
 def likelihoods(
-    scorer: Scorer,
+    scorer: RewardScorer,
     prompts: Sequence[str],
     chosen: Sequence[str],
     rejected: Sequence[str],

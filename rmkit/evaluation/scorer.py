@@ -1,4 +1,4 @@
-"""Reward models in use: `load_reward_model(path)` and then `score`, without a recipe or a trainer."""
+"""`RewardScorer`: a loaded reward model that scores texts, pairs and sets, without a recipe or a trainer."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rmkit.config.recipe import DTypeName, SpecialTokens
 from rmkit.data.preferences import PreferenceData, PreferencePair
-from rmkit.encoding.batches import Layout, pad
+from rmkit.encoding.batches import pad
 from rmkit.encoding.chat import TokenSequence
 from rmkit.encoding.pairs import EncodedPair, iter_encoded, remarks
 from rmkit.errors import RmkitError
@@ -32,62 +31,9 @@ from rmkit.evaluation.statistics import length_baselines
 from rmkit.models.language_model import apply_head
 from rmkit.models.positions import last_position, made_for, refuse_longer
 from rmkit.reward_models.probe import check_forward
-from rmkit.reward_models.saving import Checkpoint, load
+from rmkit.reward_models.saving import Checkpoint
 
 Pair = PreferencePair | Mapping[str, str] | Sequence[str]
-
-
-def load_reward_model(
-    path_or_id: str,
-    type: str | None = None,
-    pooling: str | None = None,
-    reference: str | None = None,
-    beta: float | None = None,
-    *,
-    revision: str | None = None,
-    dtype: DTypeName | None = None,
-    attention: str | None = None,
-    layout: Layout | None = None,
-    date_string: str | None = None,
-    special_tokens: SpecialTokens | None = None,
-    trust_remote_code: bool = False,
-    device: str | torch.device | None = None,
-    base: str | None = None,
-    verify: bool = True,
-) -> Scorer:
-    """A reward model that scores texts.
-
-    Args:
-        path_or_id: a run's model/ folder, any transformers model folder, or a hub id. A run's folder knows its options.
-        type: explicit, implicit or generative.
-        pooling: explicit models: last or mean.
-        reference: implicit models: the model that training started from, or "none".
-        beta: implicit models: the factor of Eq. 2.
-        layout: shared (what sequences start with alike is computed once) or padded; as recorded, else shared.
-        special_tokens: what becomes of control tokens that texts spell: text (they are read as text), keep (they are
-            tokens) or error; as recorded, else text.
-        device: where to compute; the first accelerator, else the CPU.
-        base: where the model that training started from is now, if not where it was.
-        verify: whether base, reference and tokenizer must be those of training; a note says so if not.
-
-    Raises:
-        RmkitError: see `rmkit.reward_models.saving.load` and `rmkit.reward_models.probe.check_forward`.
-    """
-    options = {"type": type, "pooling": pooling, "reference": reference, "beta": beta}
-    checkpoint = load(
-        str(path_or_id),
-        options=options,
-        revision=revision,
-        dtype=dtype,
-        attention=attention,
-        layout=layout,
-        date_string=date_string,
-        special_tokens=special_tokens,
-        trust_remote_code=trust_remote_code,
-        base=base,
-        verify=verify,
-    )
-    return Scorer(checkpoint, device)
 
 
 @dataclass(frozen=True)
@@ -154,7 +100,7 @@ class _Gathering:
         )
 
 
-class Scorer:
+class RewardScorer:
     """A loaded reward model. `score` rewards responses; `score_pairs` rewards the two responses of preference pairs.
 
     Raises:

@@ -20,7 +20,7 @@ from conftest import REPOSITORY
 from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
-from rmkit import train as training
+import rmkit.train as training
 from rmkit.cli import app
 
 PAIRS = [
@@ -165,7 +165,7 @@ def test_score_refuses(place, arguments, cause):
 
 @pytest.mark.parametrize("data", ["nothing.jsonl", "nobody/nothing", "nothing", "../../nothing", "empty", "file"])
 def test_score_refuses_data_before_it_loads_a_model(place, monkeypatch, data):
-    monkeypatch.setattr("rmkit.evaluation.scorer.load_reward_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("rmkit.api.load_reward_model", lambda *_, **__: pytest.fail("a model was loaded"))
     error, _ = refused(place, app, "score", "explicit", data)
     assert data.split("/")[-1] in error
 
@@ -193,7 +193,7 @@ def test_score_refuses_an_output_that_cannot_be_a_file(place, output):
 
 @pytest.mark.parametrize("output", ["empty", "file/rewards.parquet"])
 def test_score_looks_at_the_output_before_it_scores(place, monkeypatch, output):
-    monkeypatch.setattr("rmkit.evaluation.scorer.load_reward_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("rmkit.api.load_reward_model", lambda *_, **__: pytest.fail("a model was loaded"))
     refused(place, app, "score", "explicit", "pairs.jsonl", "--output", output)
 
 

@@ -11,8 +11,9 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from rmkit.config.recipe import Recipe, load_recipe, read_recipe, training_arguments
-from rmkit.config.strict_yaml import load_yaml
+from rmkit.config import recipe as recipe_module
+from rmkit.config.recipe import Recipe, find_recipe, load_recipe, read_recipe, training_arguments
+from rmkit.config.strict_yaml import dotted_keys, load_yaml
 from rmkit.config.training_arguments import OWNED_FIELDS, REFUSED_FIELDS
 from rmkit.errors import RmkitError
 from rmkit.training.launch import config_file
@@ -105,6 +106,43 @@ def test_a_key_called_like_a_type_is_named_in_full(refused):
     assert "reward_model.implicit is not a known key" in refused(edited(reward_model__implicit=1)).cause
 
 
+@pytest.mark.parametrize(
+    ("key", "remedy"),
+    [
+        ("learning_rate", "training.learning_rate or base.build.learning_rate"),
+        ("learning_rte", "training.learning_rate or base.build.learning_rate"),
+        ("dataloader_num_workers", "training.dataloader_num_workers"),
+        ("type", "reward_model.type"),
+        ("beta", "reward_model.beta"),
+        ("max_length", "data.max_length or base.build.max_length"),
+        ("path", "data.train.path or data.evaluation.0.path"),
+        ("data__dtype", "base.dtype"),
+        ("reward_model__batch_size", "evaluation.batch_size or training.batch_size or base.build.batch_size"),
+        ("training__pooling", "reward_model.pooling"),
+        ("training__every_epoch", "evaluation.every_epoch"),
+        ("training__root", "data.root"),
+    ],
+)
+def test_a_key_of_another_section_names_the_section(refused, load, key, remedy):
+    """What is named is a key: an override of that name is not unknown."""
+    assert refused(edited(**{key: 1})).remedy == f"Did you mean {remedy}?"
+    for path in remedy.split(" or "):
+        if not path.startswith("training."):
+            assert path in set(dotted_keys(Recipe))
+            continue
+        assert load(edited(), f"{path}=1").training[path.removeprefix("training.")] == 1
+
+
+def test_all_keys_of_the_schema_are_known():
+    """By the schema that pydantic gives; list entries have the number 0."""
+    keys = set(dotted_keys(Recipe))
+    definitions = Recipe.model_json_schema()["$defs"]
+    assert {f"base.build.{name}" for name in definitions["BaseBuild"]["properties"]} <= keys
+    assert {f"data.evaluation.0.{name}" for name in definitions["EvaluationSet"]["properties"]} <= keys
+    settings = {name for each in ("Explicit", "Implicit", "Generative") for name in definitions[each]["properties"]}
+    assert {key for key in keys if key.startswith("reward_model.")} == {f"reward_model.{name}" for name in settings}
+
+
 @pytest.mark.parametrize("key", ["base", "reward_model", "data", "output_dir"])
 def test_a_missing_section_is_named(refused, key):
     content = edited()
@@ -118,8 +156,8 @@ def test_a_missing_key_is_named(refused):
 
 
 @pytest.mark.parametrize("text", ["output_dir: a\noutput_dir: b", "base: {name: a, name: b}"])
-def test_a_key_given_twice_is_refused(refused, text):
-    assert "given twice" in refused(text).cause
+def test_a_duplicate_key_is_refused(refused, text):
+    assert "duplicate key" in refused(text).cause
 
 
 def test_yaml_merges_are_read(write):
@@ -211,14 +249,45 @@ def test_home_is_expanded_in_paths(load, monkeypatch):
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_file_names_the_nearest():
+def test_a_missing_file_names_the_nearest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(RmkitError) as error:
         load_recipe("recipes/nothing_like_it.yaml")
     assert error.value.cause == "recipes/nothing_like_it.yaml does not exist."
+    assert error.value.remedy.startswith("Give a file, or the name of a shipped recipe: llama8b_exgrm, llama8b_exrm,")
     wrong = REPOSITORY / "recipes" / "llama8b_exmr.yaml"
     with pytest.raises(RmkitError) as error:
         load_recipe(wrong)
     assert error.value.remedy == f"Did you mean {wrong.with_name('llama8b_exrm.yaml')}?"
+
+
+def test_shipped_recipes_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in RECIPES:
+        name = path.relative_to(REPOSITORY / "recipes").with_suffix("").as_posix()
+        assert find_recipe(name) == path
+        assert load_recipe(name) == load_recipe(path)
+    Path("llama8b_exrm").write_text("a: 1")
+    assert find_recipe("llama8b_exrm") == Path("llama8b_exrm")  # a file comes first
+
+
+@pytest.mark.parametrize(
+    ("name", "shipped"),
+    [
+        ("llama8b_exmr", "llama8b_exrm"),
+        ("exrm", "quickstart/exrm"),
+        ("quikstart/exrm", "quickstart/exrm"),
+        ("llama8b_exrm.yaml", "llama8b_exrm"),
+        ("recipes/llama8b_imrm.yaml", "llama8b_imrm"),
+    ],
+)
+def test_a_wrong_name_suggests_the_closest_shipped_recipe(tmp_path, monkeypatch, name, shipped):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RmkitError) as error:
+        find_recipe(name)
+    assert error.value.cause == f"{name} does not exist."
+    assert error.value.remedy == f"Did you mean the shipped recipe {shipped}?"
+    load_recipe(shipped)  # the remedy
 
 
 @pytest.mark.parametrize(
@@ -432,6 +501,31 @@ def test_a_resolved_recipe_reads_back_the_same(load, write):
 def test_a_recipe_cannot_be_changed(load):
     with pytest.raises(ValueError, match="frozen"):
         load().data.max_length = 3
+
+
+# --- recipes of earlier versions ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("theory", "noted"),
+    [
+        ({"dynamics": False, "pairs": 8, "learning_rate": 1e-6}, False),  # what every resolved recipe had
+        ({"dynamics": True, "pairs": 8}, True),
+        ("nonsense", True),
+    ],
+)
+def test_the_removed_theory_section_is_ignored_with_a_note(load, write, capsys, monkeypatch, theory, noted):
+    recipe_module._note_removed_theory.cache_clear()
+    assert load(edited(theory=theory)) == load()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == noted
+    if noted:
+        assert lines[0].endswith("`theory:` is ignored; run `rmkit theory dynamics RUN` after training instead.")
+    load(edited(theory=theory))
+    monkeypatch.setenv("RANK", "1")
+    recipe_module._note_removed_theory.cache_clear()
+    load(edited(theory=theory))
+    assert capsys.readouterr().err == ""
 
 
 # --- the shipped recipes -------------------------------------------------------------------------------------------

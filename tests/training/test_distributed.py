@@ -438,7 +438,7 @@ with skipping_teardown():
 """
 ONE_WEIGHT_IS_SAVED_WRONG = """
 import sys
-from rmkit import train
+import rmkit.train as train
 from rmkit.errors import reported
 from rmkit.config.recipe import load_recipe
 save = train.save

@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny import TYPES
 
+import rmkit.train as train_module
 from rmkit import RmkitError
-from rmkit import train as train_module
 from rmkit.config.strict_yaml import load_yaml, to_yaml
 from rmkit.training.reference_store import ReferenceStore
 from rmkit.training.resume import (

@@ -182,7 +182,7 @@ def test_divergence_stops_the_run_and_leaves_no_result(run, tmp_path):
 
 
 def test_a_model_that_reloads_differently_fails_the_run(run, tmp_path, monkeypatch):
-    from rmkit import train as module
+    import rmkit.train as module
 
     def forgetful(directory, model, state_dict, *rest):
         state_dict = state_dict | {"score.weight": state_dict["score.weight"] * 2}

@@ -31,7 +31,7 @@ def test_nothing_is_said_where_no_prompt_is_shared():
 @pytest.mark.smoke
 def test_a_run_keeps_it_and_prepares_its_sources(tmp_path, monkeypatch):
     """One command from a bare recipe: the source is prepared on first use, its tokens are added, a model is trained."""
-    from rmkit.evaluation.scorer import load_reward_model
+    from rmkit import load_reward_model
     from rmkit.train import train
 
     monkeypatch.setenv("RMKIT_CACHE", str(tmp_path / "cache"))
