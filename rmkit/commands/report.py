@@ -16,7 +16,7 @@ def report(
     theory: Annotated[list[Path] | None, typer.Option(help="A JSON file of `rmkit theory`; repeatable.")] = None,
     published: Annotated[Path | None, typer.Option(help="Write the paper's Tables 1 to 10 to this CSV file.")] = None,
 ) -> None:
-    """Compare runs as the paper does: tables, figures and one HTML page, its published numbers beside them.
+    """Compare runs as in the paper. Writes tables, figures and one HTML page, beside the published numbers.
 
     Reads the files of run directories only, never a model. What cannot be used is listed with the reason.
     """

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 theory_app = typer.Typer(
     name="theory",
-    help="The paper's equations and theorems, checked on a model and data (Sections 3.1 and 4, Appendices A and B).",
+    help="Check the paper's equations and theorems on a model. Sections 3.1 and 4, Appendices A and B.",
     no_args_is_help=True,
 )
 
@@ -35,7 +35,7 @@ FigureFile = Annotated[
 ]
 
 
-@theory_app.command()
+@theory_app.command(epilog="\b\nExample:\n  rmkit theory dynamics runs/llama8b_imrm/model data/ultrafeedback --pairs 4")
 def dynamics(
     model: Model,
     data: Data,
@@ -98,7 +98,7 @@ def dynamics(
         _finish(content, drawn, json, place)
 
 
-@theory_app.command()
+@theory_app.command(epilog="\b\nExample:\n  rmkit theory separator runs/llama8b_exrm/model data/rewardmath --pairs 500")
 def separator(
     model: Model,
     data: Data,
@@ -171,7 +171,7 @@ def separator(
         _finish(content, {"": figures.separator_products(content)} if new else {}, json, place if new else None)
 
 
-@theory_app.command("unseen-tokens")
+@theory_app.command("unseen-tokens", epilog="\b\nExample:\n  rmkit theory unseen-tokens --json unseen_tokens.json")
 def unseen_tokens(
     model: Annotated[str | None, typer.Option(help="Hidden states of this model, not simulated ones.")] = None,
     data: Annotated[str | None, typer.Option(help="With --model: pairs whose responses are single tokens.")] = None,
@@ -230,7 +230,7 @@ def unseen_tokens(
         _finish(content, {"": figures.unseen_tokens(content)}, json, place)
 
 
-@theory_app.command()
+@theory_app.command(epilog="\b\nExample:\n  rmkit theory verification --largest 7 --json verification.json")
 def verification(
     smallest: Annotated[int, typer.Option(min=4, help="Vertices of the smallest graphs.")] = 4,
     largest: Annotated[int, typer.Option(min=4, max=9, help="Vertices of the largest graphs.")] = 8,

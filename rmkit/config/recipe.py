@@ -303,7 +303,7 @@ def training_arguments(recipe: Recipe, source: str = "recipe") -> dict[str, Any]
         )
     if recipe.resume == "auto" and options.get("save_only_model"):
         raise RmkitError(
-            f"{source}: resume is auto, but with training.save_only_model checkpoints have no optimizer state.",
+            f"{source}: resume is auto, but with training.save_only_model checkpoints hold no optimizer state.",
             "Set training.save_only_model=false, or resume=never.",
         )
     return options

@@ -196,7 +196,7 @@ def training_options(
         _check_value(name, value, hints[key])
         if value in _NEED_A_METRIC.get(key, []):
             raise RmkitError(
-                f"{name} {value} needs a metric of the Trainer's own evaluation, which rmkit does not run.",
+                f"{name} {value} follows a metric of the Trainer's own evaluation, which rmkit does not run.",
                 f"Use another training.{key}, or leave it out.",
             )
     _check_reporters(training.get("report_to") or [], source)

@@ -44,10 +44,10 @@ def test_a_set_with_overlap_says_so(tmp_path):
     common = ("rewardmath", "held_out=6", "--source", source, "--tokenizer", "none", "--test", 0)
     result = run(*common, "--output", tmp_path / "mixed")
     assert result.exit_code == 0, result.output
-    assert "of the 6 pairs of test, 6 have their prompt" in result.output
+    assert "of the 6 pairs of test, 6 share their prompt" in result.output
     result = run(*common, "--output", tmp_path / "clean", "--split-by", "prompt")
     assert result.exit_code == 0, result.output
-    assert "have their prompt" not in result.output
+    assert "share their prompt" not in result.output
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_set_with_overlap_says_so(tmp_path):
     [
         (["nothing"], "nothing is no source"),
         (["hamiltonian", "vertices"], "key=value"),
-        (["hamiltonian", "vertices=[1"], "is not YAML"),
+        (["hamiltonian", "vertices=[1"], "is not valid YAML"),
         (["hamiltonian", "vertices=2"], "vertices"),
         (["hamiltonian", "edge_probability=-0.1"], "edge_probability"),
         (["hamiltonian", "--tokenizer", "x"], "tokenizer is not a known key"),

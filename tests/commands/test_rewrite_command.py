@@ -108,7 +108,7 @@ def test_faults_and_a_kill_lose_nothing_and_ask_nothing_twice(tmp_path: Path) ->
 
         finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert finished.returncode == 0, finished.stderr
-        assert f"400 answers for 400 texts; {before} were in the journal, {400 - before} are new." in finished.stdout
+        assert f"400 answers for 400 texts: {before} from the journal, {400 - before} new." in finished.stdout
         assert set(endpoint.faults) == set(FAULTS)  # each kind of fault has happened
         assert endpoint.faults.total() > 40
         assert endpoint.delivered == dict.fromkeys(
@@ -119,7 +119,7 @@ def test_faults_and_a_kill_lose_nothing_and_ask_nothing_twice(tmp_path: Path) ->
         content = sorted((path.name, path.read_bytes()) for path in output.rglob("*") if path.is_file())
         again = run(*arguments(data, output, endpoint, "--concurrency", "16"))
         assert again.exit_code == 0
-        assert "finished: nothing was asked for" in again.output
+        assert "finished: no requests were made" in again.output
         assert endpoint.requests.total() == asked
         assert sorted((path.name, path.read_bytes()) for path in output.rglob("*") if path.is_file()) == content
 
@@ -144,7 +144,7 @@ def test_the_same_text_is_asked_for_once(tmp_path: Path, endpoint: Endpoint) -> 
     assert endpoint.requests == dict.fromkeys(texts, 1)
     assert len(rows_of(tmp_path / "out")) == 3
     # 3 answers of 100 and 10 tokens: (300 * 2 + 30 * 8) / 1e6
-    assert "3 answers: 300 input tokens, 30 output tokens, 0.0008 at the prices given." in result.output
+    assert "3 answers: 300 input tokens, 30 output tokens, 0.0008 at the given prices." in result.output
 
 
 def test_requests_are_what_was_asked_for(tmp_path: Path, endpoint: Endpoint) -> None:
