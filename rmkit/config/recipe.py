@@ -283,6 +283,14 @@ class Recipe(StrictModel):
     hub: Hub | None = None
     output_dir: LocalPath
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_removed_keys(cls, content: Any) -> Any:
+        """Recipes and run directories of earlier versions have a section `theory`; `load_recipe` notes it."""
+        if not isinstance(content, dict):
+            return content
+        return {key: value for key, value in content.items() if key != "theory"}
+
     def to_yaml(self) -> str:
         """The recipe with every default written out, as stored in the run directory."""
         return to_yaml(self.model_dump(mode="json"))
@@ -362,11 +370,11 @@ def _shipped_recipes() -> dict[str, Path]:
 
 
 def _read(path: Path | str, overrides: Iterable[str]) -> tuple[Recipe, bool]:
-    """A recipe, and whether it has the removed key `theory.dynamics`."""
+    """A recipe, and whether it asks for the learning dynamics, as recipes of earlier versions could."""
     content = load_yaml(find_recipe(path))
     for override in overrides:
         apply_override(content, override)
-    theory = content.pop("theory", None)  # recipes of earlier versions
+    theory = content.get("theory")
     recipe = validate(Recipe, content, str(path), lambda: (f"training.{name}" for name in training_fields()))
     return recipe, bool(theory.get("dynamics") if isinstance(theory, dict) else theory)
 

@@ -71,6 +71,17 @@ def test_every_help_ends_with_an_example_that_parses(path):
     COMMANDS[path].make_context(" ".join(path), arguments[len(path) :])  # raises on unknown options and bad values
 
 
+@pytest.mark.parametrize("page", ["recipes"])
+def test_the_commands_of_a_page_parse(page):
+    text = (REPOSITORY / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    assert len(lines) >= 3
+    for line in lines:
+        program, name, *arguments = shlex.split(line, comments=True)
+        assert program == "rmkit"
+        COMMANDS[(name,)].make_context(name, arguments)
+
+
 def test_the_list_of_commands_is_not_cut_off():
     shown = CliRunner().invoke(app, ["-h"]).output
     assert "..." not in shown.partition("Commands:")[2]

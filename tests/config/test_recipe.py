@@ -13,7 +13,7 @@ from conftest import REPOSITORY
 
 from rmkit.config import recipe as recipe_module
 from rmkit.config.recipe import Recipe, find_recipe, load_recipe, read_recipe, training_arguments
-from rmkit.config.strict_yaml import dotted_keys, load_yaml
+from rmkit.config.strict_yaml import dotted_keys, load_yaml, validate
 from rmkit.config.training_arguments import OWNED_FIELDS, REFUSED_FIELDS
 from rmkit.errors import RmkitError
 from rmkit.training.launch import config_file
@@ -141,6 +141,14 @@ def test_all_keys_of_the_schema_are_known():
     assert {f"data.evaluation.0.{name}" for name in definitions["EvaluationSet"]["properties"]} <= keys
     settings = {name for each in ("Explicit", "Implicit", "Generative") for name in definitions[each]["properties"]}
     assert {key for key in keys if key.startswith("reward_model.")} == {f"reward_model.{name}" for name in settings}
+
+
+def test_the_page_describes_every_key():
+    page = re.sub("```.*?```", "", (REPOSITORY / "docs" / "recipes.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    sections = {key.partition(".")[0] for key in dotted_keys(Recipe)}
+    described = set(re.findall(r"\w+", " ".join(re.findall(r"`[^`]+`", page)))) | set(re.findall(r"## (\w+)", page))
+    assert {key.rpartition(".")[2] for key in dotted_keys(Recipe)} <= described | sections
+    assert {"lora", "layout", "distributed", "hub", "resume", "output_dir"} <= described
 
 
 @pytest.mark.parametrize("key", ["base", "reward_model", "data", "output_dir"])
@@ -517,6 +525,8 @@ def test_a_recipe_cannot_be_changed(load):
 def test_the_removed_theory_section_is_ignored_with_a_note(load, write, capsys, monkeypatch, theory, noted):
     recipe_module._note_removed_theory.cache_clear()
     assert load(edited(theory=theory)) == load()
+    recorded = load().model_dump(mode="json") | {"theory": theory}  # as in run.json
+    assert validate(Recipe, recorded, "run.json") == load()
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == noted
     if noted:
