@@ -1,4 +1,7 @@
-"""`RewardScorer`: a loaded reward model that scores texts, pairs and sets, without a recipe or a trainer."""
+"""`RewardScorer`: a loaded reward model that scores texts, pairs and sets, without a recipe or a trainer.
+
+Importing this module is fast, since the class is part of the public face: its methods import torch.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +9,24 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from accelerate import PartialState
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from rmkit.data.preferences import PreferenceData, PreferencePair
-from rmkit.encoding.batches import pad
-from rmkit.encoding.chat import TokenSequence
-from rmkit.encoding.pairs import EncodedPair, iter_encoded, remarks
 from rmkit.errors import RmkitError
-from rmkit.evaluation.scoring import (
-    DEFAULT_BATCH_SIZE,
-    WINDOW,
-    PairRewards,
-    Progress,
-    pair_rewards,
-    sequence_outputs,
-)
+from rmkit.evaluation.limits import DEFAULT_BATCH_SIZE, WINDOW
 from rmkit.evaluation.statistics import length_baselines
-from rmkit.models.language_model import apply_head
-from rmkit.models.positions import last_position, made_for, refuse_longer
-from rmkit.reward_models.probe import check_forward
-from rmkit.reward_models.saving import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from rmkit.encoding.chat import TokenSequence
+    from rmkit.encoding.pairs import EncodedPair
+    from rmkit.evaluation.scoring import PairRewards, Progress
+    from rmkit.reward_models.saving import Checkpoint
 
 Pair = PreferencePair | Mapping[str, str] | Sequence[str]
 
@@ -87,6 +82,8 @@ class _Gathering:
         self.templated += sum(each.templated for each in pairs)
 
     def whole(self, remarks: list[str]) -> ScoredSet:
+        from rmkit.evaluation.scoring import PairRewards
+
         rewards = [part.rewards for part in self.parts]
         log_rewards = [each.log_rewards for each in rewards if each.log_rewards is not None]
         return ScoredSet(
@@ -108,6 +105,12 @@ class RewardScorer:
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str | torch.device | None = None):
+        import torch
+        from accelerate import PartialState
+
+        from rmkit.models.positions import last_position
+        from rmkit.reward_models.probe import check_forward
+
         loaded = checkpoint.reference is not None or checkpoint.reference_is_base
         if checkpoint.reward_model.reference is not None and not loaded:
             raise ValueError(f"the reference {checkpoint.reward_model.reference} was not loaded (policy_only)")
@@ -191,6 +194,10 @@ class RewardScorer:
             max_length: pairs over so many tokens are left out, see `rmkit.encoding.pairs.encode_pairs`.
             description: shown beside a progress bar; without one there is no bar.
         """
+        from rmkit.encoding.pairs import iter_encoded
+        from rmkit.evaluation.scoring import Progress
+        from rmkit.models.positions import refuse_longer
+
         scored = {name: _Gathering() for name in sets}
         streams = {
             name: iter_encoded(data, self.reward_model, scored[name].dropped, max_length=max_length)
@@ -217,12 +224,21 @@ class RewardScorer:
     def _remarks(
         self, name: str, lengths: Sequence[int], control_texts: int, templated: int, unit: str = "pairs"
     ) -> list[str]:
+        from rmkit.encoding.pairs import remarks
+        from rmkit.models.positions import made_for
+
         known, special_tokens = made_for(self.checkpoint.model.config), self.reward_model.encoder.special_tokens
         options: dict[str, Any] = {"known": known, "special_tokens": special_tokens, "unit": unit}
         return remarks(name, lengths, control_texts, templated, **options)
 
     def token_terms(self, prompt: str, response: str) -> NDArray[np.float64] | None:
         """What each token of a response adds to its reward [tokens], or None if rewards are no sums over tokens."""
+        import torch
+
+        from rmkit.encoding.batches import pad
+        from rmkit.models.language_model import apply_head
+        from rmkit.models.positions import refuse_longer
+
         if not self.reward_model.additive:
             return None
         sequences = self.reward_model.encode([prompt], [response])
@@ -251,6 +267,9 @@ class RewardScorer:
         Raises:
             RmkitError: if a sequence is longer than the model's position embeddings.
         """
+        from rmkit.evaluation.scoring import sequence_outputs
+        from rmkit.models.positions import refuse_longer
+
         refuse_longer("the responses", max(map(len, sequences), default=0), self.last_position)
 
         def compute(model: nn.Module) -> Tensor:
@@ -259,6 +278,10 @@ class RewardScorer:
         return self._of_both(compute)
 
     def _pair_rewards(self, pairs: Sequence[EncodedPair], batch_size: int, progress: Progress) -> PairRewards:
+        import torch
+
+        from rmkit.evaluation.scoring import PairRewards, pair_rewards
+
         if not pairs:
             return PairRewards(np.zeros((0, 2)))
         sequences = [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]

@@ -23,14 +23,11 @@ from tqdm.auto import tqdm
 from rmkit.encoding.batches import Layout, collate
 from rmkit.encoding.chat import TokenSequence
 from rmkit.encoding.pairs import EncodedPairs
+from rmkit.evaluation.limits import DEFAULT_BATCH_SIZE, WINDOW
 from rmkit.evaluation.statistics import summary
 from rmkit.models.language_model import apply_head, only_read
 from rmkit.models.shared_attention import layout_of
 from rmkit.reward_models.base import RewardModel
-
-DEFAULT_BATCH_SIZE = 16
-WINDOW = 1024
-"""Pairs whose sequences are sorted together, and of which `rmkit score` holds no more at a time."""
 
 
 @dataclass(frozen=True)
