@@ -102,7 +102,7 @@ def _find_base(recipe: Recipe, training: PreferenceData) -> ModelRef | None:
 def _print_sets(
     console: Console, recipe: Recipe, data: Mapping[str, PreferenceData], encoded: Mapping[str, EncodedPairs]
 ) -> None:
-    """Print one row per set; `?` stands in the columns that need the base where nothing is encoded."""
+    """Print one row per set; columns that need the base show `?` without encoded sets."""
     from rich.markup import escape
     from rich.table import Table
 

@@ -110,25 +110,25 @@ def rewrite(
         from rmkit.data.rewriting.overlap import load_tokenize
         from rmkit.data.rewriting.styles import load_local_style, load_style
 
-        local = load_local_style(style)
-        asked = load_style(style) if local is None else None
-        if asked is not None and asking.model is None:
+        local_style = load_local_style(style)
+        model_style = load_style(style) if local_style is None else None
+        if model_style is not None and asking.model is None:
             raise RmkitError(f"--style {style} needs a --model to ask.", "Add --model, or use a local: style.")
         tokenize = load_tokenize(summary.tokenizer)
         pairs = load_preferences(data, **asdict(source))
         settings: dict[str, Any] = {"source": data, "split": source.split, "style": style}
-        settings |= {"seed": seed} if asked is None else {"prompt": asked.prompt, **asking.settings()}
+        settings |= {"seed": seed} if model_style is None else {"prompt": model_style.prompt, **asking.settings()}
         identity = sets.identity(pairs.fingerprint, settings)
         card = sets.read_finished(output, identity, overwrite)
         if card is not None:
             print(f"{output} is finished: no requests were made.")
         else:
             tokens: dict[str, int] = {}
-            if local is not None:
-                rewrites = sets.rewrite_all_locally(sets.distinct_responses(pairs), local, seed)
+            if local_style is not None:
+                rewrites = sets.rewrite_all_locally(sets.distinct_responses(pairs), local_style, seed)
             else:
-                assert asked is not None
-                rewrites, tokens = _ask(pairs, asked, asking, output.with_name(f"{output.name}.journal.jsonl"))
+                assert model_style is not None
+                rewrites, tokens = _ask(pairs, model_style, asking, output.with_name(f"{output.name}.journal.jsonl"))
             rows, left_out = sets.assemble(pairs, rewrites, keep_bad=asking.on_bad == "keep")
             card = {"identity": identity, **settings, "pairs": len(rows["prompt"]), "left_out": dict(left_out)}
             problems = _problems_by_row(pairs, rewrites)

@@ -20,13 +20,8 @@ from rmkit.cli import app
 from rmkit.commands.options import group_options
 
 ROOT = get_command(app)
-COMMANDS = {
-    (name, *below): command
-    for name, group in ROOT.commands.items()
-    for below, command in (
-        [((inner,), each) for inner, each in group.commands.items()] if hasattr(group, "commands") else [((), group)]
-    )
-}
+COMMANDS = {(name,): command for name, command in ROOT.commands.items() if name != "theory"}
+COMMANDS |= {("theory", name): command for name, command in ROOT.commands["theory"].commands.items()}
 
 
 def words(text: str) -> str:
@@ -95,7 +90,7 @@ def test_the_version():
 
 @pytest.mark.parametrize("file", sorted((REPOSITORY / "rmkit" / "commands").glob("*.py")), ids=lambda file: file.stem)
 def test_commands_are_short(file):
-    """No body over 40 lines; theory.py is still to follow."""
+    """No body over 40 lines; theory.py has yet to follow."""
     if file.stem == "theory":
         pytest.skip("not yet")
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
