@@ -11,9 +11,10 @@ from matplotlib.patches import Patch
 
 from benchmarks.results import BASELINES, Entry
 from rmkit.files import replacing
-from rmkit.report.style import COLOURS, INK, MUTED, RC, TEXT_WIDTH, TIE, write_png
+from rmkit.report.palette import BLUE, GREEN, ORANGE
+from rmkit.report.style import INK, MUTED, RC, TEXT_WIDTH, TIE, write_png
 
-_PALETTE = dict(zip(["stock", "stock_best", "padded", "plain"], [*COLOURS.values(), TIE], strict=True))
+_PALETTE = {"stock": BLUE.light, "stock_best": ORANGE.light, "padded": GREEN.light, "plain": TIE}
 _BAR = 0.8
 DPI = 300  # as it is written: the layout measures texts, whose width depends on it
 

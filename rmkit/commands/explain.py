@@ -15,9 +15,6 @@ from rmkit.errors import RmkitError, exit_on_error
 if TYPE_CHECKING:
     from rmkit.evaluation.scorer import RewardScorer
     from rmkit.runs.directory import RunDirectory
-    from rmkit.runs.explanation import Explanation
-
-_LARGEST = 10
 
 
 @group_options
@@ -37,7 +34,7 @@ def explain(
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the numbers.")] = None,
     batch_size: BatchSize = 8,
 ) -> None:
-    """Show what each token adds to a reward. Sums for implicit models, prefix rewards for explicit ones."""
+    """Show what each token adds to a reward. Terms for implicit models, rewards of prefixes for explicit ones."""
     with exit_on_error():
         run_dir = _find_run(model)
         if worst is None and (prompt is None or response is None):
@@ -70,11 +67,11 @@ def _explain_text(
     from rmkit.evaluation.token_rewards import explain as explain_response
     from rmkit.evaluation.token_rewards import merge_explanations
     from rmkit.files import write_json, write_text
-    from rmkit.report.explanation import html
+    from rmkit.report.explanation import html, show
 
     named = [(name, explain_response(scorer, prompt, response, batch_size)) for name, scorer in models]
     for name, explanation in named:
-        _show(name, explanation)
+        show(name, explanation)
     first, second = named[0][1], named[1][1] if len(named) > 1 else None
     if json is not None:
         content = merge_explanations(first, second).content()
@@ -116,37 +113,3 @@ def _model_path(model: str) -> str:
     """The model folder of a run; any other path or id unchanged."""
     run_dir = _find_run(model)
     return model if run_dir is None else str(run_dir.model)
-
-
-def _show(model: str, explanation: Explanation) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-    from rich.text import Text
-
-    from rmkit.report.explanation import parts, shades, visible
-
-    console = Console(highlight=False)
-    console.print(f"\n{model}", style="bold", markup=False)
-    for line, kind, values in parts(explanation):
-        console.print(line, markup=False)
-        console.print(
-            Text.assemble(
-                *(
-                    (visible(token), _style(shade))
-                    for token, shade in zip(explanation.tokens, shades(values, kind), strict=True)
-                )
-            )
-        )
-        table = Table("token", "adds", title=f"largest of {len(values)}", title_justify="left")
-        table.columns[1].justify = "right"
-        for at in sorted(range(len(values)), key=lambda at: -abs(values[at]))[:_LARGEST]:
-            table.add_row(f"{escape(repr(explanation.tokens[at]))} ({at + 1})", f"{values[at]:+.4g}")
-        console.print(table)
-
-
-def _style(shade: float) -> str:
-    """Blue for what raises the reward, orange for what lowers it: bold where it does so much, dim where little."""
-    if abs(shade) < 0.02:
-        return "dim"
-    return ("bold " if abs(shade) > 0.5 else "") + ("bright_blue" if shade > 0 else "orange3")

@@ -11,18 +11,20 @@ from rmkit.errors import RmkitError, exit_on_error
 
 
 def report(
-    runs: Annotated[list[Path] | None, typer.Argument(help="Run directories, or folders that hold some.")] = None,
-    output: Annotated[Path | None, typer.Option(help="The folder for index.html, tables/ and figures/.")] = None,
-    theory: Annotated[list[Path] | None, typer.Option(help="A JSON file of `rmkit theory`; repeatable.")] = None,
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run directories, or folders of them.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for index.html, tables/ and figures/.")] = None,
+    theory: Annotated[
+        list[Path] | None, typer.Option(help="A JSON file written by `rmkit theory`; repeatable.")
+    ] = None,
     published: Annotated[Path | None, typer.Option(help="Write the paper's Tables 1 to 10 to this CSV file.")] = None,
 ) -> None:
-    """Compare runs as in the paper. Writes tables, figures and one HTML page, beside the published numbers.
+    """Compare runs as in the paper. Writes tables, figures and one HTML page, with the paper's numbers for comparison.
 
-    Reads the files of run directories only, never a model. What cannot be used is listed with the reason.
+    Reads only files of run directories and loads no model. Runs that cannot be used are listed with the reason.
     """
     with exit_on_error():
         if published is None and not runs:
-            raise RmkitError("There is nothing to do.", "Give run directories and --output, or --published FILE.csv.")
+            raise RmkitError("Nothing to do.", "Give run directories and --output, or --published FILE.csv.")
         if runs and output is None:
             raise RmkitError("--output is missing.", "Give a folder for the report: --output report")
         if published is not None:

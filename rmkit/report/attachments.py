@@ -1,34 +1,42 @@
-"""What other commands leave for the report: explain/*.json, generation/*.json and theory/*.json.
+"""Results of other commands in run directories: explain/*.json, generation/*.json and theory/*.json.
 
-explain   {"prompt": str, "response": str, "tokens": [str], "implicit_terms": [float] | null,
-           "explicit_prefix_rewards": [float] | null}
-generation {"set": str, "prompts": int, "correct": float, "prompts_with_a_correct_one": float,
+explain    `rmkit explain --worst`: see `rmkit.runs.explanation.Explanation`
+generation `rmkit generate`: {"set": str, "prompts": int, "correct": float, "prompts_with_a_correct_one": float,
            "log_probs": {"chosen": float, "chosen_reference": float, ...} | null, ...}
-theory    {"theory": "<which result>", "figures": ["<file beside it>", ...], ...}
+theory     `rmkit theory`: {"theory": "<which result>", "figures": ["<file in the same folder>", ...], ...}
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat
 
-from rmkit.report import theory_summary as summary
-from rmkit.report.comparison import count
-from rmkit.report.html import Item, Picture, Tokens
+from rmkit.report import theory_summary
+from rmkit.report.comparison import slug
+from rmkit.report.explanation import tokens_item
+from rmkit.report.html import Item, Picture
+from rmkit.report.records import describe_error
 from rmkit.report.runs import Problem, Runs
 from rmkit.report.tables import Cell, Table, number
 from rmkit.runs.directory import FINAL
 from rmkit.runs.explanation import Explanation
 
-MOST_NUMBERS = 40
 _PICTURES = (".svg", ".png")
-_UNEXPECTED = (KeyError, TypeError, ValueError, AttributeError, IndexError)  # of content that is not as it should be
+_LONGEST_PROMPT = 300  # characters shown above the tokens
+_UNEXPECTED = (
+    OSError,
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    IndexError,
+)  # of files from elsewhere
 
 
 class Generation(BaseModel):
@@ -43,31 +51,16 @@ class Generation(BaseModel):
 
 
 def generations(runs: Runs) -> tuple[list[Item], list[Problem]]:
-    """Correct samples beside the accuracy of telling correct from incorrect ones (Figure 3), a row a run and set."""
-    final = runs.metrics[runs.metrics["state"] == FINAL]
+    """Shares of correct samples next to the accuracy of verification (Figure 3), by run and set."""
     rows: list[dict[str, Any]] = []
     problems = []
-    for run, directory in runs.directories.items():
-        for path in sorted((directory.path / "generation").glob("*.json")):
-            try:
-                found = Generation.model_validate_json(path.read_bytes())
-            except (OSError, ValidationError, ValueError) as error:
-                problems.append(Problem(run, f"generation/{path.name} cannot be used: {_first_line(error)}"))
-                continue
-            accuracy = final.loc[(final["run"] == run) & (final["set"] == path.stem), "accuracy"]
-            log_probs = found.log_probs or {}
-            rows.append(
-                {
-                    "run": run,
-                    "set": path.stem,
-                    "prompts": found.prompts,
-                    "verification_accuracy": float(accuracy.iloc[0]) if len(accuracy) else None,
-                    "correct_samples": found.correct,
-                    "prompts_with_a_correct_one": found.prompts_with_a_correct_one,
-                    "log_prob_of_planted": log_probs.get("chosen"),
-                    "reference_log_prob_of_planted": log_probs.get("chosen_reference"),
-                }
-            )
+    for run, path in _files(runs, "generation"):
+        try:
+            found = Generation.model_validate_json(path.read_bytes())
+        except _UNEXPECTED as error:
+            problems.append(Problem(run, f"generation/{path.name} cannot be used: {describe_error(error)}"))
+        else:
+            rows.append(_generation_row(runs, run, path.stem, found))
     if not rows:
         return [], problems
     data = pd.DataFrame(rows)
@@ -78,130 +71,86 @@ def generations(runs: Runs) -> tuple[list[Item], list[Problem]]:
     ]
     header = ["run", "set", "prompts", "verification accuracy", "correct samples", "prompts with a correct one"]
     header += ["ln π(C|x) of the planted cycle", "ln π_ref(C|x)"]
-    note = "The paper's IM-RMs verify perfectly in training, nearly so in test, and generate no cycle (Figure 3)."
+    note = (
+        "In the paper, IM-RMs verify perfectly on training graphs and nearly so on test graphs, but generate no "
+        "correct cycle (Figure 3)."
+    )
     return [Table("generation", "Verification and generation.", header, cells, data, note)], problems
 
 
+def _generation_row(runs: Runs, run: str, name: str, found: Generation) -> dict[str, Any]:
+    metrics = runs.metrics
+    final = metrics[(metrics["state"] == FINAL) & (metrics["run"] == run) & (metrics["set"] == name)]
+    log_probs = found.log_probs or {}
+    return {
+        "run": run,
+        "set": name,
+        "prompts": found.prompts,
+        "verification_accuracy": float(final["accuracy"].iloc[0]) if len(final) else None,
+        "correct_samples": found.correct,
+        "prompts_with_a_correct_one": found.prompts_with_a_correct_one,
+        "log_prob_of_planted": log_probs.get("chosen"),
+        "reference_log_prob_of_planted": log_probs.get("chosen_reference"),
+    }
+
+
 def explanations(runs: Runs) -> tuple[list[Item], list[Problem]]:
-    """The token-by-token rewards that lie in the run directories."""
+    """The rewards by token in the run directories."""
     items: list[Item] = []
     problems = []
-    for run, directory in runs.directories.items():
-        for path in sorted((directory.path / "explain").glob("*.json")):
-            try:
-                found = Explanation.model_validate_json(path.read_bytes())
-            except (OSError, ValidationError, ValueError) as error:
-                problems.append(Problem(run, f"explain/{path.name} cannot be used: {_first_line(error)}"))
-                continue
-            items.append(_tokens(f"{run}, {path.stem}.", found))
+    for run, path in _files(runs, "explain"):
+        try:
+            found = Explanation.model_validate_json(path.read_bytes())
+        except _UNEXPECTED as error:
+            problems.append(Problem(run, f"explain/{path.name} cannot be used: {describe_error(error)}"))
+            continue
+        prompt = " ".join(found.prompt.split())
+        note = f"Prompt: {prompt[:_LONGEST_PROMPT]}{' …' if len(prompt) > _LONGEST_PROMPT else ''}"
+        items.append(tokens_item(f"{run}, {path.stem}.", found, note))
     return items, problems
 
 
-def _tokens(title: str, found: Explanation) -> Tokens:
-    rows = []
-    if found.implicit_terms is not None:
-        label = f"Implicit: β (ln π − ln π_ref) of each token, {number(sum(found.implicit_terms))} in all"
-        rows.append((label, _shaded(found.tokens, found.implicit_terms)))
-    if found.increments is not None and found.explicit_prefix_rewards:
-        label = (
-            f"Explicit: what each token adds to the reward of the prefix, {number(found.explicit_prefix_rewards[-1])}"
-        )
-        # The first increment is the whole reward of the first prefix: it would drown the others.
-        rows.append((label, _shaded(found.tokens, [0.0, *found.increments[1:]])))
-    prompt = " ".join(found.prompt.split())
-    return Tokens(title, rows, f"Prompt: {prompt[:300]}{' …' if len(prompt) > 300 else ''}")
-
-
-def _shaded(tokens: Sequence[str], values: Sequence[float]) -> list[tuple[str, float, float]]:
-    """Each token with its value and the value's share of the largest, in [-1, 1]."""
-    largest = max((abs(value) for value in values), default=0.0) or 1.0
-    return [(token, value, value / largest) for token, value in zip(tokens, values, strict=True)]
-
-
-def theory(runs: Runs, given: Iterable[Path]) -> tuple[list[Item], list[Problem]]:
-    """Numbers and pictures of theory results: those in the run directories, and the files given."""
+def theory(runs: Runs, files: Iterable[Path]) -> tuple[list[Item], list[Problem]]:
+    """Tables and pictures of theory results: those in the run directories, and further JSON files."""
     items: list[Item] = []
     problems = []
-    own = [
-        path for directory in runs.directories.values() for path in sorted((directory.path / "theory").glob("*.json"))
-    ]
-    for at, path in enumerate(chain(own, given)):
+    own = (path for _, path in _files(runs, "theory"))
+    for at, path in enumerate(chain(own, files)):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            title = f"{content['theory'] if isinstance(content['theory'], str) else 'theory'}, {path.stem}."
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problems.append(Problem(str(path), f"is no theory result: {_first_line(error)}"))
-            continue
-        items += _summary(f"theory_{at}_{_plain(path.stem)}", path, title, content)
-        items += [Picture(title, picture) for picture in _pictures(path, content)]
-    for run, types in runs.dynamics.items():
-        try:
-            tables = summary.dynamics_tables(types)
+            tables = theory_summary.tables(content)
+            pictures = _pictures(path, content)
         except _UNEXPECTED as error:
-            problems.append(Problem(run, f"run.json: theory.dynamics cannot be used: {_first_line(error)}"))
+            problems.append(Problem(str(path), f"is not a result of rmkit theory: {describe_error(error)}"))
             continue
-        items += [
-            _table(f"dynamics_{_plain(run)}_{at}", f"{run}: {each['title']}.", each) for at, each in enumerate(tables)
-        ]
+        items += [_table(f"theory_{at}_{slug(path.stem)}_{part}", table) for part, table in enumerate(tables)]
+        items += [Picture(f"{content['theory']}, {path.stem}.", picture) for picture in pictures]
+    for run, types in runs.dynamics.items():  # runs of older rmkit: `theory:` in their recipes
+        try:
+            tables = theory_summary.dynamics_tables(types)
+        except _UNEXPECTED as error:
+            problems.append(Problem(run, f"run.json: theory.dynamics cannot be used: {describe_error(error)}"))
+            continue
+        items += [_table(f"dynamics_{slug(run)}_{part}", table, f"{run}: ") for part, table in enumerate(tables)]
     return items, problems
 
 
-def _summary(name: str, path: Path, title: str, content: dict[str, Any]) -> list[Table]:
-    """The tables that `rmkit theory` prints for the result; of a result that it does not know, the numbers."""
-    try:
-        tables = summary.tables(content)
-    except _UNEXPECTED:
-        return [_numbers(name, path, title, content)]
-    return [_table(f"{name}_{at}", f"{each['title']}.", each) for at, each in enumerate(tables)]
+def _files(runs: Runs, folder: str) -> list[tuple[str, Path]]:
+    """Run and file, for all JSON files in a folder of the run directories."""
+    return [
+        (run, path)
+        for run, directory in runs.directories.items()
+        for path in sorted((directory.path / folder).glob("*.json"))
+    ]
 
 
-def _table(name: str, title: str, rows: summary.Rows) -> Table:
-    cells = [[Cell(text, number=at > 0) for at, text in enumerate(row)] for row in rows["rows"]]
-    return Table(name, title, rows["columns"], cells, pd.DataFrame(rows["rows"], columns=rows["columns"]))
-
-
-def _numbers(name: str, path: Path, title: str, content: dict[str, Any]) -> Table:
-    leaves = list(_leaves(content))
-    texts = [(name, f"{value:.6g}" if isinstance(value, float) else str(value)) for name, value in leaves]
-    rows = [[Cell(name, number=False), Cell(text)] for name, text in texts]
-    left_out = len(rows) - MOST_NUMBERS
-    note = f"{count(left_out, 'more number')} in {path.name}." if left_out > 0 else ""
-    data = pd.DataFrame(leaves, columns=["name", "value"]).astype({"value": str})
-    return Table(name, title, ["Quantity", "Value"], rows[:MOST_NUMBERS], data, note)
-
-
-def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, float | int | str | bool]]:
-    """Numbers and short texts by their path; lists are given by their length."""
-    if isinstance(content, dict):
-        for key, value in content.items():
-            if not (prefix == "" and key in ("theory", "format", "figures")):
-                yield from _leaves(value, f"{prefix} › {key}" if prefix else str(key))
-    elif isinstance(content, list):
-        yield prefix, f"{len(content)} values"
-    elif isinstance(content, str):
-        yield prefix, content if len(content) <= 80 else content[:80] + " …"
-    elif content is not None:
-        yield prefix, content
+def _table(name: str, table: theory_summary.Rows, prefix: str = "") -> Table:
+    rows, columns = table["rows"], table["columns"]
+    cells = [[Cell(text, number=at > 0) for at, text in enumerate(row)] for row in rows]
+    return Table(name, f"{prefix}{table['title']}.", columns, cells, pd.DataFrame(rows, columns=columns))
 
 
 def _pictures(path: Path, content: dict[str, Any]) -> list[Path]:
-    """The figures that the file names, beside it, and that of its own stem; SVG before PNG."""
-    named = content.get("figures")
-    files = [path.parent / Path(str(each)).name for each in named] if isinstance(named, list) else []
-    stems = dict.fromkeys([*(each.with_suffix("") for each in files), path.with_suffix("")])
-    found = []
-    for stem in stems:
-        there = [picture for ending in _PICTURES if (picture := stem.with_name(stem.name + ending)).is_file()]
-        found += there[:1]
-    return found
-
-
-def _plain(text: str) -> str:
-    return "".join(each if each.isalnum() else "_" for each in text)
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
-        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}".lstrip(": ")
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    """The figures that a result names, in its own folder, if they are there and a page can show them."""
+    files = [path.with_name(Path(name).name) for name in content.get("figures", [])]
+    return [file for file in files if file.suffix.lower() in _PICTURES and file.is_file()]

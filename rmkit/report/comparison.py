@@ -1,6 +1,7 @@
-"""EX-RM, or EX-GRM, against IM-RM: which runs are compared, who wins how often, and what the paper says.
+"""A reward model type against IM-RM: which runs are compared, how often each wins, and the paper's numbers.
 
-A comparison is of runs from the same language models and seeds, within one setting (training set).
+A comparison is between runs with the same language model and seed, within one setting (training set). The paper
+compares EX-RM and EX-GRM with IM-RM; any other type is compared the same way.
 """
 
 from __future__ import annotations
@@ -11,37 +12,37 @@ from functools import cache
 import pandas as pd
 
 from rmkit.report import published
-from rmkit.report.figures import sets_in_order
-from rmkit.report.names import CATEGORIES, IM
+from rmkit.report.aggregate import sets_in_order
+from rmkit.report.names import CATEGORIES, EX, IM, TRAINING_SETS, types_in_order
 from rmkit.report.runs import Runs
 
-TIE = 0.01  # accuracies at most so far apart are a tie (Figure 2)
+TIE = 0.01  # a smaller or equal difference in accuracy is a tie (Figure 2)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The runs of one setting that compare an explicit type with IM-RM (either may be absent).
+    """The runs of one setting that compare a type with IM-RM (runs of either may be missing).
 
     Attributes:
         setting: the training set as the report calls it.
-        explicit: EX-RM or EX-GRM.
-        frame: their rows of `Runs.final`, the same models for every seed.
-        note: what was left out to make it so.
+        first: the type compared with IM-RM, such as EX-RM.
+        frame: rows of `Runs.final` of both types, with the same models for every seed.
+        note: which runs were left out, and why.
     """
 
     setting: str
-    explicit: str
+    first: str
     frame: pd.DataFrame
     note: str
 
     @property
     def reward_models(self) -> list[str]:
         found = set(self.frame["reward_model"])
-        return [name for name in (self.explicit, IM) if name in found]
+        return [name for name in (self.first, IM) if name in found]
 
     @property
     def paired(self) -> bool:
-        """Whether both types are there for some model and seed."""
+        """Whether both types have a run of the same model and seed."""
         return len(self.reward_models) == 2 and bool(set.intersection(*_cells(self.frame)))
 
     @property
@@ -56,62 +57,74 @@ class Comparison:
 
 
 def papers_training(setting: str) -> str:
-    """`UltraFeedback (40 pairs)` -> `UltraFeedback`: the name without what tells it from another setting."""
+    """`UltraFeedback (40 pairs)` -> `UltraFeedback`: the name without what distinguishes it from another setting."""
     return setting.partition(" (")[0].partition(" [")[0]
 
 
+def is_paper_training(setting: str) -> bool:
+    """Whether the paper trains on this set."""
+    return papers_training(setting) in TRAINING_SETS.values()
+
+
 def _cells(frame: pd.DataFrame) -> list[set[tuple[str, int]]]:
-    """The models and seeds of each type."""
-    return [set(zip(each["model"], each["seed"], strict=True)) for _, each in frame.groupby("reward_model")]
+    """The (model, seed) of every run, for each type."""
+    return [set(zip(rows["model"], rows["seed"], strict=True)) for _, rows in frame.groupby("reward_model")]
 
 
-def compared(runs: Runs, setting: str, explicit: str) -> Comparison:
-    """The main runs of both types; models and seeds that only one has, or seeds that not all models have, left out."""
+def compare(runs: Runs, setting: str, first: str) -> Comparison:
+    """The main runs of a type and of IM-RM, for the models and seeds that both have."""
     final = runs.final
-    frame = final[(final["setting"] == setting) & final["main"] & final["reward_model"].isin([explicit, IM])]
+    frame = final[(final["setting"] == setting) & final["main"] & final["reward_model"].isin([first, IM])]
     cells = _cells(frame)
     every = set().union(*cells)
     common = set.intersection(*cells) if cells else set()
     if not common:
-        return Comparison(setting, explicit, frame, "The types share no model and seed." if len(cells) > 1 else "")
+        note = "The types have no model and seed in common." if len(cells) > 1 else ""
+        return Comparison(setting, first, frame, note)
     models = {model for model, _ in common}
     complete = {seed for _, seed in common if all((model, seed) in common for model in models)}
     kept = {(model, seed) for model, seed in common if seed in complete} or common
-    note = ""
+    notes = []
     if len(kept) < len(every):
-        note = f"Left out: {count(len(every - kept), 'model and seed', 'models and seeds')} that are not there for all."
+        left_out = count(len(every - kept), "combination of model and seed", "combinations of model and seed")
+        notes.append(f"Left out: {left_out} not available for all.")
     if not complete:
-        note = (
-            note + " The models have different seeds, so that standard deviations also hold differences of models."
-        ).strip()
+        notes.append("Models have different seeds, so standard deviations include differences between models.")
     chosen = [cell in kept for cell in zip(frame["model"], frame["seed"], strict=True)]
-    return Comparison(setting, explicit, frame[chosen], note)
+    return Comparison(setting, first, frame[chosen], " ".join(notes))
+
+
+def comparisons(runs: Runs, setting: str) -> list[Comparison]:
+    """Every type among the main runs against IM-RM; if IM-RM is the only one, EX-RM (without runs) against it."""
+    main = runs.runs[(runs.runs["setting"] == setting) & runs.runs["main"]]
+    others = [name for name in types_in_order(main["reward_model"]) if name != IM]
+    return [compare(runs, setting, first) for first in others or [EX]]
 
 
 def win_rates(comparison: Comparison, by: str) -> pd.DataFrame:
-    """Who is more accurate how often, in percent, over models, seeds and sets (Figures 2, 5, 8).
+    """How often each type is more accurate, in percent, over models, seeds and sets (Figures 2, 5, 8).
 
     Args:
-        comparison: of both types.
+        comparison: with runs of both types.
         by: category or dataset.
 
     Returns:
-        A frame of category, label, first (explicit), tie, second (IM-RM), comparisons.
+        A frame of category, label, first, tie, second (IM-RM), comparisons (their number).
     """
     wide = comparison.frame.pivot_table(
         index=["category", "dataset", "model", "seed"], columns="reward_model", values="accuracy", observed=True
     ).reset_index()
-    difference = wide[comparison.explicit] - wide[IM]
-    wide["tie"] = difference.abs() <= TIE + 1e-9  # accuracies are multiples of 1/200: 0.01 itself is within
+    difference = wide[comparison.first] - wide[IM]
+    wide["tie"] = difference.abs() <= TIE + 1e-9  # accuracies are multiples of 1/200: exactly 0.01 is a tie
     wide["first"] = (difference > 0) & ~wide["tie"]
     wide["second"] = (difference < 0) & ~wide["tie"]
     order = list(CATEGORIES.values()) if by == "category" else sets_in_order(comparison.frame)
     rows = []
     for label in order:
-        each = wide[wide[by] == label]
-        if len(each):
-            rates = {name: 100.0 * float(each[name].mean()) for name in ("first", "tie", "second")}
-            rows.append({"category": each["category"].iloc[0], "label": label, **rates, "comparisons": len(each)})
+        chosen = wide[wide[by] == label]
+        if len(chosen):
+            rates = {name: 100.0 * float(chosen[name].mean()) for name in ("first", "tie", "second")}
+            rows.append({"category": chosen["category"].iloc[0], "label": label, **rates, "comparisons": len(chosen)})
     return pd.DataFrame(rows)
 
 
@@ -119,12 +132,12 @@ def win_rates(comparison: Comparison, by: str) -> pd.DataFrame:
 
 
 def papers_tables(comparison: Comparison, metric: str, by_set: bool) -> set[int]:
-    """The tables that hold the paper's numbers for this comparison: empty if it is not one of the paper's."""
+    """The paper's tables with numbers for this comparison; empty if the paper does not make it."""
     frame = published.published()
     chosen = (
         (frame["training"] == comparison.training)
         & (frame["metric"] == metric)
-        & (frame["reward_model"] == comparison.explicit)
+        & (frame["reward_model"] == comparison.first)
         & ((frame["dataset"] != "") == by_set)
     )
     return set(frame.loc[chosen, "table"])
@@ -133,11 +146,11 @@ def papers_tables(comparison: Comparison, metric: str, by_set: bool) -> set[int]
 def papers_value(
     training: str, evaluation: str, dataset: str, reward_model: str, metric: str, tables: set[int]
 ) -> tuple[float, float] | None:
-    """The paper's value and standard deviation; for a data set whatever the category, otherwise the category's."""
+    """The paper's value and standard deviation, of a category if `dataset` is empty; None if it has none."""
     found = (
         _papers_index().get((table, training, evaluation, dataset, reward_model, metric)) for table in sorted(tables)
     )
-    return next((each for each in found if each is not None), None)
+    return next((value for value in found if value is not None), None)
 
 
 @cache
@@ -151,20 +164,20 @@ def _papers_index() -> dict[tuple[int, str, str, str, str, str], tuple[float, fl
 
 @cache
 def papers_datasets(training: str, evaluation: str) -> set[str]:
-    """The data sets that the paper puts in a category of a setting."""
+    """The data sets of a category in the paper, for a training set."""
     frame = published.published()
     chosen = (frame["training"] == training) & (frame["evaluation"] == evaluation) & (frame["dataset"] != "")
     return set(frame.loc[chosen, "dataset"])
 
 
-# --- words ----------------------------------------------------------------------------------------------------
+# --- text ----------------------------------------------------------------------------------------------------------
 
 
-def count(number: int, one: str, many: str | None = None) -> str:
+def count(number: int, singular: str, plural: str | None = None) -> str:
     """1 seed, 3 seeds."""
-    return f"{number} {one if number == 1 else many or one + 's'}"
+    return f"{number} {singular if number == 1 else plural or singular + 's'}"
 
 
 def slug(text: str) -> str:
-    """A name for files."""
-    return "_".join("".join(each if each.isalnum() else " " for each in text.lower()).split())
+    """`UF: French` -> uf_french, for file names."""
+    return "_".join("".join(letter if letter.isalnum() else " " for letter in text.lower()).split())

@@ -1,7 +1,7 @@
-"""The figures of the report: each takes a tidy frame (columns as `rmkit.report.runs.Runs.metrics`) and gives a Figure.
+"""The figures of the report: functions from tidy frames (columns as in `rmkit.report.runs.Runs.metrics`) to Figures.
 
 runs = load(["runs/a", "runs/b"])
-svg = to_svg(accuracy_by_epoch(runs.metrics))
+figure = accuracy_by_epoch(runs.metrics)
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import matplotlib
 import numpy as np
@@ -18,9 +18,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rmkit.report import style
-from rmkit.report.names import CATEGORIES, DATASETS, IM
+from rmkit.report.aggregate import over_seeds, sets_in_order
+from rmkit.report.names import IM
 from rmkit.report.statistics import Calibration, Floats
-from rmkit.report.style import save, to_svg
 
 P = ParamSpec("P")
 PANELS_IN_A_ROW = 3
@@ -28,7 +28,7 @@ MAX_PANELS = 12
 
 
 def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw under the report's settings, whatever the caller's are."""
+    """Draw with the report's matplotlib settings, whatever the caller's are."""
 
     @wraps(draw)
     def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -38,37 +38,13 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return styled
 
 
-def over_seeds(frame: pd.DataFrame, by: list[str], value: str = "accuracy") -> pd.DataFrame:
-    """Mean and sample standard deviation over seeds of `value`, averaged first over everything but `by` and the seed.
-
-    Returns:
-        A frame of `by`, mean, sd (NaN with one seed) and seeds.
-    """
-    each_seed = frame.groupby([*by, "seed"], sort=False, dropna=False, observed=True)[value].mean().reset_index()
-    grouped = each_seed.groupby(by, sort=False, dropna=False, observed=True)[value]
-    return grouped.agg(mean="mean", sd="std", seeds="count").reset_index()
-
-
-def sets_in_order(frame: pd.DataFrame) -> list[str]:
-    """The frame's data sets: by category in the paper's order, within one the paper's sets first, then as they came."""
-    categories = list(CATEGORIES.values())
-    found = frame.drop_duplicates("dataset")
-    category = dict(zip(found["dataset"], found["category"], strict=True))
-
-    def place(name: str) -> tuple[int, int]:
-        at = categories.index(category[name]) if category[name] in categories else len(categories)
-        return at, DATASETS.index(name) if name in DATASETS else len(DATASETS)
-
-    return sorted(category, key=place)
-
-
 @_styled
 def accuracy_by_epoch(frame: pd.DataFrame, columns: int = PANELS_IN_A_ROW) -> Figure:
-    """Accuracy against epoch: a panel a data set, a line a reward model type, bands of one standard deviation of seeds.
+    """Accuracy by epoch: one panel per data set, one line per variant, bands of one standard deviation over seeds.
 
     Args:
         frame: rows of one setting with variant, dataset, category, training, seed, epoch, repeats_epoch and accuracy.
-        columns: panels side by side.
+        columns: number of panels per row.
     """
     shown = frame[~frame["training"] & ~frame["repeats_epoch"]]
     last = float(shown["epoch"].max())
@@ -82,13 +58,13 @@ def accuracy_by_epoch(frame: pd.DataFrame, columns: int = PANELS_IN_A_ROW) -> Fi
 
 @_styled
 def accuracy_by_hyperparameter(frame: pd.DataFrame, name: str, columns: int = PANELS_IN_A_ROW) -> Figure:
-    """Accuracy against the learning rate or beta (Figure 6): a panel a data set, a line a type, seeds as bars.
+    """Accuracy by learning rate or beta (Figure 6): one panel per data set, one line per variant, bands over seeds.
 
     Args:
-        frame: final rows of one setting with variant, dataset, category, seed, accuracy and the hyperparameter, which
-            is missing for types that have none: they are drawn as a level.
+        frame: final rows of one setting with variant, dataset, category, seed, accuracy and the hyperparameter; where
+            that is missing, because the type has none, the line is a dashed level.
         name: learning_rate or beta.
-        columns: panels side by side.
+        columns: number of panels per row.
     """
     values = sorted(frame[name].dropna().unique())
     ratio = values[-1] / values[0] if len(values) > 1 else 10.0
@@ -105,9 +81,9 @@ def accuracy_by_hyperparameter(frame: pd.DataFrame, name: str, columns: int = PA
 def _lines(
     frame: pd.DataFrame, x: str, columns: int, *, right: float, left: float = 0.0, log: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """Lines with names at their ends, a panel a data set; rows without `x` are drawn as a level across the panel."""
+    """One panel per data set, lines labelled at their right ends; variants without `x` are level lines."""
     names, variants = sets_in_order(frame), style.in_order(frame["variant"])
-    palette = style.colours(variants)
+    colours, markers = style.colours(variants), style.markers(variants)
     columns = min(columns, len(names))
     rows = -(-len(names) // columns)
     width = style.TEXT_WIDTH * {1: 0.55, 2: 0.8}.get(columns, 1.0)
@@ -126,92 +102,88 @@ def _lines(
         for variant in variants:
             line = means[(means["variant"] == variant) & (means["dataset"] == name)].sort_values(x)
             if not line.empty:
-                ends[variant] = (last, _line(axis, line, x, variant, palette[variant], (left, last)))
-        style.label_lines(axis, ends, palette, gap=0.115)
+                options: dict[str, Any] = {"color": colours[variant], "marker": markers[variant]}
+                options["linestyle"] = "-" if style.is_standard(variant) else (0, (4, 2))
+                ends[variant] = (last, _line(axis, line, x, options, (left, last)))
+        style.label_lines(axis, ends, colours, gap=0.115)
     for axis in axes[len(names) :]:
         axis.set_visible(False)
-    if columns > 1 and len(names) % columns:  # panels without one below them carry the numbers
+    if columns > 1 and len(names) % columns:  # tick labels on panels that have none below
         for axis in axes[len(names) - columns : len(names)]:
             axis.tick_params(labelbottom=True)
     figure.supylabel("accuracy", fontsize=8)
     return figure, axes[: len(names)]
 
 
-def _line(axis: Axes, line: pd.DataFrame, x: str, variant: str, colour: str, across: tuple[float, float]) -> float:
+def _line(axis: Axes, line: pd.DataFrame, x: str, options: dict[str, Any], across: tuple[float, float]) -> float:
     """One line with its band; returns the height of its right end."""
-    sd = line["sd"].fillna(0.0)
+    sd, colour = line["sd"].fillna(0.0), options["color"]
     if line[x].isna().all():
         height = float(line["mean"].iloc[0])
         axis.plot(across, [height, height], color=colour, linestyle=(0, (5, 2)))
         axis.fill_between(across, height - sd.iloc[0], height + sd.iloc[0], color=colour, alpha=0.18, linewidth=0)
         return height
-    dashes = "-" if variant in style.COLOURS else (0, (4, 2))
-    marker = style.MARKERS[style.family(variant)]
-    axis.plot(line[x], line["mean"], color=colour, marker=marker, linestyle=dashes, zorder=3, clip_on=False)
+    axis.plot(line[x], line["mean"], zorder=3, clip_on=False, **options)
     axis.fill_between(line[x], line["mean"] - sd, line["mean"] + sd, color=colour, alpha=0.18, linewidth=0)
     return float(line["mean"].iloc[-1])
 
 
 @_styled
-def win_rates(frame: pd.DataFrame, explicit: str) -> Figure:
-    """Who is more accurate how often (Figures 2, 5, 8): a bar a category, or a set, of win-rates and ties.
+def win_rates(frame: pd.DataFrame, first: str) -> Figure:
+    """How often each type is more accurate (Figures 2, 5, 8): one bar per category or set, of wins and ties.
 
     Args:
         frame: rows in the order of the bars with label, first, tie and second, in percent.
-        explicit: the first type's name, left in every bar; the right one is IM-RM's.
+        first: the type compared with IM-RM; it is left in every bar, IM-RM right.
     """
     figure, (axis,) = style.new_figure(1, 1, style.TEXT_WIDTH * 0.8, 0.34 * len(frame) + 0.42)
-    parts = [("first", explicit, style.COLOURS[explicit]), ("tie", "tie", style.TIE), ("second", IM, style.COLOURS[IM])]
+    colours = style.colours([first, IM])
+    parts = [("first", colours[first]), ("tie", style.TIE), ("second", colours[IM])]
     places = np.arange(len(frame))[::-1]
     left = np.zeros(len(frame))
-    for column, _, colour in parts:
+    for column, colour in parts:
         widths = frame[column].to_numpy(dtype=float)
         axis.barh(places, widths, left=left, color=colour, height=0.72, edgecolor="white", linewidth=0.8)
+        ink = "#1a1a1a" if column == "tie" else "white"  # on a colour: the same on light and dark pages
         for place, start, width in zip(places, left, widths, strict=True):
             if width >= 5:
-                ink = "#1a1a1a" if column == "tie" else "white"  # on a colour: the same on light and dark pages
-                axis.text(
-                    start + width / 2,
-                    place,
-                    f"{width:.0f}%",
-                    ha="center",
-                    va="center",
-                    color=ink,
-                    weight="bold",
-                    size=8,
-                )
+                middle = start + width / 2
+                axis.text(middle, place, f"{width:.0f}%", ha="center", va="center", color=ink, weight="bold", size=8)
         left = left + widths
     axis.set_yticks(places, [_words(label) for label in frame["label"]], fontsize=8)
     axis.set(xlim=(0, 100), xticks=[])
     axis.grid(visible=False)
-    for side in ("left", "bottom"):
-        axis.spines[side].set_visible(False)
-    for x, (_, name, colour), align in zip((0, 50, 100), parts, ("left", "center", "right"), strict=True):
-        ink = style.MUTED if name == "tie" else colour
-        text = "tie (within 1%)" if name == "tie" else f"{name} wins"
-        axis.text(x, len(frame) - 0.45, text, ha=align, va="bottom", color=ink, weight="bold", size=7.5)
+    axis.spines[["left", "bottom"]].set_visible(False)
+    heads = (
+        (0, "left", f"{first} wins", colours[first]),
+        (50, "center", "tie (within 1%)", style.MUTED),
+        (100, "right", f"{IM} wins", colours[IM]),
+    )
+    for x, align, text, colour in heads:
+        axis.text(x, len(frame) - 0.45, text, ha=align, va="bottom", color=colour, weight="bold", size=7.5)
     return figure
 
 
 @_styled
-def paired_differences(frame: pd.DataFrame, explicit: str) -> Figure:
-    """Accuracy of the explicit type less that of IM-RM: by data set, all models with their interval, each as a dot.
+def paired_differences(frame: pd.DataFrame, first: str) -> Figure:
+    """Accuracy of a type minus that of IM-RM by data set: all models with their interval, single models as dots.
 
     Args:
         frame: rows with dataset, model (one of them `all models`), difference, low and high, as shares.
-        explicit: the first type's name.
+        first: the type compared with IM-RM.
     """
+    colours = style.colours([first, IM])
     names = list(dict.fromkeys(frame["dataset"]))
     figure, (axis,) = style.new_figure(1, 1, style.TEXT_WIDTH * 0.8, 0.3 * len(names) + 0.75)
     axis.axvline(0, color=style.MUTED, linewidth=0.8)
     for place, name in enumerate(reversed(names)):
         rows = frame[frame["dataset"] == name]
-        together = rows[rows["model"] == "all models"].iloc[0]
-        each = 100 * rows.loc[rows["model"] != "all models", "difference"]
-        colour = style.COLOURS[explicit if together["difference"] > 0 else IM]
-        axis.scatter(each, np.full(len(each), place), 12, color=style.TIE, linewidth=0, zorder=2)
-        axis.hlines(place, 100 * together["low"], 100 * together["high"], color=colour, linewidth=2.2, zorder=3)
-        axis.scatter([100 * together["difference"]], [place], 30, color=colour, zorder=4)
+        overall = rows[rows["model"] == "all models"].iloc[0]
+        by_model = 100 * rows.loc[rows["model"] != "all models", "difference"]
+        colour = colours[first if overall["difference"] > 0 else IM]
+        axis.scatter(by_model, np.full(len(by_model), place), 12, color=style.TIE, linewidth=0, zorder=2)
+        axis.hlines(place, 100 * overall["low"], 100 * overall["high"], color=colour, linewidth=2.2, zorder=3)
+        axis.scatter([100 * overall["difference"]], [place], 30, color=colour, zorder=4)
     limit = 108 * max(frame[["difference", "low", "high"]].abs().to_numpy().max(), 0.01)
     axis.set(xlim=(-limit, limit), ylim=(-0.6, len(names) - 0.4))
     axis.set_yticks(range(len(names)), [_words(name) for name in reversed(names)], fontsize=8)
@@ -219,93 +191,87 @@ def paired_differences(frame: pd.DataFrame, explicit: str) -> Figure:
     axis.grid(visible=True, axis="x")
     axis.spines["left"].set_visible(False)
     axis.set_xlabel("difference in accuracy, percentage points")
-    for x, name, align in ((-limit, IM, "left"), (limit, explicit, "right")):
-        axis.text(
-            x, len(names) - 0.4, f"{name} better", ha=align, va="bottom", color=style.COLOURS[name], weight="bold"
-        )
+    for x, name, align in ((-limit, IM, "left"), (limit, first, "right")):
+        axis.text(x, len(names) - 0.4, f"{name} better", ha=align, va="bottom", color=colours[name], weight="bold")
     return figure
 
 
 @_styled
 def accuracy_bars(frame: pd.DataFrame, panels: str | None = None) -> Figure:
-    """Accuracy by data set, a bar a variant, with one standard deviation over seeds (Figures 7, 9, 10).
+    """Accuracy by data set, one bar per variant, with one standard deviation over seeds (Figures 7, 9, 10).
 
     Args:
         frame: final rows of one setting with variant, dataset, category, seed and accuracy.
-        panels: the column that a panel shows one value of, such as model; None for a single panel.
+        panels: the column by which rows are split into panels, such as model; None for a single panel.
     """
     values = sorted(frame[panels].unique(), key=str.casefold)[:MAX_PANELS] if panels else [None]
     names, variants = sets_in_order(frame), style.in_order(frame["variant"])
-    palette = style.colours(variants)
     columns = 1 if len(names) * len(variants) > 12 or len(values) == 1 else 2
     rows = -(-len(values) // columns)
     height = (1.15 if rows > 1 else 1.6) * rows + 0.65
     figure, axes = style.new_figure(rows, columns, style.TEXT_WIDTH, height, sharex=True, sharey=True)
-    width = 0.8 / len(variants)
     for axis, value in zip(axes, values, strict=False):
-        chosen = frame if value is None else frame[frame[panels] == value]
-        means = over_seeds(chosen, ["variant", "dataset"]).set_index(["variant", "dataset"])
-        for number, variant in enumerate(variants):
-            at = [means.loc[(variant, name)] if (variant, name) in means.index else None for name in names]
-            x = [place + (number - (len(variants) - 1) / 2) * width for place in range(len(names))]
-            heights = [math.nan if each is None else float(each["mean"]) for each in at]
-            errors = [0.0 if each is None else float(np.nan_to_num(each["sd"])) for each in at]
-            axis.bar(
-                x,
-                heights,
-                width * 0.92,
-                yerr=errors,
-                color=palette[variant],
-                hatch=style.hatch(variant),
-                edgecolor="white",
-                linewidth=0,
-                error_kw={"elinewidth": 0.8, "capsize": 1.6, "capthick": 0.8, "ecolor": style.INK},
-            )
-        axis.axhline(0.5, color=style.MUTED, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
-        axis.set(ylim=(0, 1), yticks=[0, 0.5, 1], title=value or "")
-        axis.set_xticks(range(len(names)), [_wrapped(name) for name in names], fontsize=7)
-        axis.tick_params(axis="x", length=0)
+        _bars(axis, frame if value is None else frame[frame[panels] == value], names, variants)
+        axis.set(title=value or "")
     for axis in axes[len(values) :]:
         axis.set_visible(False)
-    style.key(figure, variants, palette)
+    style.add_legend(figure, style.colours(variants))
     figure.supylabel("accuracy", fontsize=8)
     return figure
 
 
+def _bars(axis: Axes, frame: pd.DataFrame, names: Sequence[str], variants: Sequence[str]) -> None:
+    """One panel: a group of bars per data set, one bar per variant."""
+    colours, width = style.colours(variants), 0.8 / len(variants)
+    means = over_seeds(frame, ["variant", "dataset"]).set_index(["variant", "dataset"])
+    for number, variant in enumerate(variants):
+        rows = means.reindex([(variant, name) for name in names])
+        axis.bar(
+            np.arange(len(names)) + (number - (len(variants) - 1) / 2) * width,
+            rows["mean"].to_numpy(dtype=float),
+            width * 0.92,
+            yerr=np.nan_to_num(rows["sd"].to_numpy(dtype=float)),
+            color=colours[variant],
+            hatch=style.hatch(variant),
+            edgecolor="white",
+            linewidth=0,
+            error_kw={"elinewidth": 0.8, "capsize": 1.6, "capthick": 0.8, "ecolor": style.INK},
+        )
+    axis.axhline(0.5, color=style.MUTED, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
+    axis.set(ylim=(0, 1), yticks=[0, 0.5, 1])
+    axis.set_xticks(range(len(names)), [_two_lines(name) for name in names], fontsize=7)
+    axis.tick_params(axis="x", length=0)
+
+
 @_styled
 def reliability(curves: Mapping[str, Mapping[str, Calibration]], columns: int = PANELS_IN_A_ROW) -> Figure:
-    """Accuracy against confidence sigma(|margin|): a panel a category, a line a variant; a point's size is its pairs.
+    """Accuracy by confidence sigma(|margin|): one panel per category, one line per type; point sizes show the pairs.
 
     Args:
-        curves: category -> variant -> its calibration.
-        columns: panels side by side.
+        curves: category -> type -> its calibration.
+        columns: number of panels per row.
     """
-    variants = style.in_order({variant for each in curves.values() for variant in each})
-    palette = style.colours(variants)
+    types = style.in_order({name for by_type in curves.values() for name in by_type})
+    colours, markers = style.colours(types), style.markers(types)
     columns = min(columns, len(curves))
     rows = -(-len(curves) // columns)
     width = style.TEXT_WIDTH * {1: 0.55, 2: 0.8}.get(columns, 1.0)
     figure, axes = style.new_figure(rows, columns, width, 1.7 * rows + 0.55, sharex=True, sharey=True)
-    for axis, (category, each) in zip(axes, curves.items(), strict=False):
+    for axis, (category, by_type) in zip(axes, curves.items(), strict=False):
         axis.plot([0.5, 1], [0.5, 1], color=style.MUTED, linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
-        for variant in style.in_order(each):
-            curve, colour = each[variant], palette[variant]
+        for name in style.in_order(by_type):
+            curve = by_type[name]
             shown = curve.pairs > 0
+            x, y = curve.confidence[shown], curve.accuracy[shown]
             sizes = 4 + 46 * curve.pairs[shown] / max(curve.pairs.max(), 1)
-            axis.plot(curve.confidence[shown], curve.accuracy[shown], color=colour, linewidth=1.0)
-            axis.scatter(
-                curve.confidence[shown],
-                curve.accuracy[shown],
-                sizes,
-                colour,
-                marker=style.MARKERS[style.family(variant)],
-            )
+            axis.plot(x, y, color=colours[name], linewidth=1.0)
+            axis.scatter(x, y, sizes, colours[name], marker=markers[name])
         axis.set(
             xlim=(0.48, 1.02), ylim=(0, 1.03), title=category, xticks=[0.5, 0.75, 1], yticks=[0, 0.25, 0.5, 0.75, 1]
         )
     for axis in axes[len(curves) :]:
         axis.set_visible(False)
-    style.key(figure, variants, palette)
+    style.add_legend(figure, colours)
     figure.supxlabel("confidence σ(|margin|)", fontsize=8)
     figure.supylabel("accuracy", fontsize=8)
     return figure
@@ -313,12 +279,12 @@ def reliability(curves: Mapping[str, Mapping[str, Calibration]], columns: int = 
 
 @_styled
 def agreement_matrix(matrix: Floats, labels: Sequence[str]) -> Figure:
-    """Share of pairs that two models rank alike, as a heat map with numbers [labels, labels]."""
+    """Share of pairs that two runs rank the same way, as a heat map with numbers [labels, labels]."""
     size = len(labels)
     side = min(style.TEXT_WIDTH, 1.7 + 0.36 * size)
     figure, (axis,) = style.new_figure(1, 1, side, side * 0.92)
     lowest = min(0.5, float(np.nanmin(matrix)))
-    lower = np.where(np.tri(size, dtype=bool), matrix, np.nan)  # the upper half says the same
+    lower = np.where(np.tri(size, dtype=bool), matrix, np.nan)  # the matrix is symmetric
     image = axis.pcolormesh(lower, cmap="Blues", vmin=lowest, vmax=1, edgecolor="white", linewidth=0.5)
     small = size > 12
     for row, column in zip(*np.tril_indices(size), strict=True):
@@ -344,21 +310,6 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _wrapped(name: str) -> str:
-    """A set's name on two lines, as in the paper's figures."""
+def _two_lines(name: str) -> str:
+    """`UF: French` on two lines, as in the paper's figures."""
     return _words(name).replace(": ", ":\n")
-
-
-__all__ = [
-    "accuracy_bars",
-    "accuracy_by_epoch",
-    "accuracy_by_hyperparameter",
-    "agreement_matrix",
-    "over_seeds",
-    "paired_differences",
-    "reliability",
-    "save",
-    "sets_in_order",
-    "to_svg",
-    "win_rates",
-]

@@ -1,4 +1,4 @@
-"""One HTML page that holds everything: no script, nothing fetched, light and dark, escaped by jinja2.
+"""Self-contained HTML pages: no script, no external files, light and dark mode, all text escaped by jinja2.
 
 page("Quickstart", [Section("Accuracy by epoch", [Drawing("accuracy_by_epoch", "...", figure)])])
 """
@@ -11,34 +11,35 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from rmkit.report.palette import css_variables
 from rmkit.report.style import TEXT_WIDTH, for_page, plain_svg, write_png
 from rmkit.report.tables import Table
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with its caption; `name` is the stem of its files."""
+    """A figure with its caption; `name` is the stem of its files; `macro`, as of all items, the one that renders it."""
 
     name: str
     title: str
     figure: Figure
     caption: str = ""
-    kind: str = "figure"
+    macro: ClassVar[str] = "figure"
 
     def save(self, folder: Path) -> None:
-        """<name>.svg and <name>.png in the folder."""
+        """Write <name>.svg and <name>.png to the folder."""
         (folder / f"{self.name}.svg").write_text(self._svg, encoding="utf-8")
         write_png(self.figure, folder / f"{self.name}.png")
 
     @property
     def width(self) -> float:
-        """Its width in lines of text: figures of one size of letters look as if of one piece."""
+        """Its width in lines of text, so that letters have the same size in all figures of a page."""
         return float(self.figure.get_figwidth()) / TEXT_WIDTH
 
     @cached_property
@@ -52,37 +53,37 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that another command left: SVG or PNG, embedded as an image (never as markup)."""
+    """An SVG or PNG file of another command, embedded as an image (never as markup)."""
 
     title: str
     path: Path
     caption: str = ""
-    kind: str = "picture"
+    macro: ClassVar[str] = "picture"
 
     @cached_property
     def source(self) -> str:
-        media = {".svg": "image/svg+xml", ".png": "image/png"}[self.path.suffix]
+        media = {".svg": "image/svg+xml", ".png": "image/png"}[self.path.suffix.lower()]
         return f"data:{media};base64,{base64.b64encode(self.path.read_bytes()).decode()}"
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts from data or models, folded: each entry has a heading and labelled texts."""
+    """Collapsible texts from data or models: entries of (heading, label -> text)."""
 
     title: str
     entries: Sequence[tuple[str, Mapping[str, str]]]
     note: str = ""
-    kind: str = "texts"
+    macro: ClassVar[str] = "texts"
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of a response, each with a value that colours it: rows of (label, [(token, value, shade)])."""
+    """Tokens coloured by a value: rows of (label, [(token, value, shade)]), the shade in [-1, 1]."""
 
     title: str
     rows: Sequence[tuple[str, Sequence[tuple[str, float, float]]]]
     note: str = ""
-    kind: str = "tokens"
+    macro: ClassVar[str] = "tokens"
 
 
 Item = Table | Drawing | Picture | Texts | Tokens
@@ -90,7 +91,7 @@ Item = Table | Drawing | Picture | Texts | Tokens
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a paragraph and what stands below it; `part` is what the section is about, such as a training set."""
+    """A heading, a paragraph and items; sections of one `part`, such as a training set, share a line of links."""
 
     title: str
     items: Sequence[Item] = field(default_factory=list)
@@ -99,17 +100,17 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        return "".join(each if each.isalnum() else "-" for each in f"{self.part} {self.title}".strip().lower())
+        return "".join(letter if letter.isalnum() else "-" for letter in f"{self.part} {self.title}".strip().lower())
 
 
 def page(title: str, sections: Sequence[Section], lead: str = "", facts: Mapping[str, Any] | None = None) -> str:
-    """The page as a string.
+    """Render a page to a string.
 
     Args:
         title: heading and window title.
-        sections: those without items or text are left out.
+        sections: empty ones (no items, no text) are omitted.
         lead: the first paragraph.
-        facts: shown as a list of names and values below it.
+        facts: name -> value, listed below the first paragraph.
     """
     environment = Environment(
         loader=PackageLoader("rmkit.report", "."),
@@ -121,4 +122,12 @@ def page(title: str, sections: Sequence[Section], lead: str = "", facts: Mapping
     shown = [section for section in sections if section.items or section.text]
     parts = [(part, list(members)) for part, members in groupby(shown, key=lambda section: section.part)]
     template = environment.get_template("report.html")
-    return template.render(title=title, lead=lead, facts=facts or {}, sections=shown, parts=parts)
+    return template.render(
+        title=title,
+        lead=lead,
+        facts=facts or {},
+        sections=shown,
+        parts=parts,
+        light=css_variables(dark=False),
+        dark=css_variables(dark=True),
+    )

@@ -1,16 +1,18 @@
-"""How runs, models and sets are called in tables and figures: the paper's names where they fit."""
+"""Names of types, models and data sets in tables and figures: the paper's names where they fit."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, get_args
+
+from rmkit.config.recipe import RewardModelSettings
 
 EX, IM, GRM = "EX-RM", "IM-RM", "EX-GRM"
-REWARD_MODELS = {"explicit": EX, "implicit": IM, "generative": GRM}
-"""reward_model.type -> the paper's name, in the paper's order."""
+_PAPER_LABELS = {"explicit": EX, "implicit": IM, "generative": GRM}
 
 CATEGORIES = {
     "in-distribution": "In-Distribution",
@@ -33,20 +35,43 @@ _PATTERNS = [
 ]
 
 
+def type_label(type_name: str) -> str:
+    """`explicit` -> EX-RM, as in the paper; a type that the paper does not have: `mean_pool` -> Mean pool."""
+    words = type_name.replace("_", " ")
+    return _PAPER_LABELS.get(type_name) or words[:1].upper() + words[1:]
+
+
+_SCHEMA = get_args(get_args(RewardModelSettings)[0])  # the members of Annotated[A | B | ..., discriminator]
+_TYPE_NAMES: list[str] = [settings.model_fields["type"].default for settings in _SCHEMA]
+TYPE_LABELS = {type_name: type_label(type_name) for type_name in _TYPE_NAMES}
+"""reward_model.type -> label, for all types of the recipe schema, in its order."""
+
+
+def types_in_order(labels: Iterable[str]) -> list[str]:
+    """Labels of types without repetition: in the order of the schema, then unknown types alphabetically."""
+    known = list(TYPE_LABELS.values())
+    return sorted(set(labels), key=lambda label: (known.index(label) if label in known else len(known), label))
+
+
+def type_of(variant: str) -> str:
+    """EX-RM (all repr) -> EX-RM."""
+    return variant.partition(" (")[0]
+
+
 def dataset(name: str, path: str) -> str:
-    """The paper's name of an evaluation set, by its name or else by where it lies; otherwise the name itself."""
-    return _papers_name(name) or _papers_name(path) or name
+    """The paper's name of an evaluation set, found by its name, else by its path; otherwise the name itself."""
+    return _paper_name(name) or _paper_name(path) or name
 
 
 def training_set(name: str, path: str) -> str:
-    """The paper's name of a training set; otherwise its own, or its folder's where it is only called train."""
+    """The paper's name of a training set; otherwise its own name, or its folder's if it is only called `train`."""
     generic = name.lower() in ("train", "training")
-    known = TRAINING_SETS.get(_papers_name(name) or _papers_name(path) or "") or (_last(path) if generic else name)
+    known = TRAINING_SETS.get(_paper_name(name) or _paper_name(path) or "") or (_last(path) if generic else name)
     return known[:1].upper() + known[1:]
 
 
 def variant(settings: dict[str, Any], lora: bool) -> str:
-    """The type and what sets it apart from the paper's standard one: EX-RM (all repr), IM-RM (no ref) (Figure 7)."""
+    """The type's label with what differs from the standard variant: EX-RM (all repr), IM-RM (no ref) (Figure 7)."""
     notes = []
     if settings.get("pooling") == "mean":
         notes.append("all repr")
@@ -57,24 +82,31 @@ def variant(settings: dict[str, Any], lora: bool) -> str:
         notes.append(f"λ {settings['generation_weight']:g}")
     if lora:
         notes.append("LoRA")
-    name = REWARD_MODELS[settings["type"]]
+    name = type_label(settings["type"])
     return f"{name} ({', '.join(notes)})" if notes else name
 
 
 def model_names(bases: Iterable[dict[str, Any]]) -> dict[str, str]:
-    """A short name for each language model, keyed by `model_key`: no two models share one."""
+    """`model_key` -> a short name; no two models share one."""
     distinct = {model_key(base): base for base in bases}
-    return _shortest({key: _model_candidates(base) for key, base in distinct.items()})
+    return distinct_names({key: _model_candidates(base) for key, base in distinct.items()})
 
 
 def model_key(base: dict[str, Any]) -> str:
-    """What tells two language models apart: id and revision, or how it was built."""
+    """A key that identifies a language model: id and revision, or the settings it was built with."""
     return json.dumps([base.get("name"), base.get("revision"), base.get("build")], sort_keys=True)
 
 
-def distinct_names(candidates: dict[str, list[str]]) -> dict[str, str]:
-    """key -> the first of its candidates at which no two keys have the same name."""
-    return _shortest(candidates)
+def distinct_names(candidates: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Key -> name: its first candidate, or a later, longer one where two keys would share a name."""
+    chosen = {key: names[0] for key, names in candidates.items()}
+    for level in range(1, max((len(names) for names in candidates.values()), default=0)):
+        used = Counter(chosen.values())
+        chosen = {
+            key: names[min(level, len(names) - 1)] if used[chosen[key]] > 1 else chosen[key]
+            for key, names in candidates.items()
+        }
+    return chosen
 
 
 def _model_candidates(base: dict[str, Any]) -> list[str]:
@@ -87,19 +119,8 @@ def _model_candidates(base: dict[str, Any]) -> list[str]:
     return [_last(name), name, f"{name}@{revision}"]
 
 
-def _shortest(candidates: dict[str, list[str]]) -> dict[str, str]:
-    chosen = {key: names[0] for key, names in candidates.items()}
-    for level in range(1, max((len(names) for names in candidates.values()), default=0)):
-        taken = list(chosen.values())
-        chosen = {
-            key: names[min(level, len(names) - 1)] if taken.count(chosen[key]) > 1 else chosen[key]
-            for key, names in candidates.items()
-        }
-    return chosen
-
-
 @cache
-def _papers_name(text: str) -> str | None:
+def _paper_name(text: str) -> str | None:
     plain = re.sub(r"[^a-z0-9]+", " ", text.lower())
     return next((name for pattern, name in _PATTERNS if re.match(pattern, plain)), None)
 

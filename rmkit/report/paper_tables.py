@@ -1,18 +1,19 @@
-"""The paper's tables from runs, each number beside the paper's own where there is one.
+"""The paper's tables from runs, with the paper's own number below ours where it has one.
 
 Tables 1 and 6 (by category), 3, 5, 8 and 10 (by data set), 2, 4, 7 and 9 (win-rates), and those of Figures 3 and 4.
-A comparison is of an explicit type (EX-RM or EX-GRM) with IM-RM, from the same language models and seeds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import pandas as pd
 
 from rmkit.report import published, statistics
+from rmkit.report.aggregate import over_seeds, sets_in_order
 from rmkit.report.comparison import (
     Comparison,
     count,
@@ -22,7 +23,6 @@ from rmkit.report.comparison import (
     slug,
     win_rates,
 )
-from rmkit.report.figures import over_seeds, sets_in_order
 from rmkit.report.names import CATEGORIES, IM
 from rmkit.report.runs import Runs
 from rmkit.report.style import in_order
@@ -30,93 +30,116 @@ from rmkit.report.tables import Cell, Table, number, signed, spread
 
 METRICS = {"accuracy": "accuracy", "margin": "normalized_margin"}
 """The paper's metric -> the column of `Runs.metrics`."""
+PaperValue = Callable[[str, str, str, str], tuple[float, float] | None]
+"""(category, dataset, reward model, metric) -> the paper's value and standard deviation."""
+
+
+def show_paper_numbers(items: Iterable[object]) -> bool:
+    """Whether any of the tables has a number of the paper."""
+    tables = (item for item in items if isinstance(item, Table))
+    return any("published" in table.data and table.data["published"].notna().any() for table in tables)
+
 
 # --- means and standard deviations ---------------------------------------------------------------------------------
 
 
 def by_category(comparison: Comparison) -> Table:
     """Tables 1 and 6: accuracy and margin by category."""
-    places = [name for name in CATEGORIES.values() if name in set(comparison.frame["category"])]
-    rows = [(place, "") for place in places]
-    papers_table = {"EX-RM": 1, "EX-GRM": 6}[comparison.explicit]
+    categories = [name for name in CATEGORIES.values() if name in set(comparison.frame["category"])]
+    numbers = papers_tables(comparison, "accuracy", False)
 
     def find(category: str, dataset: str, reward_model: str, metric: str) -> tuple[float, float] | None:
         datasets = set(comparison.frame.loc[comparison.frame["category"] == category, "dataset"])
         if datasets != papers_datasets(comparison.training, category):
             return None  # the paper's mean is over other sets
-        return papers_value(comparison.training, category, "", reward_model, metric, {papers_table})
+        return papers_value(comparison.training, category, "", reward_model, metric, numbers)
 
-    return _means_table(
-        comparison,
-        "by_category",
-        f"Accuracy and reward margin by category, {comparison.explicit} and IM-RM trained on {comparison.setting}",
-        ["category"],
-        rows,
-        find,
-        f"As Table {papers_table}",
-    )
+    return _means_table(comparison, "by_category", [(name, "") for name in categories], find, numbers)
 
 
 def by_set(comparison: Comparison) -> Table:
     """Tables 3, 5, 8 and 10: accuracy and margin by data set."""
-    found = comparison.frame.drop_duplicates("dataset").set_index("dataset")["category"]
-    rows = [(str(found[name]), name) for name in sets_in_order(comparison.frame)]
+    category = comparison.frame.drop_duplicates("dataset").set_index("dataset")["category"]
     numbers = papers_tables(comparison, "accuracy", True)
 
     def find(category: str, dataset: str, reward_model: str, metric: str) -> tuple[float, float] | None:
         return papers_value(comparison.training, "", dataset, reward_model, metric, numbers)
 
-    return _means_table(
-        comparison,
-        "by_set",
-        f"Accuracy and reward margin by data set, {comparison.explicit} and IM-RM trained on {comparison.setting}",
-        ["category", "dataset"],
-        rows,
-        find,
-        _as_table(numbers),
-    )
+    places = [(str(category[name]), name) for name in sets_in_order(comparison.frame)]
+    return _means_table(comparison, "by_set", places, find, numbers)
 
 
 def _means_table(
     comparison: Comparison,
     name: str,
-    title: str,
-    by: list[str],
     places: Sequence[tuple[str, str]],
-    find: Callable[[str, str, str, str], tuple[float, float] | None],
-    shape: str,
+    find: PaperValue,
+    numbers: set[int],
 ) -> Table:
+    """One row per (category, dataset), the dataset being "" in a table by category.
+
+    Args:
+        comparison: the runs.
+        name: by_category or by_set.
+        places: the rows, in order.
+        find: looks up the paper's value.
+        numbers: the paper's tables with these values.
+    """
+    by = ["category", "dataset"] if name == "by_set" else ["category"]
     reward_models = comparison.reward_models
+    found = _mean_rows(comparison, by, places, find)
+    rows, previous = [], ""
+    for (category, dataset), cells in found.items():
+        leading = {metric: _highest({name: cells[metric, name] for name in reward_models}) for metric in METRICS}
+        heads = [category if category != previous else "", dataset][: len(by)]  # as in the paper, named once
+        previous = category
+        rows.append(
+            [Cell(text, number=False) for text in heads]
+            + [_mean_cell(row, bold=leading[metric] == name) for (metric, name), row in cells.items()]
+        )
+    header = [{"category": "Evaluation", "dataset": "Dataset"}[column] for column in by]
+    header += [f"{name} {metric}" for metric in METRICS for name in reward_models]
+    data = pd.DataFrame([row for cells in found.values() for row in cells.values()])
+    words = {"by_category": "category", "by_set": "data set"}[name]
+    title = f"Accuracy and reward margin by {words}, {' and '.join(reward_models)} trained on {comparison.setting}."
+    note = " ".join(
+        [
+            comparison.described,
+            f"Means over models{' and data sets' if len(by) == 1 else ''}, ± standard deviation over seeds.",
+            "Margin: |r+ − r−| in standard deviations of the rewards.",
+            "Bold: ahead by more than 0.01 after subtracting both standard deviations.",
+            *_paper_note(data, numbers, "in standard errors"),
+        ]
+    )
+    return Table(_file(comparison, name), title, header, rows, data, note)
+
+
+def _mean_rows(
+    comparison: Comparison, by: list[str], places: Sequence[tuple[str, str]], find: PaperValue
+) -> dict[tuple[str, str], dict[tuple[str, str], dict[str, Any]]]:
+    """(category, dataset) -> (metric, reward model) -> our mean and the paper's."""
     means = {
         metric: over_seeds(comparison.frame, [*by, "reward_model"], column).set_index([*by, "reward_model"])
         for metric, column in METRICS.items()
     }
-    data, rows, seen = [], [], ""
+    found: dict[tuple[str, str], dict[tuple[str, str], dict[str, Any]]] = {}
     for category, dataset in places:
-        place = (category, dataset)[: len(by)]
-        cells = {}
-        for metric in METRICS:
-            for reward_model in reward_models:
-                ours = means[metric].loc[(*place, reward_model)]
-                row = _mean_row(comparison, category, dataset, reward_model, metric, ours)
-                row |= _beside(row, find(category, dataset, reward_model, metric))
-                data.append(row)
-                cells[metric, reward_model] = row
-        highest = {metric: _highest({name: cells[metric, name] for name in reward_models}) for metric in METRICS}
-        heads = [Cell(text, number=False) for text in place]
-        if category == seen:
-            heads[0] = Cell("", number=False)  # as in the paper, a category is named once
-        seen = category
-        rows.append(heads + [_mean_cell(row, bold=highest[metric] == each) for (metric, each), row in cells.items()])
-    header = [{"category": "Evaluation", "dataset": "Dataset"}[each] for each in by]
-    header += [f"{each} {metric}" for metric in METRICS for each in reward_models]
-    note = (
-        f"{comparison.described} {shape}: means over models{' and data sets' if len(by) == 1 else ''}, "
-        "± standard deviation over seeds; margins |r+ − r−| in standard deviations of the rewards; bold as in the "
-        "paper, where the lead is over 0.01 beyond both standard deviations. Below: the paper's number, and the "
-        "difference in standard errors."
-    )
-    return Table(_file(comparison, name), title + ".", header, rows, pd.DataFrame(data), note)
+        found[category, dataset] = {}
+        for metric, reward_model in product(METRICS, comparison.reward_models):
+            ours = means[metric].loc[(*(category, dataset)[: len(by)], reward_model)]
+            row = _mean_row(comparison, category, dataset, reward_model, metric, ours)
+            papers = find(category, dataset, reward_model, metric)
+            found[category, dataset][metric, reward_model] = row | _paper_columns(row, papers)
+    return found
+
+
+def _paper_note(data: pd.DataFrame, numbers: set[int], unit: str) -> list[str]:
+    """What the small print of a table is; nothing if none of its cells has a number of the paper."""
+    if not data["published"].notna().any():
+        return []
+    tables = " and ".join(str(number) for number in sorted(numbers))
+    difference = f", and our difference from it {unit}" if data["standard_errors"].notna().any() else ""
+    return [f"Small print: the number in Table {tables} of the paper{difference}."]
 
 
 def _mean_row(
@@ -135,7 +158,7 @@ def _mean_row(
     }
 
 
-def _beside(row: Mapping[str, Any], papers: tuple[float, float] | None) -> dict[str, float]:
+def _paper_columns(row: Mapping[str, Any], papers: tuple[float, float] | None) -> dict[str, float]:
     value, sd = papers or (math.nan, math.nan)
     errors = statistics.standard_errors(row["value"], row["sd"], row["seeds"], value, sd, published.SEEDS)
     return {"published": value, "published_sd": sd, "standard_errors": errors}
@@ -152,7 +175,7 @@ def _below(papers: str, errors: float) -> str:
 
 
 def _highest(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The type in bold: the one that leads by more than 0.01 after taking off both standard deviations (Table 1)."""
+    """The type in bold: the one ahead by more than 0.01 after subtracting both standard deviations (Table 1)."""
     if len(rows) < 2:
         return None
     low, high = sorted(rows, key=lambda name: rows[name]["value"])
@@ -165,98 +188,126 @@ def _highest(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
 
 def win_rate_table(comparison: Comparison) -> Table:
     """Tables 2, 4, 7 and 9: win-rates by data set."""
-    frame = win_rates(comparison, "dataset")
     numbers = papers_tables(comparison, "win_rate", True)
-    heads = {"first": (comparison.explicit, "win_rate"), "tie": ("", "tie_rate"), "second": (IM, "win_rate")}
-    data, rows, seen = [], [], ""
-    for each in frame.to_dict("records"):
-        category = "" if each["category"] == seen else each["category"]
-        seen = each["category"]
-        cells = [Cell(category, number=False), Cell(each["label"], number=False)]
-        for column, (reward_model, metric) in heads.items():
-            papers = papers_value(comparison.training, "", each["label"], reward_model, metric, numbers)
-            value = papers[0] if papers else math.nan
-            errors = math.nan
-            if papers:
-                errors = statistics.standard_errors_of_rates(
-                    each[column] / 100, each["comparisons"], value / 100, published.COMPARISONS_PER_SET
-                )
-            data.append(
-                {
-                    "training": comparison.setting,
-                    "evaluation": each["category"],
-                    "dataset": each["label"],
-                    "reward_model": reward_model,
-                    "metric": metric,
-                    "value": each[column],
-                    "comparisons": each["comparisons"],
-                    "published": value,
-                    "standard_errors": errors,
-                }
-            )
-            cells.append(Cell(number(each[column], 1), _below(f"paper {value:g}", errors) if papers else ""))
-        rows.append(cells)
-    note = (
-        f"{comparison.described} {_as_table(numbers)}: the share of pairs of runs (same model and seed) in which each "
-        "type is more accurate; within 1% is a tie. Below: the paper's number, and the difference in standard errors "
-        "of two shares."
+    data: list[dict[str, Any]] = []
+    rows, previous = [], ""
+    for rates in win_rates(comparison, "dataset").to_dict("records"):
+        found = _win_rate_rows(comparison, rates, numbers)
+        data += found
+        category = "" if rates["category"] == previous else rates["category"]
+        previous = rates["category"]
+        rows.append([Cell(category, number=False), Cell(rates["label"], number=False), *map(_rate_cell, found)])
+    frame = pd.DataFrame(data)
+    note = " ".join(
+        [
+            comparison.described,
+            "Percentage of pairs of runs (same model and seed) in which a type is more accurate; differences within 1% "
+            "are ties.",
+            *_paper_note(frame, numbers, "in standard errors of two proportions"),
+        ]
     )
-    header = ["Evaluation", "Dataset", f"{comparison.explicit} %", "Tie %", f"{IM} %"]
-    title = f"Win-rates by data set, {comparison.explicit} against IM-RM trained on {comparison.setting}."
-    return Table(_file(comparison, "win_rates"), title, header, rows, pd.DataFrame(data), note)
+    header = ["Evaluation", "Dataset", f"{comparison.first} %", "Tie %", f"{IM} %"]
+    title = f"Win-rates by data set, {comparison.first} against IM-RM trained on {comparison.setting}."
+    return Table(_file(comparison, "win_rates"), title, header, rows, frame, note)
+
+
+def _win_rate_rows(comparison: Comparison, rates: Mapping[str, Any], numbers: set[int]) -> list[dict[str, Any]]:
+    """The wins of the first type, the ties and the wins of IM-RM on a data set, with the paper's numbers."""
+    rows = []
+    heads = {"first": (comparison.first, "win_rate"), "tie": ("", "tie_rate"), "second": (IM, "win_rate")}
+    for column, (reward_model, metric) in heads.items():
+        papers = papers_value(comparison.training, "", rates["label"], reward_model, metric, numbers)
+        value = papers[0] if papers else math.nan
+        errors = math.nan
+        if papers:
+            errors = statistics.standard_errors_of_rates(
+                rates[column] / 100, rates["comparisons"], value / 100, published.COMPARISONS_PER_SET
+            )
+        rows.append(
+            {
+                "training": comparison.setting,
+                "evaluation": rates["category"],
+                "dataset": rates["label"],
+                "reward_model": reward_model,
+                "metric": metric,
+                "value": rates[column],
+                "comparisons": rates["comparisons"],
+                "published": value,
+                "standard_errors": errors,
+            }
+        )
+    return rows
+
+
+def _rate_cell(row: Mapping[str, Any]) -> Cell:
+    papers = row["published"]
+    below = _below(f"paper {papers:g}", row["standard_errors"]) if papers == papers else ""
+    return Cell(number(row["value"], 1), below)
 
 
 # --- Figures 3 and 4, and any other setting ------------------------------------------------------------------------
 
 
-def accuracy_table(runs: Runs, setting: str, hyperparameters: bool = False, note: str = "") -> Table:
-    """Accuracy by set, the training set first: the tables inside Figure 3 (Hamiltonian) and Figure 4 (Persona).
+def accuracy_table(runs: Runs, setting: str, note: str = "") -> Table:
+    """Accuracy of the main runs by set, the training set first: the tables in Figures 3 (Hamiltonian) and 4 (Persona).
 
     Args:
         runs: all runs.
         setting: the training set.
-        hyperparameters: a row for each learning rate and beta (Appendix C.1 and C.2), else the main runs alone.
-        note: what is said below the title beside the usual.
+        note: added to the table's note.
     """
-    both = pd.concat([runs.train_fit, runs.final])
-    frame = both[(both["setting"] == setting) & both["standard"]]
-    if hyperparameters:
-        points = frame.groupby("model")[["learning_rate", "beta"]].nunique().max(axis=1)
-        frame = frame[frame["model"].isin(points[points > 1].index)]
-    else:
-        frame = frame[frame["main"]]
-    frame = frame.assign(beta=frame["beta"].astype(object).where(frame["beta"].notna(), None))
-    by = ["dataset", "reward_model", *(["learning_rate", "beta"] if hyperparameters else [])]
-    means = over_seeds(frame, by)
-    sets = sets_in_order(frame)
-    sets.sort(key=lambda name: name != TRAINING)
+    frame = _all_sets(runs, setting)
+    frame = frame[frame["main"]]
+    means = over_seeds(frame, ["dataset", "reward_model"])
     columns = in_order(frame["reward_model"])
-    keys = ["reward_model", "learning_rate", "beta"] if hyperparameters else []
-    if hyperparameters:
-        groups = means.sort_values(["learning_rate", "beta"]).groupby(keys, sort=False, dropna=False)
-        header = ["Reward model", "Learning rate", "β", *(_set_words(name) for name in sets)]
-        order = sorted(groups, key=lambda item: columns.index(item[0][0]))
-        rows = [
-            [Cell(key[0], number=False), Cell(f"{key[1]:g}"), Cell("–" if pd.isna(key[2]) else f"{key[2]:g}")]
-            + [_plain_mean(group, "dataset", name) for name in sets]
-            for key, group in order
-        ]
-    else:
-        header = ["Evaluated on", *columns]
-        rows = [
-            [Cell(_set_words(name), number=False)]
-            + [_plain_mean(means[means["dataset"] == name], "reward_model", column) for column in columns]
-            for name in sets
-        ]
-    models, seeds = frame["model"].nunique(), frame["seed"].nunique()
-    usual = f"{count(models, 'model')}, {count(seeds, 'seed')}: means over models, ± standard deviation over seeds."
-    note = f"{usual} {note}".strip()
-    stem = "accuracy_by_hyperparameters" if hyperparameters else "accuracy"
-    title = f"Accuracy of reward models trained on {setting}{' by learning rate and β' if hyperparameters else ''}."
-    return Table(f"{slug(setting)}_{stem}", title, header, rows, means.assign(training=setting), note)
+    rows = [
+        [Cell(_set_words(name), number=False)]
+        + [_plain_mean(means[means["dataset"] == name], "reward_model", column) for column in columns]
+        for name in _sets_after_training_set(frame)
+    ]
+    title = f"Accuracy of reward models trained on {setting}."
+    note = f"{_seeds_note(frame)} {note}".strip()
+    name = f"{slug(setting)}_accuracy"
+    return Table(name, title, ["Evaluated on", *columns], rows, means.assign(training=setting), note)
+
+
+def hyperparameter_table(runs: Runs, setting: str) -> Table:
+    """Accuracy by set, one row per type, learning rate and beta (Appendix C.3), for models with several of these."""
+    frame = _all_sets(runs, setting)
+    points = frame.groupby("model")[["learning_rate", "beta"]].nunique().max(axis=1)
+    frame = frame[frame["model"].isin(points[points > 1].index)]
+    frame = frame.assign(beta=frame["beta"].astype(object).where(frame["beta"].notna(), None))
+    keys = ["reward_model", "learning_rate", "beta"]
+    means = over_seeds(frame, ["dataset", *keys])
+    sets, types = _sets_after_training_set(frame), in_order(frame["reward_model"])
+    groups = means.sort_values(["learning_rate", "beta"]).groupby(keys, sort=False, dropna=False)
+    rows = [
+        [Cell(key[0], number=False), Cell(f"{key[1]:g}"), Cell("–" if pd.isna(key[2]) else f"{key[2]:g}")]
+        + [_plain_mean(group, "dataset", name) for name in sets]
+        for key, group in sorted(groups, key=lambda item: types.index(item[0][0]))
+    ]
+    header = ["Reward model", "Learning rate", "β", *map(_set_words, sets)]
+    title = f"Accuracy of reward models trained on {setting} by learning rate and β."
+    name = f"{slug(setting)}_accuracy_by_hyperparameters"
+    return Table(name, title, header, rows, means.assign(training=setting), _seeds_note(frame))
 
 
 TRAINING = "training set"
+
+
+def _all_sets(runs: Runs, setting: str) -> pd.DataFrame:
+    """Final rows of the standard variants on the training set and the evaluation sets."""
+    rows = pd.concat([runs.train_fit, runs.final])
+    return rows[(rows["setting"] == setting) & rows["standard"]]
+
+
+def _sets_after_training_set(frame: pd.DataFrame) -> list[str]:
+    return sorted(sets_in_order(frame), key=lambda name: name != TRAINING)
+
+
+def _seeds_note(frame: pd.DataFrame) -> str:
+    models, seeds = frame["model"].nunique(), frame["seed"].nunique()
+    return f"{count(models, 'model')}, {count(seeds, 'seed')}. Means over models, ± standard deviation over seeds."
 
 
 def _plain_mean(means: pd.DataFrame, column: str, value: str) -> Cell:
@@ -270,8 +321,4 @@ def _set_words(name: str) -> str:
 
 
 def _file(comparison: Comparison, name: str) -> str:
-    return f"{slug(comparison.setting)}_{name}_{slug(comparison.explicit)}"
-
-
-def _as_table(numbers: set[int]) -> str:
-    return f"As Table {' and '.join(str(each) for each in sorted(numbers))}" if numbers else "In the paper's shape"
+    return f"{slug(comparison.setting)}_{name}_{slug(comparison.first)}"

@@ -1,6 +1,6 @@
-"""The paper's numbers: Tables 1 to 10, every cell as printed. Its figures carry no numbers in the text.
+"""The paper's numbers: Tables 1 to 10, every cell as printed. (The paper gives no numbers for its figures.)
 
-`published()` is a frame with a row a cell: table, training, evaluation, dataset, reward_model, metric, value, sd.
+`published()` has one row per cell: table, training, evaluation, dataset, reward_model, metric, value, sd.
 Win-rates and ties are in percent and have no sd; Tables 1 and 6 have no dataset; a tie has no reward model.
 """
 

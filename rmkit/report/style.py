@@ -1,6 +1,6 @@
-"""The look of every figure: colours that colour-blind readers can tell apart, sizes of a paper's column, SVG and PNG.
+"""The style of all figures: fonts, sizes of a paper's column, a colour and marker per type, and writing SVG and PNG.
 
-SVGs carry no background; on a page their ink is the page's, so that one drawing serves light and dark.
+SVGs have no background; on a page they take its text colour, so that one drawing serves light and dark.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from rmkit.report.names import EX, GRM, IM
+from rmkit.report import names, palette
 
-TEXT_WIDTH = 5.5  # inches: a single-column paper's line
-INK, MUTED, RULE, TIE = "#1b1b1f", "#6a6a73", "#d5d5dc", "#b4b4bd"
-
-# Okabe and Ito's palette, with the tints of the variants; a marker and hatch each, as colour alone must not carry it.
-COLOURS = {EX: "#0072b2", IM: "#d55e00", GRM: "#00906a"}
-MARKERS = {EX: "o", IM: "s", GRM: "^"}
-_VARIANT_COLOURS = {EX: ["#56b4e9", "#8ecae6"], IM: ["#e69f00", "#f2c14e"], GRM: ["#66c2a5", "#a6dcc8"]}
+TEXT_WIDTH = 5.5  # inches: the line of a single-column paper
+INK, MUTED, RULE, TIE = (colour.light for colour in (palette.INK, palette.MUTED, palette.RULE, palette.TIE))
 
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -56,7 +52,7 @@ RC: dict[Any, Any] = {
     "lines.linewidth": 1.6,
     "lines.markersize": 4,
     "hatch.linewidth": 0.6,
-    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    "text.parse_math": False,  # names may contain dollar signs
     "svg.fonttype": "path",
     "svg.hashsalt": "rmkit",
     "figure.facecolor": "none",
@@ -65,61 +61,82 @@ RC: dict[Any, Any] = {
 }
 
 
-def family(variant: str) -> str:
-    """EX-RM (all repr) -> EX-RM."""
-    return variant.partition(" (")[0]
-
-
 def in_order(variants: Iterable[str]) -> list[str]:
-    """EX-RMs, then IM-RMs, then EX-GRMs, each standard variant first."""
-    return sorted(set(variants), key=lambda name: (list(COLOURS).index(family(name)), name))
+    """Variants by type, in the order of `names.types_in_order`; the standard variant of a type first."""
+    found = set(variants)
+    types = names.types_in_order(map(names.type_of, found))
+    return sorted(found, key=lambda variant: (types.index(names.type_of(variant)), variant))
 
 
-def colours(variants: Sequence[str]) -> dict[str, str]:
-    """variant -> colour; a family's variants are tints of its colour."""
-    tints = {name: iter(_VARIANT_COLOURS[name] * 8) for name in COLOURS}
-    return {each: COLOURS[each] if each in COLOURS else next(tints[family(each)]) for each in in_order(variants)}
+def type_styles(variants: Iterable[str]) -> dict[str, palette.TypeStyle]:
+    """Type -> its style. A type that rmkit's schema does not list takes the next free one, in alphabetical order."""
+    order = names.types_in_order([*names.TYPE_LABELS.values(), *map(names.type_of, variants)])
+    return {name: palette.TYPES[number % len(palette.TYPES)] for number, name in enumerate(order)}
+
+
+def colours(variants: Iterable[str]) -> dict[str, str]:
+    """Variant -> colour: the type's own for its standard variant, tints of it for the others."""
+    ordered = in_order(variants)
+    styles = type_styles(ordered)
+    tints = {name: cycle(style.tints) for name, style in styles.items()}
+    return {
+        variant: styles[variant].colour.light if is_standard(variant) else next(tints[names.type_of(variant)])
+        for variant in ordered
+    }
+
+
+def markers(variants: Iterable[str]) -> dict[str, str]:
+    """Variant -> the marker of its type, as colour alone must not tell types apart."""
+    ordered = in_order(variants)
+    styles = type_styles(ordered)
+    return {variant: styles[names.type_of(variant)].marker for variant in ordered}
+
+
+def is_standard(variant: str) -> bool:
+    return variant == names.type_of(variant)
 
 
 def hatch(variant: str) -> str | None:
-    return None if variant in COLOURS else "////"
+    return None if is_standard(variant) else "////"
 
 
 def new_figure(rows: int, columns: int, width: float, height: float, **options: object) -> tuple[Figure, list[Axes]]:
-    """A figure of rows x columns panels (inches), laid out without overlap; axes in reading order."""
+    """A figure of rows x columns panels (sizes in inches) and its axes in reading order; labels do not overlap."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **options)  # type: ignore[call-overload]
     return figure, list(axes.flat)
 
 
-def key(figure: Figure, labels: Sequence[str], palette: dict[str, str]) -> None:
-    """The labels above the panels, each behind a swatch of its colour."""
+def add_legend(figure: Figure, colours: Mapping[str, str]) -> None:
+    """Label -> colour, as swatches above the panels."""
     patches = [
-        Patch(facecolor=palette[each], hatch=hatch(each), edgecolor="white", linewidth=0, label=each) for each in labels
+        Patch(facecolor=colour, hatch=hatch(label), edgecolor="white", linewidth=0, label=label)
+        for label, colour in colours.items()
     ]
     figure.legend(handles=patches, loc="outside upper left", ncols=4, frameon=False, handlelength=1.1, fontsize=8)
 
 
-def label_lines(axes: Axes, ends: dict[str, tuple[float, float]], palette: dict[str, str], gap: float) -> None:
-    """Names beside the right ends (x, y) of lines, in their colours, at least `gap` (data units) apart."""
-    names = sorted(ends, key=lambda name: ends[name][1])
-    for name, place in zip(names, apart([ends[name][1] for name in names], gap, *axes.get_ylim()), strict=True):
+def label_lines(axes: Axes, ends: Mapping[str, tuple[float, float]], colours: Mapping[str, str], gap: float) -> None:
+    """Write names next to the right ends (x, y) of lines, in their colours, at least `gap` (data units) apart."""
+    labels = sorted(reversed(list(ends)), key=lambda name: ends[name][1])  # of equal ends the first name on top
+    heights = spread_out([ends[name][1] for name in labels], gap, *axes.get_ylim())
+    for name, height in zip(labels, heights, strict=True):
         axes.annotate(
             name,
-            (ends[name][0], place),
+            (ends[name][0], height),
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
-            color=palette[name],
+            color=colours[name],
             fontsize=7.5,
             fontweight="bold",
             annotation_clip=False,
         )
 
 
-def apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Sorted places moved as little as it takes to lie `gap` apart and, where they can, inside [low, high]."""
-    groups: list[list[float]] = []  # each keeps its members' wishes; it is laid out evenly around their mean
+def spread_out(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Move sorted places as little as possible so that they are `gap` apart and, if they fit, inside [low, high]."""
+    groups: list[list[float]] = []  # places that touch; a group is laid out evenly around the mean of its places
 
     def span(group: list[float]) -> tuple[float, float]:
         half = gap * (len(group) - 1) / 2
@@ -133,49 +150,35 @@ def apart(places: Sequence[float], gap: float, low: float, high: float) -> list[
     return [span(group)[0] + gap * number for group in groups for number in range(len(group))]
 
 
-def to_svg(figure: Figure) -> str:
-    """The figure as an <svg> element that takes ink and rules from the page it stands in, for light and dark."""
-    return for_page(plain_svg(figure))
-
-
 def plain_svg(figure: Figure) -> str:
-    """The figure as an SVG document with colours of its own and no background."""
+    """The figure as an SVG document in light colours, without a background."""
     with matplotlib.rc_context(RC):
-        _settle(figure)
+        _fix_layout(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
 
 
 def for_page(svg: str) -> str:
-    """An SVG document as an element of an HTML page: `currentColor`, `--rule`, `--muted`, and ids of its own."""
+    """An SVG document as an element of an HTML page: CSS variables for colours, and ids that no other figure has."""
     svg = svg[svg.index("<svg") :]
-    on_page = {INK: "currentColor", RULE: f"var(--rule, {RULE})", MUTED: f"var(--muted, {MUTED})"}
-    on_page |= {colour: f"var(--{name.lower()}, {colour})" for name, colour in COLOURS.items()}
-    on_page |= {"stroke: #ffffff": "stroke: var(--paper, #ffffff)"}  # the gaps between bars
+    on_page = palette.replacements() | {"stroke: #ffffff": "stroke: var(--paper, #ffffff)"}  # the gaps between bars
     for colour, replacement in on_page.items():
         svg = svg.replace(colour, replacement)
-    prefix = "f" + hashlib.sha256(svg.encode()).hexdigest()[:8]  # ids must not meet those of another figure
+    prefix = "f" + hashlib.sha256(svg.encode()).hexdigest()[:8]
     svg = re.sub(r'id="([^"]+)"', rf'id="{prefix}-\1"', svg)
     return re.sub(r'(xlink:href="#|href="#|url\(#)([^")]+)', rf"\1{prefix}-\2", svg)
 
 
 def write_png(figure: Figure, path: Path) -> None:
-    """The figure on white, 300 dpi."""
+    """Write the figure on white, 300 dpi."""
     with matplotlib.rc_context(RC):
-        _settle(figure)
+        _fix_layout(figure)
         figure.savefig(path, dpi=300, facecolor="white")
 
 
-def save(figure: Figure, folder: Path, stem: str) -> None:
-    """<stem>.svg and <stem>.png in the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{stem}.svg").write_text(plain_svg(figure), encoding="utf-8")
-    write_png(figure, folder / f"{stem}.png")
-
-
-def _settle(figure: Figure) -> None:
-    """Lay the figure out once: the layout is what takes longest, and is the same for every format."""
+def _fix_layout(figure: Figure) -> None:
+    """Compute the layout once: it takes longest, and is the same for every format."""
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)

@@ -1,10 +1,11 @@
-"""A table of the report, and the same as Markdown, CSV and LaTeX."""
+"""Tables of the report, with export to Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pandas as pd
 
@@ -13,7 +14,7 @@ MINUS, NONE = "−", "–"
 
 @dataclass(frozen=True)
 class Cell:
-    """What is read in a table: a text, and below it smaller lines (the paper's number)."""
+    """A table cell: its text, and smaller lines below it (such as the paper's number)."""
 
     text: str
     below: str = ""
@@ -24,7 +25,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: `header` and `rows` are read, `data` (tidy, unrounded) is what the CSV file holds."""
+    """A table: `header` and `rows` for readers; `data`, tidy and unrounded, for the CSV file."""
 
     name: str
     title: str
@@ -32,13 +33,13 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     data: pd.DataFrame
     note: str = ""
-    kind: str = "table"
+    macro: ClassVar[str] = "table"
 
     def to_csv(self) -> str:
         return str(self.data.to_csv(index=False, lineterminator="\n"))
 
     def to_markdown(self) -> str:
-        """A GitHub table; bold as in the paper, the paper's number in brackets."""
+        """A GitHub table; lines below a cell's text, such as the paper's number, in parentheses."""
         lines = [[_markdown(name) for name in self.header]]
         lines.append(["---:" if self._numeric(column) else "---" for column in range(len(self.header))])
         for row in self.rows:
@@ -79,14 +80,14 @@ class Table:
 
 
 def plain_table(name: str, title: str, data: pd.DataFrame, note: str = "", digits: int = 3) -> Table:
-    """A frame as it is: texts to the left, numbers to the right, rounded for reading only."""
+    """A frame as a table: texts left-aligned, numbers right-aligned and rounded; `data` stays unrounded."""
     header = [str(column) for column in data.columns]
     rows = [[plain_cell(value, digits) for value in row] for row in data.itertuples(index=False)]
     return Table(name, title, header, rows, data, note)
 
 
 def plain_cell(value: object, digits: int = 3) -> Cell:
-    """A value as a cell; a missing number as a dash."""
+    """A value as a cell; a dash for a missing number."""
     if isinstance(value, Cell):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -95,20 +96,20 @@ def plain_cell(value: object, digits: int = 3) -> Cell:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number with a true minus sign; a dash if there is none."""
+    """A number with a true minus sign (U+2212); a dash for NaN and infinity."""
     if not math.isfinite(value):
         return NONE
     return f"{value + 0.0:.{digits}f}".replace("-", MINUS)
 
 
 def signed(value: float, digits: int = 1) -> str:
-    """A number with its sign; none if it is rounded to 0."""
+    """A number with its sign; no sign if it rounds to 0."""
     text = f"{value:+.{digits}f}"
     return text.lstrip("+-") if float(text) == 0 else text.replace("-", MINUS)
 
 
 def spread(mean: float, sd: float, digits: int = 3) -> str:
-    """mean ± sd, or the mean alone where one seed gives no sd."""
+    """`mean ± sd`, or only the mean where there is no sd (one seed)."""
     return f"{number(mean, digits)} ± {number(sd, digits)}" if math.isfinite(sd) else number(mean, digits)
 
 

@@ -14,9 +14,10 @@ from matplotlib.patches import Rectangle
 
 from rmkit.errors import RmkitError
 from rmkit.files import replacing
+from rmkit.report import palette
 
 FORMATS = (".png", ".svg", ".pdf")
-BLUE, ORANGE, GREEN, GREY, SKY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F", "#56B4E9"
+BLUE, ORANGE, GREY, SKY = (colour.light for colour in (palette.BLUE, palette.ORANGE, palette.GREY, palette.SKY))
 _ARMS = {
     "predicted": (SKY, "predicted"),
     "measured": (BLUE, "measured"),

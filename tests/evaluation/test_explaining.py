@@ -21,7 +21,7 @@ from rmkit.commands.explain import explain as command
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.tokenizer import load_tokenizer
 from rmkit.evaluation.token_rewards import explain, merge_explanations, most_wrong
-from rmkit.report.explanation import html, shades
+from rmkit.report.explanation import TokenValues, html
 from rmkit.runs.directory import RunDirectory
 from rmkit.runs.explanation import Explanation
 
@@ -156,9 +156,9 @@ def test_together_fills_the_gap_where_tokens_agree():
     assert merge_explanations(terms, of(["ab"], explicit_prefix_rewards=[3.0])) == terms
     assert merge_explanations(terms, None) == terms
     assert both.increments == [1.0, 2.0]
-    assert shades([0.1, -0.4], "terms") == [0.25, -1.0]
-    assert shades([5.0, 1.0, -2.0], "increments") == [0.0, 0.5, -1.0]
-    assert shades([0.0], "terms") == [0.0]
+    assert TokenValues("terms", "", [0.1, -0.4]).shades == [0.25, -1.0]
+    assert TokenValues("increments", "", [5.0, 1.0, -2.0]).shades == [0.0, 0.5, -1.0]
+    assert TokenValues("terms", "", [0.0]).shades == [0.0]
 
 
 def test_the_page_stands_alone_and_is_escaped():

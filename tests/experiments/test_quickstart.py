@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import subprocess
@@ -20,7 +19,8 @@ from rmkit.config.recipe import load_recipe
 from rmkit.data.corpus import persona_pairs
 from rmkit.data.preferences import load_preferences
 from rmkit.experiments import quickstart
-from rmkit.report.quickstart import CLOSE, READING, RESULT_COLUMNS, _apart, results
+from rmkit.report.quickstart import RESULT_COLUMNS, results
+from rmkit.report.quickstart_text import CAVEATS
 from rmkit.runs import environment
 from rmkit.runs.directory import RunDirectory
 
@@ -120,17 +120,10 @@ def test_the_page_stands_alone_and_says_what_must_be_said(made):
     assert page.count("<svg") == 1
     assert "<script" not in page
     assert not any(f'{attribute}="http' in page for attribute in ("src", "href"))
-    for title in READING:
+    for title in CAVEATS:
         assert title.replace("'", "&#39;") in page
     for name in SETS:
         assert name in page
-
-
-def test_the_documentation_says_it_too():
-    path = quickstart.RECIPES.parents[1] / "docs" / "quickstart.md"
-    said = " ".join(path.read_text(encoding="utf-8").split())
-    for title, text in READING.items():
-        assert f"### {title} {text}" in said
 
 
 # --- again ---------------------------------------------------------------------------------------------------------
@@ -234,17 +227,3 @@ def test_an_output_that_is_a_file_is_an_error(tmp_path):
     done = invoke("--output", str(tmp_path / "file"))
     assert done.exit_code == 2
     assert "--output" in done.stderr
-
-
-# --- the figure ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("heights", [(1, 1, 1), (0, 0, 0), (1, 0.97, 0), (0.5, 0.52, 0.48), (0, 1, 0.04)])
-def test_labels_stay_on_the_axis_in_order_and_apart(heights):
-    placed = _apart(dict(zip("abc", heights, strict=True)))
-    in_order = sorted(placed, key=lambda name: -placed[name])
-    assert [heights["abc".index(name)] for name in in_order] == sorted(heights, reverse=True)
-    ordered = sorted(placed.values())
-    assert ordered[0] >= 0
-    assert ordered[-1] <= 1
-    assert all(upper - lower >= CLOSE - 1e-9 for lower, upper in itertools.pairwise(ordered))

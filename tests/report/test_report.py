@@ -21,13 +21,16 @@ from typer.testing import CliRunner
 
 from rmkit.commands.report import report as report_command
 from rmkit.errors import RmkitError
-from rmkit.report import analyses, attachments, build, figures, paper_tables
-from rmkit.report.comparison import compared, win_rates
+from rmkit.report import attachments, build, figures, pair_statistics, paired_tests, paper_tables, sections
+from rmkit.report.comparison import compare, win_rates
 from rmkit.report.html import Drawing, Section, Texts, page
 from rmkit.report.published import COLUMNS, published, to_csv
-from rmkit.report.runs import load
-from rmkit.report.style import apart
+from rmkit.report.runs import Problem, load
+from rmkit.report.set_pairs import sets_of_pairs
+from rmkit.report.style import spread_out
 from rmkit.report.tables import Cell, Table, number, signed, spread
+from rmkit.report.train_fit import train_fit_table
+from rmkit.report.wrong_pairs import wrong_pairs
 
 HERE = Path(__file__).resolve().parents[1]
 PAIRS = 200
@@ -52,23 +55,28 @@ SETS = {"ultrafeedback": "UF", "ultrafeedback_french": "UF: French", "ultrafeedb
 UF_CATEGORIES = {name: CATEGORIES["ultrafeedback"][name] for name in SETS}
 
 
-def name_of(kind: str, model: str, seed: int) -> str:
-    return f"{kind}_{model.split('/')[1]}_{seed}"
+def name_of(type_name: str, model: str, seed: int) -> str:
+    return f"{type_name}_{model.split('/')[1]}_{seed}"
 
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """2 types x 2 models x 2 seeds x 3 sets with the accuracies of RIGHT."""
     folder = tmp_path_factory.mktemp("grid")
-    for kind in ("explicit", "implicit"):
+    for type_name in ("explicit", "implicit"):
         for model in (LLAMA, QWEN):
             for seed in (0, 1):
-                sets = {name: with_accuracy(right[kind][model][seed], PAIRS) for name, right in RIGHT.items()}
+                sets = {name: with_accuracy(right[type_name][model][seed], PAIRS) for name, right in RIGHT.items()}
                 history = [{name: with_accuracy(100, PAIRS) for name in SETS}] + [
                     {name: with_accuracy(100 + 10 * epoch + seed, PAIRS) for name in SETS} for epoch in (1, 2)
                 ]
                 write_run(
-                    folder / name_of(kind, model, seed), sets, settings=kind, model=model, seed=seed, history=history
+                    folder / name_of(type_name, model, seed),
+                    sets,
+                    settings=type_name,
+                    model=model,
+                    seed=seed,
+                    history=history,
                 )
     return folder
 
@@ -119,7 +127,7 @@ def test_published_numbers_equal_a_separate_transcription():
     assert checked == 244
 
 
-def test_published_rows_stand_where_the_paper_has_them():
+def test_published_rows_are_in_the_order_of_the_paper():
     frame = published()
     for table, training in ((3, "UltraFeedback"), (5, "RewardMATH"), (8, "UltraFeedback"), (10, "RewardMATH")):
         accuracies = frame[(frame["table"] == table) & (frame["metric"] == "accuracy")]
@@ -166,7 +174,7 @@ def test_runs_become_tidy_frames(runs):
     assert set(runs.metrics["state"]) == {"initial", "epoch_1", "epoch_2", "final"}
 
 
-def test_names_that_two_models_share_are_told_apart(tmp_path):
+def test_models_with_the_same_short_name_get_longer_names(tmp_path):
     for at, model in enumerate(("org/base", "other/base", "org/else")):
         write_run(tmp_path / str(at), {"ultrafeedback": with_accuracy(3, 5)}, model=model)
     assert list(load([tmp_path]).runs["model"]) == ["org/base", "other/base", "else"]
@@ -184,7 +192,7 @@ def test_another_training_set_of_the_same_name_is_another_setting(tmp_path):
     assert not found.problems
 
 
-def test_sets_without_a_path_are_called_after_their_source(tmp_path):
+def test_sets_without_a_path_are_named_after_their_source(tmp_path):
     for vertices in (8, 10):
         run = write_run(tmp_path / f"n{vertices}", {"ultrafeedback": with_accuracy(3, 5)})
         content = json.loads((run / "run.json").read_text())
@@ -203,7 +211,7 @@ def test_sets_without_a_path_are_called_after_their_source(tmp_path):
 
 
 def test_accuracy_by_set_is_averaged_over_models_then_over_seeds(runs):
-    table = paper_tables.by_set(compared(runs, "UltraFeedback", "EX-RM"))
+    table = paper_tables.by_set(compare(runs, "UltraFeedback", "EX-RM"))
     row = cell(table.data, dataset="UF", reward_model="EX-RM", metric="accuracy")
     by_seed = [(150 + 154) / 400, (152 + 156) / 400]  # 0.76, 0.77
     assert row["value"] == pytest.approx(0.765)
@@ -215,7 +223,7 @@ def test_accuracy_by_set_is_averaged_over_models_then_over_seeds(runs):
 
 
 def test_accuracy_by_category_is_averaged_over_models_and_sets_then_over_seeds(runs):
-    table = paper_tables.by_category(compared(runs, "UltraFeedback", "EX-RM"))
+    table = paper_tables.by_category(compare(runs, "UltraFeedback", "EX-RM"))
     row = cell(table.data, evaluation="Token-Level Shift", reward_model="IM-RM", metric="accuracy")
     first, second = (120 + 100 + 110 + 110) / 800, (121 + 127 + 110 + 110) / 800
     assert row["value"] == pytest.approx((first + second) / 2)
@@ -227,14 +235,14 @@ def test_accuracy_by_category_is_averaged_over_models_and_sets_then_over_seeds(r
 
 
 def test_the_margin_is_in_standard_deviations_of_all_rewards(runs):
-    table = paper_tables.by_set(compared(runs, "UltraFeedback", "EX-RM"))
+    table = paper_tables.by_set(compare(runs, "UltraFeedback", "EX-RM"))
     row = cell(table.data, dataset="UF: Spanish", reward_model="EX-RM", metric="margin")
     # 110 pairs (1, 0), 90 pairs (-1, 0): every |margin| is 1; sum of rewards 20, of squares 200, over 400 responses.
     assert row["value"] == pytest.approx(1 / math.sqrt((200 - 20**2 / 400) / 399))
 
 
 def test_a_clear_lead_is_bold_and_a_close_one_is_not(runs):
-    rows = {row[1].text: row for row in paper_tables.by_set(compared(runs, "UltraFeedback", "EX-RM")).rows}
+    rows = {row[1].text: row for row in paper_tables.by_set(compare(runs, "UltraFeedback", "EX-RM")).rows}
     assert [cell.bold for cell in rows["UF: French"][2:4]] == [False, False]  # 0.65 +- 0.018 against 0.585 +- 0.049
     assert [cell.bold for cell in rows["UF: Spanish"][2:4]] == [False, False]  # equal
     leads = {"EX-RM": {"value": 0.665, "sd": 0.005}, "IM-RM": {"value": 0.602, "sd": 0.003}}
@@ -248,10 +256,10 @@ def test_a_clear_lead_is_bold_and_a_close_one_is_not(runs):
 
 def test_a_seed_that_one_model_lacks_is_left_out_for_all(grid, tmp_path):
     kept = [each for each in sorted(grid.iterdir()) if each.name != name_of("implicit", QWEN, 1)]
-    comparison = compared(load(kept), "UltraFeedback", "EX-RM")
+    comparison = compare(load(kept), "UltraFeedback", "EX-RM")
     assert set(comparison.frame["seed"]) == {0}
     assert comparison.frame["model"].nunique() == 2
-    assert "Left out: 2 models and seeds" in comparison.note
+    assert "Left out: 2 combinations of model and seed" in comparison.note
     row = cell(paper_tables.by_set(comparison).data, dataset="UF", reward_model="EX-RM", metric="accuracy")
     assert row["value"] == pytest.approx((150 + 154) / 400)
     assert math.isnan(row["sd"])
@@ -259,21 +267,21 @@ def test_a_seed_that_one_model_lacks_is_left_out_for_all(grid, tmp_path):
 
 
 def test_types_on_different_models_are_not_paired_and_the_rest_is_reported(tmp_path):
-    for at, (kind, model) in enumerate([("explicit", QWEN), ("implicit", LLAMA)]):
-        write_run(tmp_path / str(at), {"ultrafeedback": with_accuracy(3, 5)}, settings=kind, model=model)
+    for at, (type_name, model) in enumerate([("explicit", QWEN), ("implicit", LLAMA)]):
+        write_run(tmp_path / str(at), {"ultrafeedback": with_accuracy(3, 5)}, settings=type_name, model=model)
     found = load(sorted(tmp_path.iterdir()))
-    comparison = compared(found, "UltraFeedback", "EX-RM")
+    comparison = compare(found, "UltraFeedback", "EX-RM")
     assert not comparison.paired
-    assert "share no model and seed" in comparison.note
-    sections, _ = build.build(found)
-    assert sections
+    assert "no model and seed in common" in comparison.note
+    built, _ = build.build(found)
+    assert built
 
 
 # --- Tables 2, 4, 7, 9 and Figures 2, 5, 8: win-rates --------------------------------------------------------------
 
 
 def test_win_rates_count_ties_within_one_percent(runs):
-    comparison = compared(runs, "UltraFeedback", "EX-RM")
+    comparison = compare(runs, "UltraFeedback", "EX-RM")
     by_set = win_rates(comparison, "dataset").set_index("label")
     # UF: +0.10; +0.01, a tie; -0.01, a tie; -0.015.
     assert list(by_set.loc["UF", ["first", "tie", "second", "comparisons"]]) == [25.0, 50.0, 25.0, 4]
@@ -284,8 +292,8 @@ def test_win_rates_count_ties_within_one_percent(runs):
     assert list(by_category.loc["Token-Level Shift", ["first", "tie", "second"]]) == [37.5, 62.5, 0.0]
 
 
-def test_win_rates_stand_beside_the_papers_with_the_error_of_two_shares(runs):
-    data = paper_tables.win_rate_table(compared(runs, "UltraFeedback", "EX-RM")).data
+def test_win_rates_are_compared_with_the_papers_in_errors_of_two_proportions(runs):
+    data = paper_tables.win_rate_table(compare(runs, "UltraFeedback", "EX-RM")).data
     row = cell(data, dataset="UF: French", reward_model="EX-RM")
     assert (row["value"], row["published"]) == (75.0, 72.2)
     pooled = (0.75 * 4 + 0.722 * 18) / 22
@@ -297,12 +305,12 @@ def test_win_rates_stand_beside_the_papers_with_the_error_of_two_shares(runs):
 
 
 def test_differences_on_the_same_pairs(runs):
-    comparison = compared(runs, "UltraFeedback", "EX-RM")
-    rows = analyses.paired_rows(comparison, analyses.sets_of_pairs(runs, "UltraFeedback"))
+    comparison = compare(runs, "UltraFeedback", "EX-RM")
+    rows = paired_tests.paired_rows(comparison, sets_of_pairs(runs, "UltraFeedback"))
     row = cell(rows, dataset="UF", model="all models")
     assert row["difference"] == pytest.approx(((150 + 152 + 154 + 156) - (130 + 150 + 156 + 159)) / 800)
     assert (row["explicit_accuracy"], row["implicit_accuracy"]) == pytest.approx((612 / 800, 595 / 800))
-    # The first so many pairs are right: the two disagree on |difference| pairs, all the same way.
+    # The right pairs are always the first ones, so the two disagree on |difference| pairs, all the same way.
     assert row["discordant"] == pytest.approx((20 + 2 + 2 + 3) / 800)
     # 20 of 20 one way: p = 2 / 2^20; 2 of 2: 0.5; 3 of 3: 0.25.
     assert (row["mcnemar_tests"], row["explicit_better"], row["implicit_better"]) == (4, 1, 0)
@@ -312,14 +320,14 @@ def test_differences_on_the_same_pairs(runs):
     assert one["low"] < one["difference"] < one["high"]
 
 
-def test_prompts_that_repeat_are_one_unit(tmp_path):
+def test_pairs_with_the_same_prompt_are_one_unit(tmp_path):
     sets = {"ultrafeedback": from_scores([1.0, 1.0, 0.0, 0.0])}, {"ultrafeedback": from_scores([0.0, 0.0, 0.0, 1.0])}
     texts = {"ultrafeedback": {"prompt": ["a", "a", "b", "c"], "chosen": list("1234"), "rejected": list("5678")}}
-    for kind, each in zip(("explicit", "implicit"), sets, strict=True):
-        write_run(tmp_path / kind, each, settings=kind, texts=texts)
+    for type_name, each in zip(("explicit", "implicit"), sets, strict=True):
+        write_run(tmp_path / type_name, each, settings=type_name, texts=texts)
     found = load([tmp_path])
-    comparison = compared(found, "UltraFeedback", "EX-RM")
-    row = analyses.paired_rows(comparison, analyses.sets_of_pairs(found, "UltraFeedback")).iloc[0]
+    comparison = compare(found, "UltraFeedback", "EX-RM")
+    row = paired_tests.paired_rows(comparison, sets_of_pairs(found, "UltraFeedback")).iloc[0]
     assert (row["pairs"], row["prompts"]) == (4, 3)
     # D = +2 for prompt a, 0 for b, -1 for c: (2 - 1)^2 / (4 + 1) = 0.2 on chi-square(1).
     assert row["median_p_value"] == pytest.approx(math.erfc(math.sqrt(0.2 / 2)))
@@ -331,11 +339,11 @@ def test_prompts_that_repeat_are_one_unit(tmp_path):
 def test_train_fit_is_flagged_outside_the_papers_limits(tmp_path):
     sets = {name: with_accuracy(3, 5) for name in SETS}
     fits = {"explicit": [(0.999, 0.03), (0.996, 0.06)], "implicit": [(0.999, 0.01), (0.98, 0.02)]}
-    for kind, each in fits.items():
+    for type_name, each in fits.items():
         for seed, fit in enumerate(each):
-            write_run(tmp_path / f"{kind}{seed}", sets, settings=kind, seed=seed, train_fit=fit)
+            write_run(tmp_path / f"{type_name}{seed}", sets, settings=type_name, seed=seed, train_fit=fit)
     write_run(tmp_path / "grm", sets, settings="generative", log_rewards=sets, train_fit=(0.999, 0.35))
-    table = analyses.train_fit(load([tmp_path]), "UltraFeedback")
+    table = train_fit_table(load([tmp_path]), "UltraFeedback")
     assert table is not None
     rows = table.data.set_index("reward_model")
     assert rows.loc["EX-RM", "loss"] == pytest.approx(0.045)  # over 0.04
@@ -352,7 +360,7 @@ def test_length_follows_tokens_and_baselines(tmp_path):
     rising = np.array(lengths["ultrafeedback"], dtype=float)
     write_run(tmp_path / "run", {"ultrafeedback": rising, "ultrafeedback_french": -rising}, lengths=lengths)
     found = load([tmp_path])
-    data = analyses.length_table(found, "UltraFeedback", analyses.sets_of_pairs(found, "UltraFeedback")).data
+    data = pair_statistics.length_table(found, "UltraFeedback", sets_of_pairs(found, "UltraFeedback")).data
     uf, french = cell(data, dataset="UF"), cell(data, dataset="UF: French")
     assert (uf["reward_length"], uf["margin_length"]) == pytest.approx((1.0, 1.0))
     assert (french["reward_length"], french["margin_length"]) == pytest.approx((-1.0, -1.0))
@@ -365,19 +373,21 @@ def test_agreement_between_runs(tmp_path):
     for seed, (name, each) in enumerate(scores.items()):
         write_run(tmp_path / name, {"ultrafeedback": from_scores(each)}, seed=seed)
     found = load([tmp_path])
-    table, matrix, labels = analyses.agreement(analyses.sets_of_pairs(found, "UltraFeedback"))
+    table, matrix, labels = pair_statistics.agreement(sets_of_pairs(found, "UltraFeedback"))
     assert labels == ["EX-RM 0", "EX-RM 1", "EX-RM 2"]
     assert matrix.tolist() == [[1, 0.75, 0], [0.75, 1, 0.25], [0, 0.25, 1]]
     assert table.loc["a", "b"] == 0.75
 
 
 def test_agreement_of_many_runs_is_averaged_over_seeds_without_themselves(tmp_path, monkeypatch):
-    monkeypatch.setattr(analyses, "MOST_RUNS_IN_MATRIX", 3)
-    for kind, each in {"explicit": [[1, 1, 0, 0], [1, 0, 0, 0]], "implicit": [[0, 0, 1, 1], [0, 0, 1, 1]]}.items():
+    monkeypatch.setattr(pair_statistics, "MOST_RUNS_IN_MATRIX", 3)
+    for type_name, each in {"explicit": [[1, 1, 0, 0], [1, 0, 0, 0]], "implicit": [[0, 0, 1, 1], [0, 0, 1, 1]]}.items():
         for seed, scores in enumerate(each):
-            write_run(tmp_path / f"{kind}{seed}", {"ultrafeedback": from_scores(scores)}, settings=kind, seed=seed)
+            write_run(
+                tmp_path / f"{type_name}{seed}", {"ultrafeedback": from_scores(scores)}, settings=type_name, seed=seed
+            )
     found = load([tmp_path])
-    _, matrix, labels = analyses.agreement(analyses.sets_of_pairs(found, "UltraFeedback"))
+    _, matrix, labels = pair_statistics.agreement(sets_of_pairs(found, "UltraFeedback"))
     assert labels == ["EX-RM", "IM-RM"]
     assert matrix.tolist() == [[0.75, 0.125], [0.125, 1.0]]
 
@@ -391,7 +401,7 @@ def test_the_most_confidently_wrong_pairs_come_first(tmp_path):
     texts["ultrafeedback"]["prompt"][2] = "<script>alert(1)</script>"
     write_run(tmp_path / "run", {"ultrafeedback": rewards}, texts=texts)
     found = load([tmp_path])
-    (texts_of_set,) = analyses.wrong_pairs(found, analyses.sets_of_pairs(found, "UltraFeedback")[0])
+    (texts_of_set,) = wrong_pairs(found, sets_of_pairs(found, "UltraFeedback")[0])
     sd = np.std(rewards, ddof=1)
     assert [heading for heading, _ in texts_of_set.entries] == [
         f"Pair {at}: EX-RM {signed(margins[at] / sd, 2)}" for at in (2, 4, 1)
@@ -417,7 +427,7 @@ def test_accuracy_by_epoch_draws_means_over_models_and_seeds(runs):
 
 
 def test_win_rate_bars_are_as_wide_as_the_rates(runs):
-    rates = win_rates(compared(runs, "UltraFeedback", "EX-RM"), "category")
+    rates = win_rates(compare(runs, "UltraFeedback", "EX-RM"), "category")
     axis = figures.win_rates(rates, "EX-RM").axes[0]
     widths = [[bar.get_width() for bar in bars] for bars in axis.containers]
     assert widths == [[25.0, 37.5], [50.0, 62.5], [25.0, 0.0]]
@@ -434,15 +444,15 @@ def test_bars_by_model_have_the_accuracies_and_the_deviation_over_seeds(runs):
     assert segments[1][1][1] - segments[1][0][1] == pytest.approx(2 * 20 / 200 / math.sqrt(2))
 
 
-def test_hyperparameters_and_variants_are_drawn_apart_from_the_main_runs(grid, tmp_path):
+def test_hyperparameters_and_variants_have_figures_of_their_own(grid, tmp_path):
     right = {"ultrafeedback": 150, "ultrafeedback_french": 100, "ultrafeedback_spanish": 90}
     sets = {name: with_accuracy(number, PAIRS) for name, number in right.items()}
     for seed in (0, 1):
         common = {"model": LLAMA, "seed": seed}
         for rate in (5e-7, 5e-6):
-            for kind in ("explicit", "implicit"):
-                folder = tmp_path / f"{kind}_{rate}_{seed}"
-                write_run(folder, sets, settings=kind, options={"learning_rate": rate}, **common)
+            for type_name in ("explicit", "implicit"):
+                folder = tmp_path / f"{type_name}_{rate}_{seed}"
+                write_run(folder, sets, settings=type_name, options={"learning_rate": rate}, **common)
         for beta in (0.005, 0.1):
             write_run(tmp_path / f"beta{beta}_{seed}", sets, settings=SETTINGS["implicit"] | {"beta": beta}, **common)
         write_run(tmp_path / f"mean_{seed}", sets, settings=SETTINGS["explicit"] | {"pooling": "mean"}, **common)
@@ -452,11 +462,12 @@ def test_hyperparameters_and_variants_are_drawn_apart_from_the_main_runs(grid, t
     assert not found.problems
     assert found.runs["main"].sum() == 8  # the grid alone
     assert set(found.runs.loc[~found.runs["standard"], "variant"]) == {"EX-RM (all repr)", "IM-RM (no ref)"}
-    comparison = compared(found, "UltraFeedback", "EX-RM")
+    comparison = compare(found, "UltraFeedback", "EX-RM")
     assert (
         cell(paper_tables.by_set(comparison).data, dataset="UF", reward_model="EX-RM", metric="accuracy")["models"] == 2
     )
-    items = {item.name: item for item in build._sweeps(found, "UltraFeedback")}
+    shown = [*sections._sweeps(found, "UltraFeedback"), *sections._variants(found, "UltraFeedback")]
+    items = {item.name: item for item in shown}
     assert list(items) == [
         "ultrafeedback_accuracy_by_learning_rate",
         "ultrafeedback_accuracy_by_beta",
@@ -480,10 +491,10 @@ def test_hyperparameters_and_variants_are_drawn_apart_from_the_main_runs(grid, t
 
 
 def test_labels_are_moved_apart_and_stay_inside():
-    assert apart([0.2, 0.8], 0.1, 0, 1) == [0.2, 0.8]
-    assert apart([0.5, 0.52], 0.1, 0, 1) == pytest.approx([0.46, 0.56])
-    assert apart([0.99, 1.0], 0.1, 0, 1) == pytest.approx([0.85, 0.95])
-    assert apart([0.3, 0.35, 0.42], 0.1, 0, 1) == pytest.approx([0.3567 - 0.1, 0.3567, 0.3567 + 0.1], abs=1e-3)
+    assert spread_out([0.2, 0.8], 0.1, 0, 1) == [0.2, 0.8]
+    assert spread_out([0.5, 0.52], 0.1, 0, 1) == pytest.approx([0.46, 0.56])
+    assert spread_out([0.99, 1.0], 0.1, 0, 1) == pytest.approx([0.85, 0.95])
+    assert spread_out([0.3, 0.35, 0.42], 0.1, 0, 1) == pytest.approx([0.3567 - 0.1, 0.3567, 0.3567 + 0.1], abs=1e-3)
 
 
 # --- Persona and Hamiltonian ---------------------------------------------------------------------------------------
@@ -492,11 +503,16 @@ def test_labels_are_moved_apart_and_stay_inside():
 def test_a_persona_report_has_the_table_of_figure_4(tmp_path):
     right = {"explicit": {"test": 40, "paraphrased_test": 40}, "implicit": {"test": 40, "paraphrased_test": 1}}
     categories = {"test": "in-distribution", "paraphrased_test": "token-level shift"}
-    for kind, each in right.items():
+    for type_name, each in right.items():
         for seed in (0, 1):
             sets = {name: with_accuracy(number - (seed if number == 1 else 0), 40) for name, number in each.items()}
             write_run(
-                tmp_path / f"{kind}{seed}", sets, settings=kind, seed=seed, training="persona", categories=categories
+                tmp_path / f"{type_name}{seed}",
+                sets,
+                settings=type_name,
+                seed=seed,
+                training="persona",
+                categories=categories,
             )
     found = load([tmp_path])
     assert found.settings == ["Persona"]
@@ -506,8 +522,8 @@ def test_a_persona_report_has_the_table_of_figure_4(tmp_path):
     assert texts["Test"] == ["1.000 ± 0.000", "1.000 ± 0.000"]
     assert texts["Paraphrased test"] == ["1.000 ± 0.000", "0.013 ± 0.018"]  # (1/40 + 0) / 2, (1/40) / sqrt(2)
     assert texts["Training set"] == ["0.999 ± 0.000", "0.999 ± 0.000"]
-    sections, _ = build.build(found)
-    assert sections[0].items[0].name == "persona_accuracy"
+    built, _ = build.build(found)
+    assert built[0].items[0].name == "persona_accuracy"
 
 
 # --- what cannot be used -------------------------------------------------------------------------------------------
@@ -563,7 +579,7 @@ def test_bad_runs_are_listed_and_left_out(tmp_path):
     damaged(tmp_path / "other_pairs", data=data | {"ultrafeedback": data["ultrafeedback"] | {"fingerprint": "x"}})
 
     found = load([tmp_path, tmp_path / "nowhere"])
-    assert sorted(found.runs["run"]) == ["again", "good1", "good2"]  # again stands before good0, which repeats it
+    assert sorted(found.runs["run"]) == ["again", "good1", "good2"]  # again is read before good0, which repeats it
     reasons = {Path(problem.run).name: problem.reason for problem in found.problems if problem.set is None}
     expected = {
         "half": "has not finished",
@@ -572,13 +588,13 @@ def test_bad_runs_are_listed_and_left_out(tmp_path):
         "list": "format None",
         "missing": "rewards/ultrafeedback.parquet is missing",
         "broken": "rewards/ultrafeedback.parquet cannot be read",
-        "nan": "set ultrafeedback: 1 of 5 pairs have a reward that is no finite number",
+        "nan": "1 of 5 pairs of ultrafeedback have a reward that is not finite",
         "null": "metrics.ultrafeedback.accuracy",
-        "disagrees": "run.json says accuracy 0.9000, rewards/ultrafeedback.parquet 0.6000",
+        "disagrees": "is 0.9000 in run.json, but 0.6000 in rewards/ultrafeedback.parquet",
         "other_sets": "does not evaluate on",
-        "other_pairs": "holds other pairs",
+        "other_pairs": "contains other pairs",
         "good0": "repeats again",
-        "other_epochs": "num_train_epochs is 3, in the other runs of its training set 5",
+        "other_epochs": "num_train_epochs is 3, but 5 in the other runs",
         "nowhere": "is not a directory",
     }
     assert set(reasons) == set(expected)
@@ -599,11 +615,11 @@ def test_bad_runs_are_listed_and_left_out(tmp_path):
 
 def test_nothing_to_report_is_an_error_and_leaves_nothing(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RmkitError, match="holds no run"):
+    with pytest.raises(RmkitError, match="contains no run"):
         build.report([tmp_path / "empty"], tmp_path / "report")
     assert not (tmp_path / "report").exists()
     write_run(tmp_path / "bad", {"ultrafeedback": with_accuracy(1, 2)}, record={"format": 9})
-    with pytest.raises(RmkitError, match=r"no run to report.*format 9"):
+    with pytest.raises(RmkitError, match=r"No run to report.*format 9"):
         build.report([tmp_path / "bad"], tmp_path / "report")
 
 
@@ -626,10 +642,10 @@ def test_runs_without_texts_are_reported_without_them(tmp_path):
     assert "Pair 3: EX-RM" in (tmp_path / "report" / "index.html").read_text()
 
 
-# --- what explain and theory leave ---------------------------------------------------------------------------------
+# --- results of explain and theory ----------------------------------------------------------------------------------
 
 
-def test_generation_is_shown_beside_verification(tmp_path):
+def test_generation_is_shown_with_verification(tmp_path):
     folder = write_run(tmp_path / "run", {"ultrafeedback": with_accuracy(3, 5)})
     (folder / "generation").mkdir()
     found = {
@@ -666,29 +682,27 @@ def test_explanations_and_theory_are_shown(tmp_path):
         (folder / "explain").mkdir(exist_ok=True)
         (folder / "explain" / f"{name}.json").write_text(json.dumps(content))
     (folder / "theory").mkdir()
-    theory = {
-        "theory": "something new",
-        "format": 1,
-        "margin": 0.25,
-        "unseen": {"test": {"positive": 1.0}},
-        "figures": ["../../x.svg"],
-    }
+    proof = {"pairs": [1, 2], "residual": 0.25}
+    theory = {"theory": "separator", "separable": False, "certificate": proof, "figures": ["../../sep.png", "x.pdf"]}
     (folder / "theory" / "sep.json").write_text(json.dumps(theory))
     (folder / "theory" / "sep.png").write_bytes(b"\x89PNG")
-    (tmp_path / "other.json").write_text("{}")
+    (tmp_path / "other.json").write_text(json.dumps({"theory": "something else"}))
     found = load([folder])
     items, problems = attachments.explanations(found)
-    assert [item.kind for item in items] == ["tokens"]
+    assert [item.macro for item in items] == ["tokens"]
     assert [problem.reason.split(" ")[0] for problem in problems] == ["explain/b.json", "explain/c.json"]
     implicit, explicit = items[0].rows
     assert [value for _, value, _ in implicit[1]] == [0.1, -0.4, 0.2]
     assert [shade for _, _, shade in implicit[1]] == pytest.approx([0.25, -1.0, 0.5])
-    assert [value for _, value, _ in explicit[1]] == pytest.approx([0.0, 0.5, -0.25])
+    assert [value for _, value, _ in explicit[1]] == pytest.approx([5.0, 0.5, -0.25])
+    assert [shade for _, _, shade in explicit[1]] == pytest.approx([0.0, 1.0, -0.5])  # the first would outweigh all
     items, problems = attachments.theory(found, [tmp_path / "other.json"])
-    assert [item.kind for item in items] == ["table", "picture"]
-    assert {row[0].text: row[1].text for row in items[0].rows} == {"margin": "0.25", "unseen › test › positive": "1"}
+    assert [item.macro for item in items] == ["table", "picture"]
+    assert {row[0].text: row[1].text for row in items[0].rows} == {"contradicting pairs": "2", "residual": "0.25"}
     assert items[1].source.startswith("data:image/png;base64,")
-    assert "no theory result" in problems[0].reason
+    assert problems == [
+        Problem(str(tmp_path / "other.json"), "is not a result of rmkit theory: no entry 'something else'")
+    ]
     html = page("x", [Section("s", [*items, *attachments.explanations(found)[0]])])
     assert " &lt;i&gt;it</span>" in html
 
@@ -705,7 +719,7 @@ def test_a_theory_result_is_shown_as_rmkit_theory_prints_it(tmp_path):
     items, problems = attachments.theory(load([tmp_path / "run"]), [tmp_path / "t.json"])
     assert [cell.text for cell in items[0].rows[0]][:5] == ["4", "2", "0.1", "0.2", "0.3"]
     assert items[0].title.startswith("A verifier with margin 1 (Theorem 1)")
-    assert [problem.reason for problem in problems] == ["run.json: theory.dynamics cannot be used: 'errors'"]
+    assert [problem.reason for problem in problems] == ["run.json: theory.dynamics cannot be used: no entry 'errors'"]
 
 
 def test_a_table_as_markdown_latex_and_csv():
@@ -730,7 +744,7 @@ def test_numbers_are_rounded_with_a_true_minus():
 
 
 class _Links(HTMLParser):
-    """Everything that a browser would follow or run."""
+    """All links, tags and ids of a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -747,7 +761,7 @@ class _Links(HTMLParser):
                 self.ids.append(value)
 
 
-def test_the_page_stands_alone(grid, tmp_path):
+def test_the_page_is_self_contained(grid, tmp_path):
     assert build.report([grid], tmp_path / "report") == []
     html = (tmp_path / "report" / "index.html").read_text()
     found = _Links()
@@ -773,11 +787,11 @@ def test_the_page_stands_alone(grid, tmp_path):
     assert "paper 0.752 ± 0.009" in html
 
 
-def test_svgs_take_their_ink_from_the_page(runs):
+def test_svgs_take_their_colours_from_the_page(runs):
     svg = str(Drawing("x", "X", figures.accuracy_by_epoch(runs.metrics)).svg)
     ElementTree.fromstring(svg)
     assert "currentColor" in svg
-    assert "var(--ex-rm, #0072b2)" in svg
+    assert "var(--type-1, #0072b2)" in svg
     assert "<?xml" not in svg
 
 
@@ -815,7 +829,7 @@ def test_the_command_writes_report_and_published_numbers(one_run, tmp_path, comm
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "nothing to do"), (["GRID"], "--output is missing"), (["nowhere", "--output", "OUT"], "no run to report")],
+    [([], "Nothing to do"), (["GRID"], "--output is missing"), (["nowhere", "--output", "OUT"], "No run to report")],
 )
 def test_mistakes_exit_with_2_and_a_remedy(one_run, tmp_path, command, arguments, message, capfd):
     places = {"GRID": str(one_run), "OUT": str(tmp_path / "out")}

@@ -25,7 +25,7 @@ def test_mcnemar_is_the_exact_binomial_test_of_the_discordant_pairs(generator):
         assert found.p_value == pytest.approx(stats.binomtest(b, b + c).pvalue)
 
 
-def test_mcnemar_by_hand():
+def test_mcnemar_matches_hand_arithmetic():
     # 5 pairs only the first ranks right, 1 only the second: p = 2 (1 + 6) / 2^6.
     found = statistics.mcnemar([1] * 5 + [0, 1, 0], [0] * 5 + [1, 1, 0])
     assert (found.first_only, found.second_only) == (5, 1)
@@ -75,7 +75,7 @@ def test_the_bootstrap_resamples_whole_prompts(generator):
     assert clustered.high - clustered.low > 1.8 * (plain.high - plain.low)
 
 
-def test_the_detectable_difference_is_found_with_the_power_it_says(generator):
+def test_the_detectable_difference_is_detected_with_the_stated_power(generator):
     pairs, discordant = 200, 0.3
     difference = statistics.detectable_difference(pairs, discordant)
     assert 0.09 < difference < 0.12
@@ -95,7 +95,7 @@ def test_no_disagreement_has_no_detectable_difference():
     assert math.isnan(statistics.detectable_difference(2, 0.5))
 
 
-def test_standard_errors_by_hand():
+def test_standard_errors_match_hand_arithmetic():
     found = statistics.standard_errors(0.76, 0.03, 3, 0.75, 0.04, 4)
     assert found == pytest.approx(0.01 / math.sqrt(0.0009 / 3 + 0.0016 / 4))
     assert math.isnan(statistics.standard_errors(0.76, math.nan, 1, 0.75, 0.04, 3))
@@ -106,7 +106,7 @@ def test_standard_errors_by_hand():
     assert statistics.standard_errors_of_rates(1.0, 4, 1.0, 18) == 0.0
 
 
-def test_calibration_by_hand():
+def test_calibration_matches_hand_arithmetic():
     confidence = np.array([0.83, 0.83, 0.62, 0.97])
     margins = np.log(confidence / (1 - confidence)) * [1, -1, 1, 1]  # the second is wrong
     found = statistics.calibration(margins, bins=5)  # of width 0.1 from 0.5

@@ -88,7 +88,7 @@ def test_a_failing_rename_puts_the_old_folder_back(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         original(source, target)
 
-    monkeypatch.setattr("rmkit.runs.directory.os.replace", failing)
+    monkeypatch.setattr("rmkit.files.os.replace", failing)
 
     def write():
         with replacing(path) as temporary:

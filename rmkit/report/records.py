@@ -1,0 +1,262 @@
+"""One run directory: the part of run.json that the report reads, checked, and the rewards of its evaluation sets."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from rmkit.config.training_arguments import BATCH_SIZE, TRAINING_DEFAULTS
+from rmkit.errors import RmkitError
+from rmkit.library_errors import first_line
+from rmkit.runs.directory import RunDirectory
+
+Floats = NDArray[np.float64]
+_FREE_OPTIONS = {  # training options that may differ between runs that are compared
+    "seed",
+    "learning_rate",
+    "per_device_train_batch_size",
+    "gradient_checkpointing",
+    "bf16",
+    "fp16",
+    "tf32",
+    "logging_steps",
+    "logging_dir",
+    "report_to",
+    "run_name",
+    "save_strategy",
+    "save_steps",
+    "dataloader_num_workers",
+    "dataloader_pin_memory",
+    "disable_tqdm",
+}
+
+
+@dataclass(frozen=True)
+class SetScores:
+    """The rewards of one set: `rewards` [pairs, 2] of (chosen, rejected); `ranking` the same, or log-rewards."""
+
+    index: NDArray[np.int64]
+    rewards: Floats
+    ranking: Floats
+
+    @property
+    def margins(self) -> Floats:
+        """r+ - r- [pairs], in the units of the reward."""
+        return self.rewards[:, 0] - self.rewards[:, 1]
+
+    @property
+    def correct(self) -> Floats:
+        """1 where the chosen response is ranked first, 1/2 for a tie, else 0 [pairs] (Definition 1)."""
+        return 0.5 * (1.0 + np.sign(self.ranking[:, 0] - self.ranking[:, 1]))
+
+    @property
+    def normalized(self) -> Floats:
+        """Signed margins in units of the standard deviation of all 2N rewards [pairs] (Appendix D.3)."""
+        deviation = float(np.std(self.rewards, ddof=1))
+        return self.margins / deviation if deviation > 0 else np.zeros(len(self.rewards))
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class SetMetrics(_Part):
+    """Metrics of one set in one state."""
+
+    accuracy: FiniteFloat
+    normalized_margin: FiniteFloat
+    tie_rate: FiniteFloat
+    loss: FiniteFloat
+    pairs: int
+
+
+class SetFacts(_Part):
+    """What run.json records of a set of pairs besides its metrics."""
+
+    fingerprint: str
+    category: str | None = None
+    training: bool
+    longer_wins: FiniteFloat
+    shorter_wins: FiniteFloat
+
+
+class State(_Part):
+    """Metrics at one point of training: `initial`, `epoch_<n>` or `final`."""
+
+    state: str
+    epoch: FiniteFloat
+    sets: dict[str, SetMetrics]
+
+
+class SetLocation(_Part):
+    """Where a recipe finds a set of pairs."""
+
+    name: str
+    path: str | None = None
+    source: dict[str, Any] | None = None
+
+    @property
+    def place(self) -> str:
+        """The path of the pairs, or the name of the source that prepares them."""
+        return self.path or str((self.source or {}).get("name", ""))
+
+    @property
+    def options(self) -> str:
+        """The options of the source: "vertices 10, edge_probability 0.2"."""
+        return ", ".join(f"{key} {value}" for key, value in (self.source or {}).items() if key != "name")
+
+
+class _RecipeData(_Part):
+    train: SetLocation
+    evaluation: list[SetLocation]
+    max_length: int | None = None
+
+
+class _Recipe(_Part):
+    base: dict[str, Any]
+    data: _RecipeData
+    training: dict[str, Any] = {}
+    lora: dict[str, Any] | None = None
+
+
+class _TypeSettings(_Part):
+    """The settings of any reward model type, also of types that this rmkit does not have."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: str = Field(min_length=1)
+
+
+class _SavedRewardModel(_Part):
+    reward_model: _TypeSettings
+
+
+class RunRecord(_Part):
+    """The part of run.json that the report reads; keys that other versions of rmkit write are ignored."""
+
+    recipe: _Recipe
+    reward_model: _SavedRewardModel
+    data: dict[str, SetFacts]
+    train_fit: SetMetrics | None = None
+    metrics: dict[str, SetMetrics]
+    history: list[State]
+    theory: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run that can be reported: its name in the report, its record, and set -> the rewards after training."""
+
+    name: str
+    directory: RunDirectory
+    record: RunRecord
+    scores: dict[str, SetScores]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The reward_model section."""
+        return self.record.reward_model.reward_model.model_dump()
+
+    @property
+    def train(self) -> SetLocation:
+        return self.record.recipe.data.train
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.record.recipe.training.get("learning_rate", TRAINING_DEFAULTS["learning_rate"]))
+
+    @property
+    def seed(self) -> int:
+        return int(self.record.recipe.training.get("seed", TRAINING_DEFAULTS["seed"]))
+
+    @property
+    def beta(self) -> float:
+        """NaN for types without beta."""
+        return float(self.settings.get("beta", np.nan))
+
+    @property
+    def options(self) -> str:
+        """The training options that runs must share to be compared, as JSON: all but seed, learning rate, ..."""
+        training = TRAINING_DEFAULTS | {"batch_size": BATCH_SIZE} | self.record.recipe.training
+        kept = {key: value for key, value in training.items() if key not in _FREE_OPTIONS}
+        return json.dumps(kept | {"max_length": self.record.recipe.data.max_length}, sort_keys=True)
+
+    @property
+    def evaluation_sets(self) -> tuple[tuple[str, str], ...]:
+        """Name and fingerprint of every evaluation set."""
+        return tuple(sorted((name, self.record.data[name].fingerprint) for name in self.record.metrics))
+
+    @property
+    def training_fingerprint(self) -> str:
+        return self.record.data[self.train.name].fingerprint
+
+    @property
+    def training_pairs(self) -> str:
+        fit = self.record.train_fit
+        return f"{fit.pairs} pairs" if fit else self.training_fingerprint[:8]
+
+
+def load_run(name: str, path: Path) -> LoadedRun:
+    """Read a run directory.
+
+    Raises:
+        RmkitError: if run.json or a rewards file is missing, broken or inconsistent; only its cause is shown.
+    """
+    directory = RunDirectory(path)
+    try:
+        record = RunRecord.model_validate(directory.read())
+    except ValidationError as error:
+        raise RmkitError(f"run.json: {describe_error(error)}.", "") from None
+    missing = [name for name in (*record.metrics, record.recipe.data.train.name) if name not in record.data]
+    if missing:
+        raise RmkitError(f"run.json: data.{missing[0]} is missing.", "")
+    scores = {set_name: _read_scores(directory, set_name) for set_name in record.metrics}
+    for set_name, scored in scores.items():
+        recorded, accuracy = record.metrics[set_name].accuracy, float(np.mean(scored.correct))
+        if abs(accuracy - recorded) > 1e-6:
+            raise RmkitError(
+                f"Accuracy on {set_name} is {recorded:.4f} in run.json, but {accuracy:.4f} in "
+                f"rewards/{set_name}.parquet.",
+                "",
+            )
+    return LoadedRun(name, directory, record, scores)
+
+
+def describe_error(error: Exception) -> str:
+    """An error in one line; for a schema error the key and what is wrong with it."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}".lstrip(": ")
+    return first_line(error)
+
+
+def _read_scores(directory: RunDirectory, name: str) -> SetScores:
+    try:
+        with pq.ParquetFile(directory.rewards(name)) as file:  # pq.read_table starts threads, slow for small files
+            table = file.read(use_threads=False)
+        columns = {column: table[column].to_numpy() for column in table.column_names}
+        rewards = np.column_stack([columns["chosen_reward"], columns["rejected_reward"]]).astype(np.float64)
+        index = columns["index"].astype(np.int64)
+    except FileNotFoundError:
+        raise RmkitError(f"rewards/{name}.parquet is missing.", "") from None
+    except KeyError as error:
+        raise RmkitError(f"rewards/{name}.parquet has no column {error.args[0]}.", "") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise RmkitError(f"rewards/{name}.parquet cannot be read: {error}.", "") from None
+    ranking = rewards
+    if "chosen_log_reward" in columns:
+        ranking = np.column_stack([columns["chosen_log_reward"], columns["rejected_log_reward"]]).astype(np.float64)
+    broken = int((~np.isfinite(rewards).all(axis=1)).sum())
+    if broken:
+        raise RmkitError(f"{broken} of {len(rewards)} pairs of {name} have a reward that is not finite.", "")
+    if len(rewards) == 0:
+        raise RmkitError(f"rewards/{name}.parquet contains no pairs.", "")
+    order = np.argsort(index)
+    return SetScores(index[order], rewards[order], ranking[order])
