@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.setting import BETA, LEARNING_RATE, SCORING_BATCH, SEED, Job, Measurement, Workspace
+from rmkit import RewardScorer, load_reward_model
 from rmkit.config.recipe import Recipe
 from rmkit.config.strict_yaml import validate
 from rmkit.data.preferences import PreferenceData, load_preferences
-from rmkit.evaluation.scorer import Scorer, load_reward_model
 from rmkit.runs import environment
 
 _TYPES: dict[str, dict[str, Any]] = {
@@ -71,7 +71,7 @@ def score(job: Job, _: Path) -> Measurement:
     return Measurement(seconds=time.perf_counter() - started, peak_mib=peak_mib(), rewards=rewards)
 
 
-def rewards_of(scorer: Scorer, sets: list[PreferenceData]) -> list[tuple[float, float]]:
+def rewards_of(scorer: RewardScorer, sets: list[PreferenceData]) -> list[tuple[float, float]]:
     """Rewards [pairs, 2] of all sets, concatenated, as `rmkit evaluate` scores them."""
     found = scorer.score_sets({pairs.name: pairs for pairs in sets}, SCORING_BATCH)
     return [(chosen, rejected) for each in found.values() for chosen, rejected in each.rewards.rewards.tolist()]

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import ModuleType
 
 if __name__ == "__main__":  # modules in this file's folder must not hide libraries of the same name
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -200,6 +201,15 @@ def main(
         train(load_recipe(recipe, overrides or []), overwrite)
         PartialState().destroy_process_group()
 
+
+class _CallableModule(ModuleType):
+    """`rmkit.train` is the function until this module is imported, and this module from then on: both can be called."""
+
+    def __call__(self, recipe: Recipe, overwrite: bool = False) -> RunDirectory:
+        return train(recipe, overwrite)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:

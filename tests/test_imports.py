@@ -76,6 +76,7 @@ ORDER = [
     "theory",
     "training",
     "train",
+    "api",
     "experiments",
     "commands",
     "cli",

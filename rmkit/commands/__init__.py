@@ -1,1 +1,1 @@
-"""The commands of `rmkit`, one a file. They import what is slow to import only when they run."""
+"""The commands of `rmkit`, one per file. Slow imports happen when a command runs."""

@@ -1,18 +1,43 @@
-"""`rmkit prepare`: one of the paper's sets from its public source, with a card."""
+"""`rmkit prepare`: build one of the paper's sets from its public source, with a card."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from rmkit.commands.options import group_options
 from rmkit.errors import exit_on_error
 
 RELEASED = "released"
 
 
+@dataclass(frozen=True)
+class SourceOptions:
+    """Options that several sources share; None leaves a source's default."""
+
+    seed: Annotated[int | None, typer.Option(help="Seed of all random draws. Default: the paper's.")] = None
+    train: Annotated[int | None, typer.Option(min=0, help="Training pairs; 0 for all.")] = None
+    test: Annotated[int | None, typer.Option(min=0, help="Test pairs; 0 for all.")] = None
+    tokenizer: Annotated[
+        str | None, typer.Option(help="The tokenizer that counts lengths; none for no length filter.")
+    ] = None
+    max_prompt: Annotated[int | None, typer.Option(min=1, help="Longest prompt, in tokens.")] = None
+    max_response: Annotated[int | None, typer.Option(min=1, help="Longest response, in tokens.")] = None
+    source: Annotated[
+        Path | None,
+        typer.Option(help="A local file or folder to read instead of the hub; for `released`, a clone."),
+    ] = None
+    revision: Annotated[str | None, typer.Option(help="A commit of the source.")] = None
+    split_by: Annotated[str | None, typer.Option(help="row, as in the paper, or prompt: no prompt in both splits.")] = (
+        None
+    )
+
+
+@group_options
 def prepare(
     name: Annotated[
         str,
@@ -20,66 +45,43 @@ def prepare(
             help="ultrafeedback, rewardmath, rewardbench_math, rewardbench_code, persona, hamiltonian, or released."
         ),
     ],
+    options: SourceOptions,
     settings: Annotated[
-        list[str] | None, typer.Argument(help="Options of that source, key=value: vertices=12 edge_probability=0.3.")
+        list[str] | None,
+        typer.Argument(help="Other options of the source, as key=value: vertices=12 edge_probability=0.3."),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Where the set goes; data/NAME if not given.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of all draws; the paper's if not given.")] = None,
-    train: Annotated[int | None, typer.Option(min=0, help="Training pairs; 0 for all.")] = None,
-    test: Annotated[int | None, typer.Option(min=0, help="Test pairs; 0 for all.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="What lengths are counted with; none for no filter.")] = None,
-    max_prompt: Annotated[int | None, typer.Option(min=1, help="The longest prompt, in tokens.")] = None,
-    max_response: Annotated[int | None, typer.Option(min=1, help="The longest response, in tokens.")] = None,
-    source: Annotated[
-        Path | None, typer.Option(help="A local file or folder with the hub's layout; a clone for `released`.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="A commit of the source.")] = None,
-    split_by: Annotated[str | None, typer.Option(help="row, as the paper, or prompt: none on both sides.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a set that was prepared before.")] = False,
+    output: Annotated[Path | None, typer.Option(help="The folder to write. Default: data/NAME.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier set.")] = False,
 ) -> None:
-    """Prepare preference pairs as the paper does: a save_to_disk folder with prompt, chosen, rejected and a card."""
+    """Prepare preference pairs as in the paper. Writes a save_to_disk folder with a card."""
     with exit_on_error():
-        said: dict[str, Any] = {
-            "seed": seed,
-            "train": train,
-            "test": test,
-            "tokenizer": tokenizer,
-            "max_prompt": max_prompt,
-            "max_response": max_response,
-            "source": source,
-            "revision": revision,
-            "split_by": split_by,
-        }
-        given = {key: value for key, value in said.items() if value is not None} | _read(settings or [])
+        from rmkit.config.strict_yaml import override_value
+
+        chosen = {key: value for key, value in asdict(options).items() if value is not None}
+        chosen |= dict(map(override_value, settings or []))
         if name == RELEASED:
-            _released(given, output or Path("data"), overwrite)
+            _prepare_released(chosen, output or Path("data"), overwrite)
         else:
-            _one(name, given, output or Path("data") / name, overwrite)
+            _prepare_one(name, chosen, output or Path("data") / name, overwrite)
 
 
-def _read(settings: list[str]) -> dict[str, Any]:
-    from rmkit.config.strict_yaml import override_value
-
-    return dict(map(override_value, settings))
-
-
-def _one(name: str, given: Mapping[str, Any], output: Path, overwrite: bool) -> None:
+def _prepare_one(name: str, options: Mapping[str, Any], output: Path, overwrite: bool) -> None:
     from rmkit.data.sources.prepare import prepare_source
 
-    card = prepare_source(name, given, output, error_label=f"prepare {name}", overwrite=overwrite)
+    card = prepare_source(name, options, output, error_label=f"prepare {name}", overwrite=overwrite)
     _print_card(card)
-    print(f"Written to {output}.")
+    print(f"Wrote {output}.")
 
 
-def _released(given: dict[str, Any], output: Path, overwrite: bool) -> None:
+def _prepare_released(options: dict[str, Any], output: Path, overwrite: bool) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from rmkit.data.sources.released import prepare_all, released_options
 
-    kept = [] if overwrite else [each.name for each in output.glob("*/") if any(each.iterdir())]
-    results = prepare_all(released_options(given), output, overwrite)
+    kept = [] if overwrite else [folder.name for folder in output.glob("*/") if any(folder.iterdir())]
+    results = prepare_all(released_options(options), output, overwrite)
     table = Table(title="The paper's own sets")
     for column in ("set", "train", "test", "test prompts in train"):
         table.add_column(column, justify="left" if column == "set" else "right")
@@ -95,7 +97,7 @@ def _released(given: dict[str, Any], output: Path, overwrite: bool) -> None:
     for name, result in results.items():
         if isinstance(result, str):
             console.print(f"[yellow]warning:[/] {name} is left out. {escape(result)}", soft_wrap=True)
-    print(f"Written to {output}.")
+    print(f"Wrote {output}.")
 
 
 def _print_card(card: Mapping[str, Any]) -> None:
@@ -113,21 +115,21 @@ def _print_card(card: Mapping[str, Any]) -> None:
         table.add_row(escape(step["step"]), *(str(step["rows"].get(split, "")) for split in splits))
     console.print(table)
 
-    table = Table(title="prepared")
+    table = Table(title="result")
     unit = next(iter(card["splits"].values()))["lengths"]["unit"]
     for column in ("split", "pairs", f"prompt ({unit})", "chosen", "rejected", "longest", "longer wins"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for name, split in card["splits"].items():
-        of = split["lengths"]
-        means = [f"{of[column]['mean']:.1f}" for column in ("prompt", "chosen", "rejected")]
-        longest = max(of["chosen"]["max"], of["rejected"]["max"])
-        table.add_row(name, str(split["rows"]), *means, str(longest), f"{of['longer_wins']:.3f}")
+        lengths = split["lengths"]
+        means = [f"{lengths[column]['mean']:.1f}" for column in ("prompt", "chosen", "rejected")]
+        longest = max(lengths["chosen"]["max"], lengths["rejected"]["max"])
+        table.add_row(name, str(split["rows"]), *means, str(longest), f"{lengths['longer_wins']:.3f}")
     console.print(table)
     for name, shared in card["overlap"].items():
         if shared["prompt"]:
             console.print(
-                f"[yellow]warning:[/] of the {shared['pairs']} pairs of {name}, {shared['prompt']} have their prompt, "
-                f"{shared['chosen']} their chosen response and {shared['prompt_and_chosen']} both together in the "
-                "training set.",
+                f"[yellow]warning:[/] of the {shared['pairs']} pairs of {name}, {shared['prompt']} share their prompt, "
+                f"{shared['chosen']} their chosen response and {shared['prompt_and_chosen']} both with a training "
+                "pair.",
                 soft_wrap=True,
             )

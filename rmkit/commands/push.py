@@ -12,14 +12,14 @@ from rmkit.errors import exit_on_error
 
 def push(
     run: Annotated[Path, typer.Argument(help="A finished run's directory.")],
-    repo_id: Annotated[str, typer.Argument(help="owner/name; made if it is not there.")],
-    private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
+    repo_id: Annotated[str, typer.Argument(help="owner/name; created if it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
     base: Annotated[
         str | None,
-        typer.Option(help="Where others get a base that is a folder here: its hub id[@revision], or `upload`."),
+        typer.Option(help="For a base that is a local folder: its hub id[@revision], or `upload`."),
     ] = None,
 ) -> None:
-    """Publish a run's model, tokenizer, card and recipe on the Hugging Face Hub."""
+    """Publish a finished run on the Hugging Face Hub. Uploads model, tokenizer, card and recipe."""
     with exit_on_error():
         from rmkit.config.recipe import Hub
         from rmkit.config.strict_yaml import validate

@@ -17,7 +17,7 @@ def quickstart(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Train finished runs again.")] = False,
     prepare_only: Annotated[bool, typer.Option("--prepare-only", help="Only write the pairs to data/.")] = False,
 ) -> None:
-    """Train all three types on a small base, evaluate them on paraphrases, write a page; minutes on a CPU."""
+    """Train all three types on a small base and compare them. Takes minutes on a CPU; writes a page of results."""
     with exit_on_error():
         from rich.console import Console
 

@@ -18,7 +18,7 @@ def report(
     ] = None,
     published: Annotated[Path | None, typer.Option(help="Write the paper's Tables 1 to 10 to this CSV file.")] = None,
 ) -> None:
-    """Compare runs as the paper does: tables, figures and one HTML page, with the paper's numbers for comparison.
+    """Compare runs as in the paper. Writes tables, figures and one HTML page, with the paper's numbers for comparison.
 
     Reads only files of run directories and loads no model. Runs that cannot be used are listed with the reason.
     """

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from rmkit.commands.extras import require_extra
+from rmkit.commands.options import Limit, Subset, group_options
 from rmkit.errors import RmkitError, exit_on_error
 
 if TYPE_CHECKING:  # heavy, and not needed for --help
@@ -20,115 +22,160 @@ if TYPE_CHECKING:  # heavy, and not needed for --help
     from rmkit.data.rewriting.styles import Style
 
 _SHOWN_PROBLEMS = 5
+OnBad = Literal["keep-out", "retry", "keep", "error"]
 
 
+@dataclass(frozen=True)
+class SourceOptions:
+    """The set to rewrite."""
+
+    split: Annotated[str, typer.Option(help="The split to rewrite.")] = "test"
+    subset: Subset = None
+    revision: Annotated[str | None, typer.Option(help="The revision of a hub data set.")] = None
+    limit: Limit = None
+
+
+@dataclass(frozen=True)
+class AskOptions:
+    """The language model that rewrites, its endpoint, and what to do about bad rewrites."""
+
+    model: Annotated[str | None, typer.Option(help="The model to ask, for example gpt-4.1-2025-04-14.")] = None
+    base_url: Annotated[
+        str | None,
+        typer.Option(help="An endpoint with the OpenAI API (vLLM, llama.cpp).", show_default="OpenAI"),
+    ] = None
+    api_key_variable: Annotated[str, typer.Option(help="The environment variable of the API key.")] = "OPENAI_API_KEY"
+    batch_api: Annotated[bool, typer.Option("--batch-api", help="Use the Batch API: cheaper, slower.")] = False
+    poll_seconds: Annotated[float, typer.Option(min=0, help="Seconds between two polls of a batch.")] = 30.0
+    concurrency: Annotated[int, typer.Option(min=1, help="Concurrent requests.")] = 8
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for one answer.")] = 600.0
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Sampling temperature.", show_default="the endpoint's")
+    ] = None
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Maximum length of an answer.", show_default="the endpoint's")
+    ] = None
+    on_bad: Annotated[
+        OnBad,
+        typer.Option(
+            help="What to do with a pair whose rewrite is empty, refused, cut off, unchanged, in another language, or "
+            "far too long or short: leave it out; ask again, then leave it out; keep it; or stop.",
+        ),
+    ] = "keep-out"
+    attempts: Annotated[int, typer.Option(min=1, help="With --on-bad retry: how often to ask for a text.")] = 3
+    length_ratio: Annotated[
+        tuple[float, float],
+        typer.Option(help="Bounds of the length of a rewrite relative to its original, in characters."),
+    ] = (0.2, 5.0)
+
+    def settings(self) -> dict[str, Any]:
+        """The options that change the answers."""
+        names = ("model", "temperature", "max_tokens", "on_bad", "attempts", "length_ratio")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class SummaryOptions:
+    """The statistics that are printed at the end."""
+
+    tokenizer: Annotated[
+        str | None, typer.Option(help="The tokenizer of the overlap statistic.", show_default="words and marks")
+    ] = None
+    input_price: Annotated[float | None, typer.Option(min=0, help="Price of a million input tokens.")] = None
+    output_price: Annotated[float | None, typer.Option(min=0, help="Price of a million output tokens.")] = None
+
+
+@group_options
 def rewrite(
     data: Annotated[str, typer.Argument(help="A hub id, save_to_disk folder, .parquet or .jsonl file.")],
     style: Annotated[
         str,
         typer.Option(
-            help="paraphrase, a language by its English name, a file that holds a prompt with {response}, or "
+            help="paraphrase, a language by its English name, a file with a prompt that contains {response}, or "
             "local:typos, local:casing, local:punctuation, local:formatting, local:whitespace."
         ),
     ],
     output: Annotated[Path, typer.Option(help="The folder to write. Answers are kept in OUTPUT.journal.jsonl.")],
-    model: Annotated[str | None, typer.Option(help="The model to ask, for example gpt-4.1-2025-04-14.")] = None,
-    split: Annotated[str, typer.Option(help="The split to rewrite.")] = "test",
-    subset: Annotated[str | None, typer.Option(help="The configuration of a hub data set.")] = None,
-    revision: Annotated[str | None, typer.Option(help="The revision of a hub data set.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs.")] = None,
-    base_url: Annotated[
-        str | None,
-        typer.Option(help="An endpoint that speaks OpenAI's protocol (vLLM, llama.cpp).", show_default="OpenAI"),
-    ] = None,
-    api_key_variable: Annotated[
-        str, typer.Option(help="The environment variable that holds the API key.")
-    ] = "OPENAI_API_KEY",
-    batch_api: Annotated[bool, typer.Option("--batch-api", help="Ask through the Batch API: cheaper, slower.")] = False,
-    poll_seconds: Annotated[float, typer.Option(min=0, help="Time between two looks at a batch.")] = 30.0,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 8,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for one answer.")] = 600.0,
-    temperature: Annotated[float | None, typer.Option(min=0, show_default="the endpoint's")] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Limit of one answer.", show_default="the endpoint's")
-    ] = None,
-    on_bad: Annotated[
-        Literal["keep-out", "retry", "keep", "error"],
-        typer.Option(
-            help="A pair with a rewrite that is empty, refused, cut, unchanged, in another language, or far too long "
-            "or short: leave it out; ask again, then leave it out; keep it; or stop.",
-        ),
-    ] = "keep-out",
-    attempts: Annotated[int, typer.Option(min=1, help="With --on-bad retry: how often a text is asked for.")] = 3,
-    length_ratio: Annotated[
-        tuple[float, float], typer.Option(help="Bounds of a rewrite's length by its original's, in characters.")
-    ] = (0.2, 5.0),
-    tokenizer: Annotated[
-        str | None, typer.Option(help="The tokenizer of the overlap statistic.", show_default="words and marks")
-    ] = None,
-    input_price: Annotated[float | None, typer.Option(min=0, help="Price of a million input tokens.")] = None,
-    output_price: Annotated[float | None, typer.Option(min=0, help="Price of a million output tokens.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the local rewriters.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a set rewritten otherwise.")] = False,
+    source: SourceOptions,
+    asking: AskOptions,
+    summary: SummaryOptions,
+    seed: Annotated[int, typer.Option(help="Seed of the local styles.")] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a set rewritten with other settings.")
+    ] = False,
 ) -> None:
-    """Rewrite the responses of a set: paraphrased, translated, or in another form."""
+    """Paraphrase, translate or reformat the responses of a set."""
     with exit_on_error():
         require_extra("rewrite", "rmkit rewrite")
         from rmkit.data.preferences import load_preferences
         from rmkit.data.rewriting import sets
-        from rmkit.data.rewriting.checks import Bounds
-        from rmkit.data.rewriting.client import Endpoint, Request
         from rmkit.data.rewriting.styles import load_local_style, load_style
         from rmkit.data.rewriting.token_overlap import load_tokenize
 
-        local = load_local_style(style)
-        asked = load_style(style) if local is None else None
-        if asked is not None and model is None:
-            raise RmkitError(f"--style {style} needs a --model to ask.", "Name one, or give a local: style.")
-        tokenize = load_tokenize(tokenizer)
-        source = load_preferences(data, split=split, subset=subset, revision=revision, limit=limit)
-        settings: dict[str, Any] = {"source": data, "split": split, "style": style}
-        if asked is None:
-            settings |= {"seed": seed}
-        else:
-            settings |= {"prompt": asked.prompt, "model": model, "temperature": temperature, "max_tokens": max_tokens}
-            settings |= {"on_bad": on_bad, "attempts": attempts, "length_ratio": length_ratio}
-        identity = sets.identity(source.fingerprint, settings)
+        local_style = load_local_style(style)
+        model_style = load_style(style) if local_style is None else None
+        if model_style is not None and asking.model is None:
+            raise RmkitError(f"--style {style} needs a --model to ask.", "Add --model, or use a local: style.")
+        tokenize = load_tokenize(summary.tokenizer)
+        pairs = load_preferences(data, **asdict(source))
+        settings: dict[str, Any] = {"source": data, "split": source.split, "style": style}
+        settings |= {"seed": seed} if model_style is None else {"prompt": model_style.prompt, **asking.settings()}
+        identity = sets.identity(pairs.fingerprint, settings)
         card = sets.read_finished(output, identity, overwrite)
         if card is not None:
-            print(f"{output} is finished: nothing was asked for.")
+            print(f"{output} is finished: no requests were made.")
         else:
             tokens: dict[str, int] = {}
-            texts = sets.distinct_responses(source)
-            if local is not None:
-                rewrites = sets.rewrite_all_locally(texts, local, seed)
+            if local_style is not None:
+                rewrites = sets.rewrite_all_locally(sets.distinct_responses(pairs), local_style, seed)
             else:
-                assert asked is not None
-                requests = {text: Request(str(model), asked.request(text), temperature, max_tokens) for text in texts}
-                endpoint = Endpoint(base_url, api_key_variable, concurrency, timeout)
-                rewrites, tokens = _ask(
-                    requests,
-                    asked,
-                    endpoint,
-                    output.with_name(f"{output.name}.journal.jsonl"),
-                    attempts=attempts if on_bad == "retry" else 1,
-                    bounds=Bounds(*length_ratio),
-                    poll_seconds=poll_seconds if batch_api else None,
-                )
-                _print_problems(source, rewrites, stop=on_bad == "error")
-            rows, left_out = sets.assemble(source, rewrites, keep_bad=on_bad == "keep")
+                assert model_style is not None
+                rewrites, tokens = _ask(pairs, model_style, asking, output.with_name(f"{output.name}.journal.jsonl"))
+            rows, left_out = sets.assemble(pairs, rewrites, keep_bad=asking.on_bad == "keep")
             card = {"identity": identity, **settings, "pairs": len(rows["prompt"]), "left_out": dict(left_out)}
-            card |= {
-                "fingerprint": source.fingerprint,
-                "problems": _problems_by_row(source, rewrites),
-                "tokens": tokens,
-            }
-            sets.write_set(output, split, rows, card)
-        _print_summary(output, card, sets.overlaps(sets.read_set(output, split), tokenize), tokenizer)
-        _print_cost(card["tokens"], input_price, output_price)
+            problems = _problems_by_row(pairs, rewrites)
+            card |= {"fingerprint": pairs.fingerprint, "problems": problems, "tokens": tokens}
+            sets.write_set(output, source.split, rows, card)
+        overlaps = sets.overlaps(sets.read_set(output, source.split), tokenize)
+        _print_summary(output, card, overlaps, summary.tokenizer)
+        _print_cost(card["tokens"], summary.input_price, summary.output_price)
 
 
 def _ask(
+    pairs: PreferenceData, style: Style, options: AskOptions, journal_path: Path
+) -> tuple[Rewrites, dict[str, int]]:
+    """Rewrite the responses of a set through the endpoint.
+
+    Returns:
+        The rewrites, and the token counts of all answers, including those of earlier calls.
+
+    Raises:
+        RmkitError: if the endpoint cannot be used; with `on_bad: error`, for the first bad rewrite.
+    """
+    from rmkit.data.rewriting.checks import Bounds, language_is_checked
+    from rmkit.data.rewriting.client import Endpoint, Request
+    from rmkit.data.rewriting.sets import distinct_responses
+
+    if style.language is not None and not language_is_checked(style):
+        print(f"warning: the language detector does not know {style.name}: the language of rewrites is not checked.")
+    requests = {
+        text: Request(str(options.model), style.request(text), options.temperature, options.max_tokens)
+        for text in distinct_responses(pairs)
+    }
+    rewrites, tokens = _ask_with_progress(
+        requests,
+        style,
+        Endpoint(options.base_url, options.api_key_variable, options.concurrency, options.timeout),
+        journal_path,
+        attempts=options.attempts if options.on_bad == "retry" else 1,
+        bounds=Bounds(*options.length_ratio),
+        poll_seconds=options.poll_seconds if options.batch_api else None,
+    )
+    _print_problems(pairs, rewrites, stop=options.on_bad == "error")
+    return rewrites, tokens
+
+
+def _ask_with_progress(
     requests: Mapping[str, Request],
     style: Style,
     endpoint: Endpoint,
@@ -138,19 +185,16 @@ def _ask(
     bounds: Bounds,
     poll_seconds: float | None,
 ) -> tuple[Rewrites, dict[str, int]]:
-    """The rewrites of texts and the tokens that all answers took, the ones of earlier commands included."""
+    """Send the requests that the journal does not answer, with a progress bar; see `_ask`."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
     from rmkit.data.rewriting.batch import ask_in_batches
-    from rmkit.data.rewriting.checks import language_is_checked
     from rmkit.data.rewriting.client import Unanswered, ask
     from rmkit.data.rewriting.journal import open_journal
     from rmkit.data.rewriting.sets import ask_for_rewrites
 
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    if style.language is not None and not language_is_checked(style):
-        print(f"warning: whether rewrites are in {style.name} is not checked, the detector does not know it.")
     with open_journal(journal_path) as journal, Progress(*columns, console=Console(stderr=True)) as progress:
         keys = {request.key for request in requests.values()}
         before = len(journal.answers_to(keys))
@@ -173,9 +217,7 @@ def _ask(
             "output": sum(answer.completion_tokens for answer in answers),
         }
         progress.update(task, completed=len(keys))
-    print(
-        f"{len(answers)} answers for {len(keys)} texts; {before} were in the journal, {len(answers) - before} are new."
-    )
+    print(f"{len(answers)} answers for {len(keys)} texts: {before} from the journal, {len(answers) - before} new.")
     return rewrites, tokens
 
 
@@ -189,11 +231,13 @@ def _problems_by_row(source: PreferenceData, rewrites: Rewrites) -> list[dict[st
 
 
 def _print_problems(source: PreferenceData, rewrites: Rewrites, stop: bool) -> None:
-    """How many rewrites the checks found to be bad, and the first few of them.
+    """Print how many rewrites are bad, and the first few of them.
 
     Raises:
         RmkitError: if there are any and `stop` is on.
     """
+    from rmkit.config.strict_yaml import short_repr
+
     problems = _problems_by_row(source, rewrites)
     if not problems:
         return
@@ -202,19 +246,15 @@ def _print_problems(source: PreferenceData, rewrites: Rewrites, stop: bool) -> N
     if stop:
         raise RmkitError(
             f"Bad rewrites: {counts}; the first is the {first['response']} response of row {first['index']}.",
-            "Look at them in the journal; --on-bad retry asks again, keep-out leaves their pairs out.",
+            "Read them in the journal; --on-bad retry asks again, --on-bad keep-out leaves their pairs out.",
         )
     print(f"warning: bad rewrites: {counts}")
-    for each in problems[:_SHOWN_PROBLEMS]:
-        text = next(getattr(pair, each["response"]) for pair in source if pair.index == each["index"])
+    for problem in problems[:_SHOWN_PROBLEMS]:
+        text = next(getattr(pair, problem["response"]) for pair in source if pair.index == problem["index"])
         print(
-            f"  row {each['index']}, {each['response']}: {each['problem']}: {_shown(text)} -> "
-            f"{_shown(rewrites.texts.get(text, ''))}"
+            f"  row {problem['index']}, {problem['response']}: {problem['problem']}: {short_repr(text)} -> "
+            f"{short_repr(rewrites.texts.get(text, ''))}"
         )
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
 def _print_summary(output: Path, card: Mapping[str, Any], overlaps: Sequence[float], tokenizer: str | None) -> None:
@@ -233,5 +273,5 @@ def _print_cost(tokens: Mapping[str, int], input_price: float | None, output_pri
     cost = ""
     if input_price is not None and output_price is not None:
         total = (tokens["input"] * input_price + tokens["output"] * output_price) / 1e6
-        cost = f", {total:.4f} at the prices given"
+        cost = f", {total:.4f} at the given prices"
     print(f"{tokens['answers']} answers: {tokens['input']} input tokens, {tokens['output']} output tokens{cost}.")

@@ -7,55 +7,30 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rmkit.commands.options import Base as Base
+from rmkit.commands.options import BatchSize, Layout, Limit, MaxLength, Model, ModelOptions, Subset, group_options
+from rmkit.commands.options import NoVerify as NoVerify
 from rmkit.errors import RmkitError, exit_on_error
 
 if TYPE_CHECKING:
     from rmkit.data.preferences import PreferenceData
-    from rmkit.evaluation.scorer import ScoredSet, Scorer
-
-Model = Annotated[str, typer.Argument(help="A run's model/ folder, any transformers model folder, or a hub id.")]
-Type = Annotated[str | None, typer.Option(help="explicit, implicit or generative; a run's folder knows.")]
-Pooling = Annotated[str | None, typer.Option(help="Explicit models: last or mean.")]
-Reference = Annotated[str | None, typer.Option(help="Implicit models: the model that training started from, or none.")]
-Beta = Annotated[float | None, typer.Option(help="Implicit models: the factor of Eq. 2.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Responses a forward pass.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs.")]
-DType = Annotated[str | None, typer.Option(help="float32 or bfloat16; as recorded, else float32.")]
-Layout = Annotated[str | None, typer.Option(help="shared or padded; as recorded, else shared.")]
-DateString = Annotated[str | None, typer.Option(help="The date for templates that print one.")]
-SpecialTokens = Annotated[
-    str | None,
-    typer.Option(help="Control tokens that texts spell: text, keep (as tokens) or error; as recorded, else text."),
-]
-Base = Annotated[str | None, typer.Option(help="Where the model that training started from is now, if it has moved.")]
-NoVerify = Annotated[
-    bool, typer.Option("--no-verify", help="Go on though base, reference or tokenizer are not those of training.")
-]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let the model's own code run.")]
+    from rmkit.evaluation.scorer import RewardScorer, ScoredSet
 
 
+@group_options
 def score(
     model: Model,
     data: Annotated[str, typer.Argument(help="A save_to_disk folder, .parquet, .jsonl, .json, or a hub id.")],
+    options: ModelOptions,
     split: Annotated[str | None, typer.Option(help="The split to score.", show_default="test")] = None,
-    output: Annotated[Path, typer.Option(help="Where the rewards go.")] = Path("rewards.parquet"),
-    type: Type = None,
-    pooling: Pooling = None,
-    reference: Reference = None,
-    beta: Beta = None,
+    output: Annotated[Path, typer.Option(help="The parquet file to write.")] = Path("rewards.parquet"),
+    layout: Layout = None,
     batch_size: BatchSize = 16,
     limit: Limit = None,
-    max_length: Annotated[int | None, typer.Option(min=1, help="Leave out pairs over so many tokens.")] = None,
-    subset: Annotated[str | None, typer.Option(help="The configuration of a hub data set.")] = None,
-    dtype: DType = None,
-    layout: Layout = None,
-    date_string: DateString = None,
-    special_tokens: SpecialTokens = None,
-    trust_remote_code: Trust = False,
-    base: Base = None,
-    no_verify: NoVerify = False,
+    max_length: MaxLength = None,
+    subset: Subset = None,
 ) -> None:
-    """Reward both responses of every pair of a set; print accuracy, margin and ties."""
+    """Score the pairs of a set. Prints accuracy, margin and ties."""
     with exit_on_error():
         from rmkit.data.preferences import load_preferences
         from rmkit.evaluation.tables import print_scores
@@ -65,50 +40,39 @@ def score(
         pairs = load_preferences(data, split=split or "test", subset=subset, limit=limit)
         if split is not None and pairs.split is None and is_main_process():
             print(f"warning: {data} has no splits: --split {split} is ignored")
-        options = (type, pooling, reference, beta, dtype, layout, date_string, trust_remote_code)
-        scorer = load_scorer(model, *options, special_tokens=special_tokens, base=base, verify=not no_verify)
-        found = score_sets(scorer, {pairs.name: pairs}, batch_size, max_length, pairs.name)[pairs.name]
-        summary = found.summary()  # refuses rewards that are not finite
+        scorer = load_scorer(model, options, layout)
+        scored = score_sets(scorer, {pairs.name: pairs}, batch_size, max_length, pairs.name)[pairs.name]
+        summary = scored.summary()  # rejects non-finite rewards
         if is_main_process():
-            found.rewards.write(output)
+            scored.rewards.write(output)
             print_scores({pairs.name: summary}, model)
 
 
-def load_scorer(
-    model: str,
-    type: str | None,
-    pooling: str | None,
-    reference: str | None,
-    beta: float | None,
-    dtype: str | None,
-    layout: str | None,
-    date_string: str | None,
-    trust_remote_code: bool,
-    *,
-    special_tokens: str | None = None,
-    base: str | None = None,
-    verify: bool = True,
-) -> Scorer:
-    """The reward model that the options of a command ask for."""
-    if dtype not in (None, "float32", "bfloat16"):
-        raise RmkitError(f"--dtype {dtype} is not known.", "Give float32 or bfloat16.")
+def load_scorer(model: str, options: ModelOptions, layout: str | None = None) -> RewardScorer:
+    """Load the reward model that a command's options describe, and print notes about it.
+
+    Raises:
+        RmkitError: for an unknown --dtype or --layout; see also `rmkit.load_reward_model`.
+    """
+    if options.dtype not in (None, "float32", "bfloat16"):
+        raise RmkitError(f"--dtype {options.dtype} is not supported.", "Use float32 or bfloat16.")
     if layout not in (None, "shared", "padded"):
-        raise RmkitError(f"--layout {layout} is not known.", "Give shared or padded.")
-    from rmkit.evaluation.scorer import load_reward_model
+        raise RmkitError(f"--layout {layout} is not supported.", "Use shared or padded.")
+    from rmkit.api import load_reward_model
 
     scorer = load_reward_model(
         model,
-        type,
-        pooling,
-        reference,
-        beta,
-        dtype=dtype,  # type: ignore[arg-type]
+        options.type,
+        options.pooling,
+        options.reference,
+        options.beta,
+        dtype=options.dtype,  # type: ignore[arg-type]
         layout=layout,  # type: ignore[arg-type]
-        date_string=date_string,
-        special_tokens=special_tokens,  # type: ignore[arg-type]
-        trust_remote_code=trust_remote_code,
-        base=base,
-        verify=verify,
+        date_string=options.date_string,
+        special_tokens=options.special_tokens,  # type: ignore[arg-type]
+        trust_remote_code=options.trust_remote_code,
+        base=options.base,
+        verify=not options.no_verify,
     )
     for note in scorer.checkpoint.notes if is_main_process() else []:
         print(note)
@@ -116,21 +80,21 @@ def load_scorer(
 
 
 def score_sets(
-    scorer: Scorer, sets: dict[str, PreferenceData], batch_size: int, max_length: int | None, description: str
+    scorer: RewardScorer, sets: dict[str, PreferenceData], batch_size: int, max_length: int | None, description: str
 ) -> dict[str, ScoredSet]:
-    """Sets rewarded in one pass; what is left out is said, and what their texts are like."""
-    found = scorer.score_sets(sets, batch_size, max_length, description)
-    for name, each in found.items() if is_main_process() else []:
-        if each.dropped:
-            left_out = ", ".join(f"{count} {reason}" for reason, count in each.dropped.items())
+    """Score sets in one pass; print what was left out, and warnings about the texts."""
+    scored_sets = scorer.score_sets(sets, batch_size, max_length, description)
+    for name, scored in scored_sets.items() if is_main_process() else []:
+        if scored.dropped:
+            left_out = ", ".join(f"{count} {reason}" for reason, count in scored.dropped.items())
             print(f"warning: {name}: left out {left_out}")
-        for line in each.remarks:
+        for line in scored.remarks:
             print(f"warning: {line}")
-    return found
+    return scored_sets
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Whether this process writes and prints."""
     from accelerate import PartialState
 
     return bool(PartialState().is_main_process)

@@ -1,4 +1,4 @@
-"""`rmkit sweep`: every point of a grid, as runs of their own."""
+"""`rmkit sweep`: a grid of recipes, one run per point."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from rmkit.experiments.sweep import Outcome, Point
 
 
-class Where(enum.StrEnum):
-    """Launchers."""
+class LauncherName(enum.StrEnum):
+    """Where points run."""
 
     local = "local"
     slurm = "slurm"
@@ -31,70 +31,83 @@ class Where(enum.StrEnum):
 
 def sweep(
     sweep: Annotated[
-        str, typer.Argument(help="A sweep file, or the name of a shipped one, for example tiny_quickstart.")
+        str, typer.Argument(help="A sweep file, or the name of a shipped sweep, for example tiny_quickstart.")
     ],
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ... for every point.")] = None,
-    launcher: Annotated[Where, typer.Option(help="This machine, or a Slurm cluster through submitit.")] = Where.local,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Recipe keys to change in every point, as section.key=value.")
+    ] = None,
+    launcher: Annotated[
+        LauncherName, typer.Option(help="This machine, or a Slurm cluster through submitit.")
+    ] = LauncherName.local,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the points and the GPU memory they need.")] = False,
     output: Annotated[
-        Path | None, typer.Option(help="Where the run directories go; runs/NAME if not given.", show_default=False)
+        Path | None, typer.Option(help="The folder for the run directories. Default: runs/NAME.", show_default=False)
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(metavar="AXIS=VALUE", help="Just these points; VALUE may be a list [a, b].")
+        list[str] | None, typer.Option(metavar="AXIS=VALUE", help="Run only these points; VALUE may be a list [a, b].")
     ] = None,
-    max_parallel: Annotated[
-        int, typer.Option(min=1, help="Local: points at a time; the GPUs are shared out between them.")
-    ] = 1,
+    max_parallel: Annotated[int, typer.Option(min=1, help="Local: points to run in parallel, sharing the GPUs.")] = 1,
     slurm: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A parameter of submitit: slurm_partition=gpu.")
     ] = None,
 ) -> None:
-    """Run a grid of recipes. Run it again to go on after an interruption: finished points are kept."""
+    """Run a grid of recipes. Run the command again to continue: finished points are kept."""
     with exit_on_error(), _interrupted_by_signals():
         from rich.console import Console
 
         console = Console(highlight=False)
         with console.status("Reading the grid"):
-            from rmkit.experiments.sweep import expand, load_sweep, run_sweep, state
+            from rmkit.experiments.sweep import expand, load_sweep, state
 
             file, _ = load_sweep(sweep)
             folder = output or Path("runs") / file.stem
-            points = expand(file, overrides or (), folder, _values(only or []))
+            points = expand(file, overrides or (), folder, _parse_values(only or []))
             states = {point.name: state(point) for point in points}
         if dry_run:
             _list(points, states, console)
             return
-        where = _launcher(launcher, max_parallel, _values(slurm or []), console)
+        task_launcher = _make_launcher(launcher, max_parallel, _parse_values(slurm or []), console)
         outcomes = []
         try:
-            with contextlib.closing(run_sweep(points, folder, where)) as ended:
-                for outcome in ended:
-                    outcomes.append(outcome)
-                    done = f"[{len(outcomes)}/{len(points)}] {outcome.point.name}: {_said(outcome)}"
-                    console.print(done, markup=False)
+            for outcome in _run(points, folder, task_launcher, console):
+                outcomes.append(outcome)
         except KeyboardInterrupt:
-            jobs = "jobs go on; " if launcher is Where.slurm else ""
-            console.print(f"interrupted: {jobs}the same command finishes {folder}.", markup=False)
+            jobs = "jobs keep running; " if launcher is LauncherName.slurm else ""
+            console.print(f"interrupted: {jobs}run the same command to finish {folder}.", markup=False)
             raise SystemExit(130) from None
-        if not _summary(outcomes, folder, console):
+        if not _print_summary(outcomes, folder, console):
             raise SystemExit(1)
 
 
-def _values(given: Sequence[str]) -> dict[str, Any]:
+def _run(
+    points: Sequence[Point], folder: Path, launcher: LocalLauncher | ClusterLauncher, console: Console
+) -> Iterator[Outcome]:
+    """Run points and report every one as it ends."""
+    from rmkit.experiments.sweep import run_sweep
+
+    with contextlib.closing(run_sweep(points, folder, launcher)) as outcomes:
+        for number, outcome in enumerate(outcomes, start=1):
+            state = {"kept": "kept from before", "finished": "finished", "failed": f"FAILED, see {outcome.log}"}
+            line = f"[{number}/{len(points)}] {outcome.point.name}: {state[outcome.state]}"
+            console.print(line, markup=False)
+            yield outcome
+
+
+def _parse_values(settings: Sequence[str]) -> dict[str, Any]:
     from rmkit.config.strict_yaml import override_value
 
-    return dict(override_value(each) for each in given)
+    return dict(map(override_value, settings))
 
 
-def _launcher(
-    where: Where, max_parallel: int, parameters: dict[str, Any], console: Console
+def _make_launcher(
+    name: LauncherName, max_parallel: int, parameters: dict[str, Any], console: Console
 ) -> LocalLauncher | ClusterLauncher:
     from rmkit.experiments.launchers import ClusterLauncher, LocalLauncher
 
     def started(task: Task, place: str) -> None:
         console.print(f"{task.name}: started {place}, log {task.log}".replace(" ,", ","), markup=False, soft_wrap=True)
 
-    if where is Where.slurm:
+    if name is LauncherName.slurm:
         require_extra("slurm", "--launcher slurm")
         return ClusterLauncher(parameters, started=started)
     return LocalLauncher(max_parallel, started)
@@ -104,20 +117,20 @@ def _list(points: Sequence[Point], states: Mapping[str, str], console: Console) 
     from rich.markup import escape
     from rich.table import Column, Table
 
-    table = Table(Column("point", overflow="fold"), "state", "accelerate", "memory a GPU")
-    known: dict[Any, str] = {}
+    table = Table(Column("point", overflow="fold"), "state", "accelerate", "memory per GPU")
+    estimates: dict[Any, str] = {}
     for point in points:
         recipe = point.recipe
         key = (recipe.base.model_dump_json(), recipe.reward_model.type, recipe.lora is None, recipe.distributed)
-        if key not in known:
-            known[key] = _memory(recipe)
-        table.add_row(point.name, states[point.name], recipe.distributed or "", escape(known[key]))
+        if key not in estimates:
+            estimates[key] = _memory(recipe)
+        table.add_row(point.name, states[point.name], recipe.distributed or "", escape(estimates[key]))
     console.print(table)
     console.print(f"{len(points)} points. Memory: weights, gradients, optimizer states; activations come on top.")
 
 
 def _memory(recipe: Recipe) -> str:
-    """GiB a GPU, or why they are not known."""
+    """GiB per GPU, or why the estimate is unknown."""
     from rmkit.errors import RmkitError
     from rmkit.reward_models import make_reward_model
     from rmkit.reward_models.origins import ModelRef
@@ -138,12 +151,8 @@ def _memory(recipe: Recipe) -> str:
         return f"unknown: {error.cause}"
 
 
-def _said(outcome: Outcome) -> str:
-    return {"kept": "kept from before", "finished": "finished", "failed": f"FAILED, see {outcome.log}"}[outcome.state]
-
-
-def _summary(outcomes: Sequence[Outcome], folder: Path, console: Console) -> bool:
-    """Say what failed, with the end of each log; whether nothing did."""
+def _print_summary(outcomes: Sequence[Outcome], folder: Path, console: Console) -> bool:
+    """Print what failed, with the last lines of its log; returns whether nothing failed."""
     from rmkit.experiments.sweep import last_lines
 
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
@@ -153,17 +162,17 @@ def _summary(outcomes: Sequence[Outcome], folder: Path, console: Console) -> boo
         for line in last_lines(outcome.log):
             console.print(f"  {line}", markup=False, soft_wrap=True)
     if failed:
-        console.print("\nThe same command tries them again, and only them.")
+        console.print("\nRun the same command to retry only the failed points.")
     return not failed
 
 
 @contextlib.contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
-    """Being told to end, or losing the terminal, is treated as Ctrl-C is: what was started is ended too."""
+    """Treat SIGTERM and a lost terminal like Ctrl-C: started processes are ended too."""
     signals = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(each, signal.default_int_handler) for each in signals]
+    before = [signal.signal(number, signal.default_int_handler) for number in signals]
     try:
         yield
     finally:
-        for each, handler in zip(signals, before, strict=True):
-            signal.signal(each, handler)
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)

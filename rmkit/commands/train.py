@@ -1,4 +1,4 @@
-"""`rmkit train`: the recipe's own `accelerate launch`."""
+"""`rmkit train`: `accelerate launch` with the configuration that the recipe names."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from typing import Annotated, Any
 import psutil
 import typer
 
+from rmkit.commands.options import Overrides, RecipeName
 from rmkit.errors import INTERRUPTED_EXIT_CODE, RmkitError, exit_on_error
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, for example recipes/llama8b_exrm.yaml.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
+    recipe: RecipeName,
+    overrides: Overrides = None,
     config_file: Annotated[
-        str | None, typer.Option(help="An accelerate configuration that goes before the recipe's `distributed:`.")
+        str | None, typer.Option(help="An accelerate configuration; overrides the recipe's `distributed`.")
     ] = None,
     num_processes: Annotated[
-        int | None, typer.Option(min=1, help="Processes to start; all visible GPUs by default.")
+        int | None, typer.Option(min=1, help="Processes to start. Default: one per visible GPU.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in output_dir.")] = False,
 ) -> None:
-    """Train a reward model from a recipe, through accelerate."""
+    """Train a reward model from a recipe, on all GPUs."""
     with exit_on_error():
         from rmkit.config.recipe import read_recipe
         from rmkit.training import launch
@@ -40,25 +41,25 @@ def train(
         options = launch.launch_options(name, count)
         os.environ |= launch.launcher_env(config_file, count)
         script = Path(__file__).parents[1] / "train.py"
-        arguments = [str(recipe), *(overrides or []), *(["--overwrite"] if overwrite else [])]
+        arguments = [recipe, *(overrides or []), *(["--overwrite"] if overwrite else [])]
         code = _launch([*options, str(script), *arguments])
     raise SystemExit(code)
 
 
 def _launch(command: list[str]) -> int:
-    """Run `accelerate launch` in this process; the exit code of the run's processes.
+    """Run `accelerate launch` in this process; returns the exit code of the processes of the run.
 
     Raises:
-        RmkitError: if they could say nothing themselves, since a signal ended them.
+        RmkitError: if a signal ended them, so that they printed no error themselves.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing import api
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    api.logger.setLevel(logging.CRITICAL)  # the processes have said what is wrong
-    logging.getLogger("torch.distributed.run").setLevel(logging.ERROR)  # that each process computes with one thread
+    api.logger.setLevel(logging.CRITICAL)  # the processes have printed the error
+    logging.getLogger("torch.distributed.run").setLevel(logging.ERROR)  # its note on one thread per process
     arguments = launch_command_parser().parse_args(command)
-    # The agent of several processes would give them 30 seconds to save, where it gets a signal to handle.
+    # On a signal that it handles, the agent of several processes gives them only 30 seconds to save.
     arguments.signals_to_handle = "SIGQUIT"
     try:
         with _forwarding(signal.SIGINT, signal.SIGTERM):
@@ -72,7 +73,7 @@ def _launch(command: list[str]) -> int:
 
 @contextlib.contextmanager
 def _forwarding(*signals: signal.Signals) -> Iterator[None]:
-    """Send signals on to the processes that are started, and wait for them: they may save a checkpoint first."""
+    """Forward signals to the started processes and wait for them: they may save a checkpoint first."""
 
     def forward(number: int, _: Any) -> None:
         for process in psutil.Process().children():
@@ -88,7 +89,7 @@ def _forwarding(*signals: signal.Signals) -> Iterator[None]:
 
 
 def _exit_code(codes: Collection[int]) -> int:
-    """The code that processes ended with of themselves; it is negative where a signal ended them.
+    """The exit code of the run, from those of its processes, which are negative where a signal ended one.
 
     Raises:
         RmkitError: if signals ended all of them.
@@ -98,9 +99,9 @@ def _exit_code(codes: Collection[int]) -> int:
     killed = signal.Signals(-next((code for code in codes if code != -signal.SIGTERM), min(codes)))
     if killed == signal.SIGINT:  # before the processes could handle it
         return INTERRUPTED_EXIT_CODE
-    print(file=sys.stderr)  # the processes may have left a bar in this line
+    print(file=sys.stderr)  # a progress bar may be on this line
     raise RmkitError(
         f"{killed.name} ended a process of the run.",
-        "If the machine ran out of memory (dmesg tells), lower training.per_device_train_batch_size; start it again "
-        "with resume=auto to go on from the last checkpoint.",
+        "If the machine ran out of memory (see dmesg), lower training.per_device_train_batch_size; add resume=auto to "
+        "continue from the last checkpoint.",
     )

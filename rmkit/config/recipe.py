@@ -1,15 +1,17 @@
-"""The recipe: one YAML file that says everything about a run.
+"""The recipe: one YAML file that describes a run completely.
 
-`load_recipe` reads it strictly: an unknown key, a wrong type or a TrainingArguments field that rmkit decides itself is
-an error that names the file, the key and the nearest known one. This module knows nothing of reward models and imports
-no torch; the fields under `training:` are checked against transformers by `training_arguments`.
+`load_recipe` parses it strictly: an unknown key, a wrong type or a TrainingArguments field that rmkit sets itself is an
+error that names the file and the key and suggests the closest known key. This module defines the schema only and
+imports no torch; `training_arguments` checks the fields under `training:` against transformers.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,19 +28,20 @@ from pydantic import (
     model_validator,
 )
 
-from rmkit.config.strict_yaml import Seed, StrictModel, apply_override, load_yaml, to_yaml, validate
-from rmkit.config.training_arguments import training_options
+from rmkit.config.resources import find_recipe
+from rmkit.config.strict_yaml import Seed, StrictModel, apply_override, dotted_keys, load_yaml, to_yaml, validate
+from rmkit.config.training_arguments import training_fields, training_options
 from rmkit.errors import RmkitError
 
 VERIFICATION_PROMPT = "Question: {prompt}\nAnswer: {response}\nVerification: Is the answer correct (Yes/No)?"
-"""The EX-GRM input format of Appendix D.2."""
+"""The input format of EX-GRMs (Appendix D.2)."""
 
 _HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9_]([\w.-]*/[A-Za-z0-9_])?[\w.-]*", re.ASCII)
 
 SpecialTokens = Literal["text", "keep", "error"]
 DTypeName = Literal["float32", "bfloat16"]
 SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-"""Names of sets become file names, so they hold no separators."""
+"""A set's name. It is used as a file name, so separators are not allowed."""
 Text = Annotated[str, Field(min_length=1)]
 LocalPath = Annotated[Path, Field(strict=False), AfterValidator(lambda path: Path(os.path.expanduser(path)))]
 
@@ -51,7 +54,7 @@ class Explicit(StrictModel):
 
 
 class Implicit(StrictModel):
-    """IM-RM (Eq. 2). `reference` is `base` (the model that training starts from), `none`, or another model."""
+    """IM-RM (Eq. 2). `reference`: `base` (the model that training starts from), `none`, or another model."""
 
     type: Literal["implicit"] = "implicit"
     beta: PositiveFloat = 0.01
@@ -59,9 +62,9 @@ class Implicit(StrictModel):
     reference_revision: str | None = None
 
     @model_validator(mode="after")
-    def _beta_is_said_without_a_reference(self) -> Implicit:
+    def _require_beta_without_reference(self) -> Implicit:
         if self.reference == "none" and "beta" not in self.model_fields_set:
-            raise ValueError("beta must be given with `reference: none`: 1 as in the paper's text, 0.01 as in its code")
+            raise ValueError("beta must be given with `reference: none`: 1 in the paper's text, 0.01 in its code")
         return self
 
 
@@ -75,7 +78,7 @@ class Generative(StrictModel):
     generation_weight: NonNegativeFloat = 0.0
 
     @model_validator(mode="after")
-    def _prompt_has_its_fields(self) -> Generative:
+    def _require_prompt_fields(self) -> Generative:
         for field in ("{prompt}", "{response}"):
             if field not in self.verification_prompt:
                 raise ValueError(f"verification_prompt must contain {field}")
@@ -86,10 +89,10 @@ RewardModelSettings = Annotated[Explicit | Implicit | Generative, Field(discrimi
 
 
 class BaseBuild(StrictModel):
-    """A small language model made on the spot: own tokenizer, Llama architecture, next-token training.
+    """A small language model that rmkit builds: its own tokenizer, Llama architecture, next-token training.
 
-    `corpus: training_texts` takes the prompts and responses of the recipe's training set; `corpus: quickstart` the
-    generated corpus of the quickstart. Sizes are in units of the Llama configuration; `batch_size` is in documents.
+    `corpus: training_texts` trains on the prompts and responses of the recipe's training set; `corpus: quickstart` on
+    the generated corpus of the quickstart. Sizes are in units of the Llama configuration; `batch_size` is in documents.
     """
 
     corpus: Literal["training_texts", "quickstart"] = "training_texts"
@@ -106,10 +109,10 @@ class BaseBuild(StrictModel):
 
 
 class Base(StrictModel):
-    """The language model that all types start from: a hub id or folder, or one that is built.
+    """The language model that all types start from: a hub id, a folder, or a model to build.
 
-    `added_tokens` become tokens of their own, with rows of their own in the embeddings. `dropout: true` keeps the
-    dropout of the model's configuration in training; by default there is none.
+    `added_tokens` become single tokens with new embedding rows. `dropout: true` keeps the dropout of the model's
+    configuration during training; the default is no dropout.
     """
 
     name: Text | None = None
@@ -124,26 +127,26 @@ class Base(StrictModel):
     date_string: str | None = None
 
     @model_validator(mode="after")
-    def _one_origin(self) -> Base:
+    def _require_one_origin(self) -> Base:
         if (self.name is None) == (self.build is None):
             raise ValueError("give either base.name or base.build")
         return self
 
 
-def _can_be_compared(value: Any) -> Any:
-    """A value of `where`; see `rmkit.data.rows.match_rows`."""
+def _check_where_value(value: Any) -> Any:
+    """Validate a value of `where`; see `rmkit.data.rows.match_rows`."""
     values = value if isinstance(value, list) else [value]
-    if not values or not all(each is None or isinstance(each, str | int | float) for each in values):
+    if not values or not all(item is None or isinstance(item, str | int | float) for item in values):
         raise ValueError("it must be text, a number, true, false or null, or a list of these")
-    if any(isinstance(each, float) and not math.isfinite(each) for each in values):
+    if any(isinstance(item, float) and not math.isfinite(item) for item in values):
         raise ValueError("it must be finite")
     return value
 
 
 class SourceSettings(BaseModel):
-    """A set that `rmkit prepare` makes: its name and that source's own options, which the source checks.
+    """A source of `rmkit prepare`: its name and its own options, which the source validates.
 
-    In a recipe either `source: released/ultrafeedback` or `source: {name: rewardmath, train: 1000}`.
+    In a recipe, either `source: released/ultrafeedback` or `source: {name: rewardmath, train: 1000}`.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -152,21 +155,21 @@ class SourceSettings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _a_bare_name(cls, value: Any) -> Any:
+    def _expand_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
     @property
     def options(self) -> dict[str, Any]:
-        """What is given beside the name."""
+        """The options of the source."""
         return dict(self.model_extra or {})
 
 
 class PreferenceSet(StrictModel):
-    """Where the pairs of a set are.
+    """The location of a set of pairs.
 
-    `path` is below `data.root`, or a hub id. `source` says how the set is prepared where there is nothing at `path`;
-    without a path it is kept under a name of its own. `subset` is a hub configuration; `where` keeps the rows with
-    these values in these columns, or with one of a list of values.
+    `path` is relative to `data.root`, or a hub id. `source` prepares the set if nothing exists at `path`; without a
+    path, rmkit stores the set in its cache. `subset` is a hub configuration. `where` keeps the rows whose columns have
+    the given value, or one of a list of values.
     """
 
     name: SetName
@@ -174,12 +177,12 @@ class PreferenceSet(StrictModel):
     source: SourceSettings | None = None
     split: str = "test"
     subset: str | None = None
-    where: dict[str, Annotated[Any, AfterValidator(_can_be_compared)]] = {}
+    where: dict[str, Annotated[Any, AfterValidator(_check_where_value)]] = {}
     revision: str | None = None
     limit: PositiveInt | None = None
 
     @model_validator(mode="after")
-    def _it_is_somewhere(self) -> PreferenceSet:
+    def _require_location(self) -> PreferenceSet:
         if self.path is None and self.source is None:
             raise ValueError("give a path or a source")
         return self
@@ -189,22 +192,22 @@ Category = Literal["in-distribution", "token-level shift", "domain shift", "cont
 
 
 class TrainingSet(PreferenceSet):
-    """The set that is trained on: the split `train`, unless another is named."""
+    """The training set; its split defaults to `train`."""
 
     split: str = "train"
 
 
 class EvaluationSet(PreferenceSet):
-    """A set that is scored; `category` is its relation to the training set (Section 5.2)."""
+    """An evaluation set; `category` is its relation to the training set (Section 5.2)."""
 
     category: Category | None = None
 
 
 class Data(StrictModel):
-    """The training set, the evaluation sets, and what happens to pairs that cannot be used.
+    """The training set, the evaluation sets, and how to treat pairs that cannot be used.
 
-    `special_tokens` says what becomes of control tokens that a prompt or response spells: they stay text, are kept as
-    tokens (as in the paper's code), or are an error.
+    `special_tokens` decides how control tokens spelled out in a prompt or response are read: as text, as the tokens (as
+    in the paper's code), or as an error.
     """
 
     root: LocalPath | None = None
@@ -216,11 +219,11 @@ class Data(StrictModel):
     special_tokens: SpecialTokens = "text"
 
     @model_validator(mode="after")
-    def _names_are_unique(self) -> Data:
-        names = [self.train.name, *(each.name for each in self.evaluation)]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two sets are named {twice[0]}: every set needs a name of its own")
+    def _require_unique_names(self) -> Data:
+        names = [self.train.name, *(evaluation_set.name for evaluation_set in self.evaluation)]
+        duplicates = sorted({name for name in names if names.count(name) > 1})
+        if duplicates:
+            raise ValueError(f"two sets are named {duplicates[0]}: every set needs a unique name")
         return self
 
 
@@ -241,22 +244,11 @@ class Lora(StrictModel):
     target_modules: str | list[str] = "all-linear"
 
 
-class Theory(StrictModel):
-    """Whether run.json also gets the run's learning dynamics (Section 4.1), before and after training.
-
-    `pairs` are the training pairs on which a step is taken; `learning_rate` is that of the step.
-    """
-
-    dynamics: bool = False
-    pairs: PositiveInt = 8
-    learning_rate: PositiveFloat = 1e-6
-
-
 class Hub(StrictModel):
-    """Publishing to the Hugging Face Hub: the finished run, or also the model at every save while training.
+    """Publishing to the Hugging Face Hub: the finished run, or also the model at every save during training.
 
-    `base` says where others get a base that is a local folder here: a hub id (owner/name or owner/name@revision), or
-    `upload`, to upload it to the repository.
+    `base` is for a base that is a local folder: the hub id under which others find it (owner/name or
+    owner/name@revision), or `upload`, to upload it into the repository.
     """
 
     push: Literal["end", "every_save"]
@@ -270,7 +262,7 @@ class Hub(StrictModel):
         return "upload" if base == "beside" else base
 
     @model_validator(mode="after")
-    def _names_are_the_hubs(self) -> Hub:
+    def _require_hub_names(self) -> Hub:
         if not _HUB_ID.fullmatch(self.repo_id) or "/" not in self.repo_id:
             raise ValueError(f"repo_id {self.repo_id!r} is not of the form owner/name")
         if self.base is not None and not _HUB_ID.fullmatch(self.base.partition("@")[0]):
@@ -279,10 +271,10 @@ class Hub(StrictModel):
 
 
 class Recipe(StrictModel):
-    """A whole run. See docs/recipes.md for every key.
+    """A complete run. docs/recipes.md describes every key.
 
-    `layout: shared` computes what sequences start with alike once and packs them without padding; `padded` gives each
-    a row of its own, as TRL does.
+    `layout: shared` computes shared prefixes once and packs sequences without padding; `padded` pads every sequence to
+    a row, as TRL does.
     """
 
     base: Base
@@ -292,14 +284,21 @@ class Recipe(StrictModel):
     layout: Literal["shared", "padded"] = "shared"
     training: dict[str, Any] = {}
     evaluation: Evaluation = Evaluation()
-    theory: Theory = Theory()
     distributed: str | None = None
     resume: Literal["never", "auto"] = "never"
     hub: Hub | None = None
     output_dir: LocalPath
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_removed_keys(cls, content: Any) -> Any:
+        """Recipes and run directories of earlier versions have a section `theory`; `load_recipe` notes it."""
+        if not isinstance(content, dict):
+            return content
+        return {key: value for key, value in content.items() if key != "theory"}
+
     def to_yaml(self) -> str:
-        """The recipe with every default spelled out, as it is kept in the run directory."""
+        """The recipe with every default written out, as stored in the run directory."""
         return to_yaml(self.model_dump(mode="json"))
 
 
@@ -307,37 +306,60 @@ def training_arguments(recipe: Recipe, source: str = "recipe") -> dict[str, Any]
     """The keyword arguments for TrainingArguments; see `rmkit.config.training_arguments.training_options`.
 
     Raises:
-        RmkitError: as there; if pushes are asked for at saves that do not happen, or to go on from saves without the
-            optimizer's states, which would be another run.
+        RmkitError: as there; if `hub.push` waits for saves that never happen, or the run would resume from checkpoints
+            without optimizer states, which would make it a different run.
     """
-    options = training_options(recipe.training, source)
+    options = training_options(recipe.training, source, dotted_keys(Recipe))
     if recipe.hub is not None and recipe.hub.push == "every_save" and options["save_strategy"] == "no":
         raise RmkitError(
             f"{source}: hub.push is every_save, but training.save_strategy is no.",
-            "Give training.save_strategy steps or epoch, or hub.push end.",
+            "Set training.save_strategy=epoch or =steps, or hub.push=end.",
         )
     if recipe.resume == "auto" and options.get("save_only_model"):
         raise RmkitError(
-            f"{source}: resume is auto, but with training.save_only_model checkpoints hold no optimizer to go on with.",
+            f"{source}: resume is auto, but with training.save_only_model checkpoints hold no optimizer state.",
             "Set training.save_only_model=false, or resume=never.",
         )
     return options
 
 
 def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe and apply `section.key=value` overrides, the values read as YAML.
+    """Read a recipe, apply overrides and validate every key.
+
+    Args:
+        path: a recipe file, or the name of a shipped recipe (see `find_recipe`).
+        overrides: `section.key=value`; values are parsed as YAML.
 
     Raises:
-        RmkitError: naming the file, the key and the nearest known key.
+        RmkitError: naming the file and the key, and suggesting the closest known key.
     """
-    recipe = read_recipe(path, overrides)
+    recipe, wants_dynamics = _read(path, overrides)
     training_arguments(recipe, str(path))
+    if wants_dynamics:
+        _note_removed_theory(str(path))
     return recipe
 
 
 def read_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
-    """Like `load_recipe`, but the fields under `training:` stay unchecked and transformers is not imported."""
-    content = load_yaml(path)
+    """Like `load_recipe`, but does not validate the fields under `training:`, and does not import transformers."""
+    return _read(path, overrides)[0]
+
+
+def _read(path: Path | str, overrides: Iterable[str]) -> tuple[Recipe, bool]:
+    """A recipe, and whether it asks for the learning dynamics, as recipes of earlier versions could."""
+    content = load_yaml(find_recipe(path))
     for override in overrides:
         apply_override(content, override)
-    return validate(Recipe, content, str(path))
+    theory = content.get("theory")
+    recipe = validate(Recipe, content, str(path), lambda: (f"training.{name}" for name in training_fields()))
+    return recipe, bool(theory.get("dynamics") if isinstance(theory, dict) else theory)
+
+
+@functools.cache
+def _note_removed_theory(source: str) -> None:
+    """Once per recipe, and only on the first process."""
+    if os.environ.get("RANK", "0") == "0":
+        print(
+            f"note: {source}: `theory:` is ignored; run `rmkit theory dynamics RUN` after training instead.",
+            file=sys.stderr,
+        )

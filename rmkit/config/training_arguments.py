@@ -1,4 +1,4 @@
-"""What may stand under a recipe's `training:`: TrainingArguments' fields, but for those that rmkit decides itself."""
+"""The keys of a recipe's `training:` section: the fields of TrainingArguments, except those that rmkit sets itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -22,11 +22,11 @@ from pydantic import (
     ValidationError,
 )
 
-from rmkit.config.strict_yaml import Seed, nearest, plainly
+from rmkit.config.strict_yaml import Seed, expected_value, suggest, suggest_key
 from rmkit.errors import RmkitError
 
 TRAINING_DEFAULTS: dict[str, Any] = {
-    # The paper's optimisation (Appendix D.3), the same for every type of reward model.
+    # The paper's optimizer settings (Appendix D.3), the same for every type of reward model.
     "learning_rate": 1e-6,
     "lr_scheduler_type": "constant",
     "warmup_steps": 0,
@@ -35,7 +35,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "weight_decay": 0.0,
     "num_train_epochs": 5,
     "seed": 0,
-    # rmkit's own choices.
+    # Choices of rmkit.
     "bf16": False,
     "logging_steps": 10,
     "report_to": "none",
@@ -45,7 +45,7 @@ BATCH_SIZE = 32
 MICRO_BATCH_SIZE = 4
 
 OWNED_FIELDS = {
-    # rmkit's own key
+    # field -> the recipe key that sets it
     "output_dir": "output_dir",
     "gradient_checkpointing": "training.activation_checkpointing",
     "gradient_checkpointing_kwargs": "training.activation_checkpointing_kwargs",
@@ -87,10 +87,10 @@ OWNED_FIELDS = {
     "hub_token": "`hf auth login` or the variable HF_TOKEN",
 }
 REFUSED_FIELDS = {
-    # why there is no such key
+    # field -> why no recipe key sets it
     "do_train": "a recipe always trains",
-    "eval_on_start": "sets are always scored before training",
-    "eval_delay": "sets are always scored before training",
+    "eval_on_start": "the sets are always scored before training",
+    "eval_delay": "the sets are always scored before training",
     **dict.fromkeys(
         [
             "prediction_loss_only",
@@ -100,28 +100,28 @@ REFUSED_FIELDS = {
             "include_for_metrics",
             "batch_eval_metrics",
         ],
-        "rmkit scores sets by itself",
+        "rmkit runs its own evaluation",
     ),
     **dict.fromkeys(
         ["load_best_model_at_end", "metric_for_best_model", "greater_is_better"],
-        "the final model is the one that is scored and saved",
+        "the final model is scored and saved",
     ),
     **dict.fromkeys(
         ["remove_unused_columns", "label_names"],
-        "rmkit's collator decides what a batch holds",
+        "rmkit's collator builds the batches",
     ),
     **dict.fromkeys(
         ["group_by_length", "train_sampling_strategy", "length_column_name"],
-        "the order of the pairs is the same for every type",
+        "the order of pairs must be the same for every type of reward model",
     ),
     "label_smoothing_factor": "the loss is Eq. 3 or Eq. 7",
-    "average_tokens_across_devices": "a step is always the mean over the pairs of all processes",
-    "logging_nan_inf_filter": "a loss that is not finite always stops the run",
-    "hub_always_push": "every push is waited for",
-    "hub_revision": "the default branch is pushed to",
+    "average_tokens_across_devices": "a step always averages over the pairs of all processes",
+    "logging_nan_inf_filter": "a non-finite loss always stops the run",
+    "hub_always_push": "rmkit waits for every push",
+    "hub_revision": "rmkit pushes to the default branch",
 }
 _BOUNDS: dict[str, Any] = {
-    # What the annotations of TrainingArguments do not say.
+    # Bounds that the annotations of TrainingArguments lack.
     "batch_size": PositiveInt,
     "per_device_train_batch_size": PositiveInt,
     "num_train_epochs": PositiveFloat,
@@ -151,10 +151,10 @@ _BOUNDS: dict[str, Any] = {
     "ddp_timeout": PositiveInt,
 }
 _NEED_A_METRIC = {"save_strategy": ["best"], "lr_scheduler_type": ["reduce_lr_on_plateau", "greedy"]}
-"""Values that follow a metric of the Trainer's own evaluation, of which there is none: rmkit scores sets by itself."""
+"""Values that need a metric of the Trainer's own evaluation, which rmkit does not run."""
 
-_NEED_ANOTHER: dict[str, tuple[str, list[Any]]] = {
-    # fields that are read only where another has one of these values, the first of which a remedy names
+_REQUIRES: dict[str, tuple[str, list[Any]]] = {
+    # field -> (other field, values of it with which the field has an effect); the remedy names the first value
     "save_steps": ("save_strategy", ["steps"]),
     "save_total_limit": ("save_strategy", ["steps", "epoch"]),
     "save_only_model": ("save_strategy", ["steps", "epoch"]),
@@ -164,70 +164,93 @@ _NEED_ANOTHER: dict[str, tuple[str, list[Any]]] = {
 }
 
 
-def training_options(training: Mapping[str, Any], source: str = "recipe") -> dict[str, Any]:
-    """The keyword arguments for TrainingArguments, rmkit's defaults under a recipe's `training:`.
+def training_options(
+    training: Mapping[str, Any], source: str = "recipe", recipe_keys: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The keyword arguments for TrainingArguments: a recipe's `training:` over rmkit's defaults.
 
     `batch_size` (pairs per optimizer step over all processes) stays in the result: gradient accumulation follows from
     it once the number of processes is known.
 
+    Args:
+        training: the section.
+        source: the file that errors name.
+        recipe_keys: dotted keys of the other sections, suggested for an unknown field.
+
     Raises:
-        RmkitError: for a field that rmkit decides itself, an unknown field or a value that the field cannot have.
+        RmkitError: for a field that rmkit sets itself, an unknown field or an invalid value.
     """
     from transformers import TrainingArguments  # slow to import; only needed to check names and types
 
-    fields = [field.name for field in dataclasses.fields(TrainingArguments)]
     hints = typing.get_type_hints(TrainingArguments) | _BOUNDS
-    known = [name for name in [*fields, "batch_size"] if name not in OWNED_FIELDS | REFUSED_FIELDS]
+    known = training_fields()
     for key, value in training.items():
+        name = f"{source}: training.{key}"
         if key in OWNED_FIELDS:
-            raise RmkitError(f"{source}: training.{key} is decided by rmkit.", f"Use {OWNED_FIELDS[key]} instead.")
+            raise RmkitError(f"{name} is decided by rmkit.", f"Use {OWNED_FIELDS[key]} instead.")
         if key in REFUSED_FIELDS:
-            raise RmkitError(f"{source}: training.{key} is decided by rmkit.", f"Leave it out: {REFUSED_FIELDS[key]}.")
+            raise RmkitError(f"{name} is decided by rmkit.", f"Leave it out: {REFUSED_FIELDS[key]}.")
         if key not in known:
-            raise RmkitError(f"{source}: training.{key} is not a field of TrainingArguments.", nearest(key, known))
-        _check_value(f"{source}: training.{key}", value, hints[key])
+            remedy = suggest_key(f"training.{key}", known, recipe_keys)
+            raise RmkitError(f"{name} is not a field of TrainingArguments.", remedy)
+        _check_value(name, value, hints[key])
         if value in _NEED_A_METRIC.get(key, []):
             raise RmkitError(
-                f"{source}: training.{key} {value} follows a metric of the Trainer's evaluation, and there is none.",
+                f"{name} {value} follows a metric of the Trainer's own evaluation, which rmkit does not run.",
                 f"Use another training.{key}, or leave it out.",
             )
     _check_reporters(training.get("report_to") or [], source)
     defaults = TRAINING_DEFAULTS | {"batch_size": BATCH_SIZE, "per_device_train_batch_size": MICRO_BATCH_SIZE}
     options = defaults | dict(training)
-    of_transformers = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
-    for key, (other, values) in _NEED_ANOTHER.items():
-        if training.get(key) and options.get(other, of_transformers[other]) not in values:
-            wanted = " or ".join(map(json.dumps, values)).replace('"', "")
-            raise RmkitError(
-                f"{source}: training.{key} is used with training.{other} {wanted} only.",
-                f"Set training.{other}={wanted.partition(' ')[0]}, or leave training.{key} out.",
-            )
+    _check_requirements(training, options, source)
     return options
 
 
+def training_fields() -> list[str]:
+    """The keys that `training:` accepts."""
+    from transformers import TrainingArguments
+
+    fields = [field.name for field in dataclasses.fields(TrainingArguments)]
+    return [name for name in [*fields, "batch_size"] if name not in OWNED_FIELDS | REFUSED_FIELDS]
+
+
+def _check_requirements(training: Mapping[str, Any], options: Mapping[str, Any], source: str) -> None:
+    """Refuse a field of `training` that has no effect with the other `options`."""
+    from transformers import TrainingArguments
+
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+    for key, (other, values) in _REQUIRES.items():
+        if training.get(key) and options.get(other, defaults[other]) not in values:
+            needed = " or ".join(map(json.dumps, values)).replace('"', "")
+            raise RmkitError(
+                f"{source}: training.{key} only has an effect with training.{other} {needed}.",
+                f"Set training.{other}={needed.partition(' ')[0]}, or leave training.{key} out.",
+            )
+
+
 def _check_value(key: str, value: Any, hint: Any) -> None:
-    choices = [option.value for each in _alternatives(hint) if _is_enum(each) for option in each]
+    choices = [option.value for choice in _alternatives(hint) if _is_enum(choice) for option in choice]
     if choices:  # transformers annotates these fields as any text too
         if value not in choices:
-            raise RmkitError(f"{key} is {value!r}, which transformers does not know.", nearest(str(value), choices))
+            raise RmkitError(f"{key} is {value!r}, which transformers does not know.", suggest(str(value), choices))
         return
     if isinstance(value, float) and not math.isfinite(value):
-        raise RmkitError(f"{key} is {value!r}: it must be a finite number.", f"Mend {key.split()[-1]}.")
+        raise RmkitError(f"{key} is {value!r}: it must be a finite number.", f"Fix {key.split()[-1]}.")
     try:
         config = ConfigDict(strict=True, arbitrary_types_allowed=True)
         TypeAdapter(hint, config=config).validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        wanted = _type_name(hint) if first["type"].endswith("_type") else plainly(first)
-        raise RmkitError(f"{key} is {value!r}: it must be {wanted}.", f"Mend {key.split()[-1]}.") from None
+        expected = _type_name(hint) if first["type"].endswith("_type") else expected_value(first)
+        raise RmkitError(f"{key} is {value!r}: it must be {expected}.", f"Fix {key.split()[-1]}.") from None
 
 
-def _check_reporters(wanted: str | Sequence[str], source: str) -> None:
+def _check_reporters(reporters: str | Sequence[str], source: str) -> None:
     from transformers.integrations import get_available_reporting_integrations
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     available = ["none", "all", *get_available_reporting_integrations()]
-    for name in [wanted] if isinstance(wanted, str) else wanted:
+    for name in [reporters] if isinstance(reporters, str) else reporters:
         if name in available:
             continue
         if name not in INTEGRATION_TO_CALLBACK:
@@ -244,12 +267,12 @@ def _check_reporters(wanted: str | Sequence[str], source: str) -> None:
 
 def _alternatives(hint: Any) -> list[Any]:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return [inner for each in typing.get_args(hint) for inner in _alternatives(each)]
+        return [inner for choice in typing.get_args(hint) for inner in _alternatives(choice)]
     return [typing.get_args(hint)[0]] if typing.get_origin(hint) is Annotated else [hint]
 
 
 def _literals(hint: Any) -> list[Any]:
-    return [each for each in _alternatives(hint) if typing.get_origin(each) is Literal]
+    return [choice for choice in _alternatives(hint) if typing.get_origin(choice) is Literal]
 
 
 def _is_enum(hint: Any) -> bool:
@@ -258,6 +281,7 @@ def _is_enum(hint: Any) -> bool:
 
 def _type_name(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    names |= {each: " or ".join(map(repr, typing.get_args(each))) for each in _literals(hint)}
-    shown = (names.get(each) or ("a mapping" if "dict" in str(each) else "a list") for each in _alternatives(hint))
+    names |= {literal: " or ".join(map(repr, typing.get_args(literal))) for literal in _literals(hint)}
+    alternatives = _alternatives(hint)
+    shown = [names.get(choice) or ("a mapping" if "dict" in str(choice) else "a list") for choice in alternatives]
     return " or ".join(dict.fromkeys(shown))

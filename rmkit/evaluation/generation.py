@@ -19,7 +19,7 @@ from rmkit.config.strict_yaml import StrictModel
 from rmkit.encoding.batches import pad
 from rmkit.encoding.chat import TokenSequence
 from rmkit.errors import RmkitError
-from rmkit.evaluation.scorer import Scorer
+from rmkit.evaluation.scorer import RewardScorer
 from rmkit.evaluation.scoring import Progress
 from rmkit.models.language_model import unbound
 
@@ -38,7 +38,7 @@ class GenerationSettings(StrictModel):
 
 @torch.no_grad()
 def generate(
-    scorer: Scorer,
+    scorer: RewardScorer,
     prompts: Sequence[str],
     settings: GenerationSettings,
     *,
@@ -92,7 +92,7 @@ def _generation_config(pad_token_id: int, end_id: int, settings: GenerationSetti
     )
 
 
-def _encode_prompts(scorer: Scorer, prompts: Sequence[str], max_new_tokens: int) -> list[TokenSequence]:
+def _encode_prompts(scorer: RewardScorer, prompts: Sequence[str], max_new_tokens: int) -> list[TokenSequence]:
     """The token ids of prompts, up to where a response starts."""
     encoder = scorer.reward_model.encoder
     if scorer.reward_model.head:
@@ -140,7 +140,7 @@ def verify_samples(
 
 
 def likelihoods(
-    scorer: Scorer,
+    scorer: RewardScorer,
     prompts: Sequence[str],
     chosen: Sequence[str],
     rejected: Sequence[str],

@@ -1,4 +1,7 @@
-"""Reward models in use: `load_reward_model(path)` and then `score`, without a recipe or a trainer."""
+"""`RewardScorer`: a loaded reward model that scores texts, pairs and sets, without a recipe or a trainer.
+
+Importing this module is fast, since the class is part of the public face: its methods import torch.
+"""
 
 from __future__ import annotations
 
@@ -6,88 +9,27 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from accelerate import PartialState
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from rmkit.config.recipe import DTypeName, SpecialTokens
 from rmkit.data.preferences import PreferenceData, PreferencePair
-from rmkit.encoding.batches import Layout, pad
-from rmkit.encoding.chat import TokenSequence
-from rmkit.encoding.pairs import EncodedPair, iter_encoded, remarks
 from rmkit.errors import RmkitError
-from rmkit.evaluation.scoring import (
-    DEFAULT_BATCH_SIZE,
-    WINDOW,
-    Progress,
-    pair_rewards,
-    sequence_outputs,
-)
+from rmkit.evaluation.limits import DEFAULT_BATCH_SIZE, WINDOW
 from rmkit.evaluation.statistics import length_baselines, summary
-from rmkit.models.language_model import apply_head
-from rmkit.models.positions import last_position, made_for, refuse_longer
-from rmkit.reward_models.loading import Checkpoint, load
-from rmkit.reward_models.probe import check_forward
 from rmkit.runs.rewards import PairRewards, concatenate
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from rmkit.encoding.chat import TokenSequence
+    from rmkit.encoding.pairs import EncodedPair
+    from rmkit.evaluation.scoring import Progress
+    from rmkit.reward_models.loading import Checkpoint
+
 Pair = PreferencePair | Mapping[str, str] | Sequence[str]
-
-
-def load_reward_model(
-    path_or_id: str,
-    type: str | None = None,
-    pooling: str | None = None,
-    reference: str | None = None,
-    beta: float | None = None,
-    *,
-    revision: str | None = None,
-    dtype: DTypeName | None = None,
-    attention: str | None = None,
-    layout: Layout | None = None,
-    date_string: str | None = None,
-    special_tokens: SpecialTokens | None = None,
-    trust_remote_code: bool = False,
-    device: str | torch.device | None = None,
-    base: str | None = None,
-    verify: bool = True,
-) -> Scorer:
-    """A reward model that scores texts.
-
-    Args:
-        path_or_id: a run's model/ folder, any transformers model folder, or a hub id. A run's folder knows its options.
-        type: explicit, implicit or generative.
-        pooling: explicit models: last or mean.
-        reference: implicit models: the model that training started from, or "none".
-        beta: implicit models: the factor of Eq. 2.
-        layout: shared (what sequences start with alike is computed once) or padded; as recorded, else shared.
-        special_tokens: what becomes of control tokens that texts spell: text (they are read as text), keep (they are
-            tokens) or error; as recorded, else text.
-        device: where to compute; the first accelerator, else the CPU.
-        base: where the model that training started from is now, if not where it was.
-        verify: whether base, reference and tokenizer must be those of training; a note says so if not.
-
-    Raises:
-        RmkitError: see `rmkit.reward_models.loading.load` and `rmkit.reward_models.probe.check_forward`.
-    """
-    options = {"type": type, "pooling": pooling, "reference": reference, "beta": beta}
-    checkpoint = load(
-        str(path_or_id),
-        options=options,
-        revision=revision,
-        dtype=dtype,
-        attention=attention,
-        layout=layout,
-        date_string=date_string,
-        special_tokens=special_tokens,
-        trust_remote_code=trust_remote_code,
-        base=base,
-        verify=verify,
-    )
-    return Scorer(checkpoint, device)
 
 
 @dataclass(frozen=True)
@@ -139,7 +81,7 @@ class _ScoredSetBuilder:
         return ScoredSet(concatenate(self.rewards), np.array(self.response_lengths), self.dropped, remarks)
 
 
-class Scorer:
+class RewardScorer:
     """A loaded reward model. `score` rewards responses; `score_pairs` rewards the two responses of preference pairs.
 
     Raises:
@@ -147,6 +89,12 @@ class Scorer:
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str | torch.device | None = None):
+        import torch
+        from accelerate import PartialState
+
+        from rmkit.models.positions import last_position
+        from rmkit.reward_models.probe import check_forward
+
         loaded = checkpoint.reference is not None or checkpoint.reference_is_base
         if checkpoint.reward_model.reference is not None and not loaded:
             raise ValueError(f"the reference {checkpoint.reward_model.reference} was not loaded (policy_only)")
@@ -230,6 +178,10 @@ class Scorer:
             max_length: leave out pairs with more tokens, see `rmkit.encoding.pairs.encode_pairs`.
             description: label of the progress bar; no bar without one.
         """
+        from rmkit.encoding.pairs import iter_encoded
+        from rmkit.evaluation.scoring import Progress
+        from rmkit.models.positions import refuse_longer
+
         builders = {name: _ScoredSetBuilder() for name in sets}
         streams = {
             name: iter_encoded(data, self.reward_model, builders[name].dropped, max_length=max_length)
@@ -256,12 +208,21 @@ class Scorer:
     def _remarks(
         self, name: str, lengths: Sequence[int], control_texts: int, templated: int, unit: str = "pairs"
     ) -> list[str]:
+        from rmkit.encoding.pairs import remarks
+        from rmkit.models.positions import made_for
+
         known, special_tokens = made_for(self.checkpoint.model.config), self.reward_model.encoder.special_tokens
         options: dict[str, Any] = {"known": known, "special_tokens": special_tokens, "unit": unit}
         return remarks(name, lengths, control_texts, templated, **options)
 
     def token_terms(self, prompt: str, response: str) -> NDArray[np.float64] | None:
         """The terms [tokens] whose sum is the reward of a response; None if rewards are not sums over tokens."""
+        import torch
+
+        from rmkit.encoding.batches import pad
+        from rmkit.models.language_model import apply_head
+        from rmkit.models.positions import refuse_longer
+
         if not self.reward_model.additive:
             return None
         sequences = self.reward_model.encode([prompt], [response])
@@ -290,6 +251,9 @@ class Scorer:
         Raises:
             RmkitError: if a sequence is longer than the model's position embeddings.
         """
+        from rmkit.evaluation.scoring import sequence_outputs
+        from rmkit.models.positions import refuse_longer
+
         refuse_longer("the responses", max(map(len, sequences), default=0), self.last_position)
 
         def compute(model: nn.Module) -> Tensor:
@@ -298,6 +262,10 @@ class Scorer:
         return self._of_both(compute)
 
     def _pair_rewards(self, pairs: Sequence[EncodedPair], batch_size: int, progress: Progress) -> PairRewards:
+        import torch
+
+        from rmkit.evaluation.scoring import pair_rewards
+
         if not pairs:
             return PairRewards(np.zeros(0, dtype=np.int64), np.zeros((0, 2)))
         sequences = [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]

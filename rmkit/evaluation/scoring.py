@@ -21,14 +21,11 @@ from tqdm.auto import tqdm
 from rmkit.encoding.batches import Layout, collate
 from rmkit.encoding.chat import TokenSequence
 from rmkit.encoding.pairs import EncodedPairs
+from rmkit.evaluation.limits import DEFAULT_BATCH_SIZE, WINDOW
 from rmkit.models.language_model import apply_head, only_read
 from rmkit.models.shared_attention import layout_of
 from rmkit.reward_models.base import RewardModel
 from rmkit.runs.rewards import PairRewards
-
-DEFAULT_BATCH_SIZE = 16
-WINDOW = 1024
-"""Number of pairs that are sorted together, and the most that `rmkit score` holds in memory."""
 
 
 class Progress:

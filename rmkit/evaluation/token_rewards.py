@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from rmkit.errors import RmkitError
-from rmkit.evaluation.scorer import Scorer
+from rmkit.evaluation.scorer import RewardScorer
 from rmkit.runs.directory import RunDirectory
 from rmkit.runs.explanation import Explanation
 from rmkit.runs.rewards import PairRewards
@@ -31,7 +31,7 @@ class WrongResponse:
     file: str
 
 
-def explain(scorer: Scorer, prompt: str, response: str, batch_size: int = 8) -> Explanation:
+def explain(scorer: RewardScorer, prompt: str, response: str, batch_size: int = 8) -> Explanation:
     """The reward of a response by token: terms for types whose reward is a sum over tokens, else prefix rewards.
 
     Raises:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from rmkit.encoding.pairs import EncodedPairs
 from rmkit.errors import RmkitError
-from rmkit.evaluation.scoring import WINDOW, pair_outputs
+from rmkit.evaluation.limits import WINDOW
+from rmkit.evaluation.scoring import pair_outputs
 from rmkit.models.positions import last_position, refuse_longer
 from rmkit.processes import zero3_disabled
 from rmkit.reward_models import RewardModel

@@ -1,4 +1,4 @@
-"""`rmkit rewrite` against an endpoint on loopback: faults, a kill, the Batch API, and every way to be told off."""
+"""`rmkit rewrite` against an endpoint on loopback: faults, a kill, the Batch API, and every error."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def arguments(data: Path, output: Path, endpoint: Endpoint | None, *more: str, s
     return [str(data), "--style", style, "--model", "m", "--output", str(output), *url, *more]
 
 
-def run(*given: str) -> Result:
+def run(*options: str) -> Result:
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(rewrite)
-    result = CliRunner().invoke(app, list(given))
+    result = CliRunner().invoke(app, list(options))
     assert "sk-very-secret-key" not in result.output
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
@@ -84,11 +84,11 @@ def rows_of(output: Path) -> list[dict[str, Any]]:
     return list(datasets.load_from_disk(str(output))["test"])
 
 
-# --- one at a time -------------------------------------------------------------------------------------------------
+# --- one request per text -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_faults_and_a_kill_lose_nothing_and_ask_nothing_twice(tmp_path: Path) -> None:
+def test_faults_and_a_kill_lose_no_answer_and_repeat_no_request(tmp_path: Path) -> None:
     data, output = write_pairs(tmp_path / "pairs.jsonl", PAIRS), tmp_path / "out"
     originals = [json.loads(line) for line in data.read_text().splitlines()]
     with serving(faults=FAULTS, seed=3) as endpoint:
@@ -96,7 +96,7 @@ def test_faults_and_a_kill_lose_nothing_and_ask_nothing_twice(tmp_path: Path) ->
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         endpoint.hold_after = 170
         # Requests are held from then on. A worker asks again only once its last answer is in the journal: when all
-        # sixteen wait, every answer given is on disk, and sixteen requests are cut off by the kill.
+        # sixteen wait, every answer is on disk, and sixteen requests are cut off by the kill.
         killed = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         endpoint.wait_until_held(16)
         killed.send_signal(signal.SIGKILL)
@@ -108,19 +108,19 @@ def test_faults_and_a_kill_lose_nothing_and_ask_nothing_twice(tmp_path: Path) ->
 
         finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert finished.returncode == 0, finished.stderr
-        assert f"400 answers for 400 texts; {before} were in the journal, {400 - before} are new." in finished.stdout
-        assert set(endpoint.faults) == set(FAULTS)  # each kind of fault has happened
+        assert f"400 answers for 400 texts: {before} from the journal, {400 - before} new." in finished.stdout
+        assert set(endpoint.faults) == set(FAULTS)  # every kind of fault occurred
         assert endpoint.faults.total() > 40
         assert endpoint.delivered == dict.fromkeys(
             [text for pair in originals for text in (pair["chosen"], pair["rejected"])], 1
         )
 
-        asked = endpoint.requests.total()
+        requests = endpoint.requests.total()
         content = sorted((path.name, path.read_bytes()) for path in output.rglob("*") if path.is_file())
         again = run(*arguments(data, output, endpoint, "--concurrency", "16"))
         assert again.exit_code == 0
-        assert "finished: nothing was asked for" in again.output
-        assert endpoint.requests.total() == asked
+        assert "finished: no requests were made" in again.output
+        assert endpoint.requests.total() == requests
         assert sorted((path.name, path.read_bytes()) for path in output.rglob("*") if path.is_file()) == content
 
     rows = rows_of(output)
@@ -135,7 +135,7 @@ def test_faults_and_a_kill_lose_nothing_and_ask_nothing_twice(tmp_path: Path) ->
         assert row["rejected"] == reversed_words(pair["rejected"])
 
 
-def test_the_same_text_is_asked_for_once(tmp_path: Path, endpoint: Endpoint) -> None:
+def test_equal_texts_are_requested_once(tmp_path: Path, endpoint: Endpoint) -> None:
     data = tmp_path / "pairs.jsonl"
     texts = ("the judge never understood the letter", "my neighbour repaired the engine", "a sailor closed the bridge")
     pairs = [(texts[0], texts[1]), (texts[0], texts[2]), (texts[2], texts[1])]
@@ -144,10 +144,10 @@ def test_the_same_text_is_asked_for_once(tmp_path: Path, endpoint: Endpoint) -> 
     assert endpoint.requests == dict.fromkeys(texts, 1)
     assert len(rows_of(tmp_path / "out")) == 3
     # 3 answers of 100 and 10 tokens: (300 * 2 + 30 * 8) / 1e6
-    assert "3 answers: 300 input tokens, 30 output tokens, 0.0008 at the prices given." in result.output
+    assert "3 answers: 300 input tokens, 30 output tokens, 0.0008 at the given prices." in result.output
 
 
-def test_requests_are_what_was_asked_for(tmp_path: Path, endpoint: Endpoint) -> None:
+def test_requests_have_the_given_options(tmp_path: Path, endpoint: Endpoint) -> None:
     data = write_pairs(tmp_path / "pairs.jsonl", 1)
     run(*arguments(data, tmp_path / "out", endpoint, "--temperature", "0", "--max-tokens", "50"))
     body = endpoint.bodies[0]
@@ -162,7 +162,7 @@ def test_requests_are_what_was_asked_for(tmp_path: Path, endpoint: Endpoint) -> 
 
 
 @pytest.mark.parametrize("on_bad", ["keep-out", "retry", "keep", "error"])
-def test_bad_rewrites_are_reported_and_treated_as_asked(tmp_path: Path, endpoint: Endpoint, on_bad: str) -> None:
+def test_bad_rewrites_are_reported_and_handled_as_requested(tmp_path: Path, endpoint: Endpoint, on_bad: str) -> None:
     data, output = write_pairs(tmp_path / "pairs.jsonl", 4), tmp_path / "out"
     bad = json.loads(data.read_text().splitlines()[1])["rejected"]
     worse = json.loads(data.read_text().splitlines()[2])["chosen"]
@@ -172,11 +172,11 @@ def test_bad_rewrites_are_reported_and_treated_as_asked(tmp_path: Path, endpoint
         if text == worse
         else (reversed_words(text), "length" if text == bad and endpoint.requests[text] < 2 else "stop")
     )
-    given = arguments(data, output, endpoint, "--on-bad", on_bad)
-    result = run(*given)
-    asked = {"keep-out": (1, 1), "retry": (2, 3), "keep": (1, 1), "error": (1, 1)}[on_bad]
-    assert (endpoint.requests[bad], endpoint.requests[worse]) == asked
-    assert endpoint.requests.total() == 8 - 2 + sum(asked)
+    options = arguments(data, output, endpoint, "--on-bad", on_bad)
+    result = run(*options)
+    expected = {"keep-out": (1, 1), "retry": (2, 3), "keep": (1, 1), "error": (1, 1)}[on_bad]
+    assert (endpoint.requests[bad], endpoint.requests[worse]) == expected
+    assert endpoint.requests.total() == 8 - 2 + sum(expected)
     if on_bad == "error":
         assert "Bad rewrites: 1 cut by length, 1 refusal; the first is the rejected response of row 1." in one_line(
             result
@@ -186,11 +186,11 @@ def test_bad_rewrites_are_reported_and_treated_as_asked(tmp_path: Path, endpoint
         kept = {"keep-out": [0, 3], "retry": [0, 1, 3], "keep": [0, 1, 2, 3]}[on_bad]
         assert [row["orig_index"] for row in rows_of(output)] == kept
         assert "row 2, chosen: refusal" in result.output
-    run(*given)  # what is in the journal is not asked for again, also where it is bad
-    assert endpoint.requests.total() == 8 - 2 + sum(asked)
+    run(*options)  # no request repeats an answer of the journal, even a bad one
+    assert endpoint.requests.total() == 8 - 2 + sum(expected)
 
 
-def test_a_text_that_the_endpoint_does_not_take(tmp_path: Path, endpoint: Endpoint) -> None:
+def test_a_text_that_the_endpoint_rejects(tmp_path: Path, endpoint: Endpoint) -> None:
     data, output = write_pairs(tmp_path / "pairs.jsonl", 3), tmp_path / "out"
     long = json.loads(data.read_text().splitlines()[0])["chosen"]
     endpoint.answer = lambda text: (400, "too many tokens") if text == long else reversed_words(text)
@@ -233,19 +233,19 @@ def test_finished_work_is_kept_when_the_endpoint_starts_to_fail(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "message"),
     [
         ((404, "no model m; your key is sk-very-secret-key"), "no model m; your key is ***"),
         ((403, "sk-very-secret-key"), "does not accept the API key (HTTP 403)"),
         ((400, "unknown parameter"), "unknown parameter"),
     ],
 )
-def test_an_endpoint_that_says_no(tmp_path: Path, endpoint: Endpoint, answer: Any, said: str) -> None:
+def test_an_endpoint_that_refuses(tmp_path: Path, endpoint: Endpoint, answer: Any, message: str) -> None:
     endpoint.answer = lambda _: answer
-    assert said in one_line(run(*arguments(write_pairs(tmp_path / "pairs.jsonl"), tmp_path / "out", endpoint)))
+    assert message in one_line(run(*arguments(write_pairs(tmp_path / "pairs.jsonl"), tmp_path / "out", endpoint)))
 
 
-def test_an_output_that_is_something_else(tmp_path: Path, endpoint: Endpoint) -> None:
+def test_an_output_folder_with_other_content(tmp_path: Path, endpoint: Endpoint) -> None:
     data, output = write_pairs(tmp_path / "pairs.jsonl"), tmp_path / "out"
     output.mkdir()
     (output / "thesis.tex").write_text("years of work")
@@ -259,7 +259,7 @@ def test_an_output_that_is_something_else(tmp_path: Path, endpoint: Endpoint) ->
     assert endpoint.requests.total() == 12
 
 
-def test_a_style_needs_a_model_and_a_file_its_field(tmp_path: Path) -> None:
+def test_a_style_needs_a_model_and_a_prompt_file_its_field(tmp_path: Path) -> None:
     data = str(write_pairs(tmp_path / "pairs.jsonl"))
     assert "needs a --model" in one_line(run(data, "--style", "french", "--output", str(tmp_path / "out")))
     assert "not a style, a language or a file" in one_line(
@@ -272,14 +272,14 @@ def test_a_style_needs_a_model_and_a_file_its_field(tmp_path: Path) -> None:
 
 def test_local_styles_need_no_endpoint(tmp_path: Path) -> None:
     data, output = write_pairs(tmp_path / "pairs.jsonl", 5), tmp_path / "out"
-    given = [str(data), "--style", "local:casing", "--output", str(output), "--seed", "3"]
-    result = run(*given)
+    options = [str(data), "--style", "local:casing", "--output", str(output), "--seed", "3"]
+    result = run(*options)
     assert result.exit_code == 0
     assert "Token overlap (words and marks" in result.output
     rows = rows_of(output)
     assert [row["orig_index"] for row in rows] == list(range(5))
     assert all(row["chosen"] in (row["orig_chosen"].upper(), row["orig_chosen"].lower()) for row in rows)
-    assert "is finished" in run(*given).output
+    assert "is finished" in run(*options).output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "pairs.jsonl"]
 
 
@@ -305,7 +305,7 @@ def test_the_batch_api(tmp_path: Path, endpoint: Endpoint) -> None:
     assert endpoint.other == before
 
 
-def test_bad_answers_of_a_batch_are_asked_for_in_another(tmp_path: Path, endpoint: Endpoint) -> None:
+def test_bad_answers_of_a_batch_are_retried_in_another(tmp_path: Path, endpoint: Endpoint) -> None:
     data = write_pairs(tmp_path / "pairs.jsonl", 2)
     endpoint.answer = lambda text: reversed_words(text) if endpoint.requests[text] > 1 else " "
     batch(data, tmp_path / "out", endpoint, "--on-bad", "retry")
@@ -320,7 +320,7 @@ def batch_requests() -> dict[str, Request]:
     return {request.key: request for request in requests}
 
 
-def test_a_stopped_command_goes_on_waiting_for_its_batch(tmp_path: Path, endpoint: Endpoint) -> None:
+def test_a_restarted_command_waits_for_its_open_batch(tmp_path: Path, endpoint: Endpoint) -> None:
     requests, client = batch_requests(), ClientEndpoint(endpoint.url)
 
     def interrupted(_: float) -> None:
@@ -338,7 +338,7 @@ def test_a_stopped_command_goes_on_waiting_for_its_batch(tmp_path: Path, endpoin
     assert endpoint.other.count("POST /v1/batches") == 1
 
 
-def test_a_batch_made_just_before_a_kill_is_found_by_its_tag(tmp_path: Path, endpoint: Endpoint) -> None:
+def test_a_batch_created_just_before_a_kill_is_found_by_its_tag(tmp_path: Path, endpoint: Endpoint) -> None:
     requests, client = batch_requests(), ClientEndpoint(endpoint.url)
     with open_journal(tmp_path / "j") as journal:
         ask_in_batches(client, requests, journal, lambda _: None, sleep=lambda _: None)
@@ -356,7 +356,7 @@ def test_a_batch_made_just_before_a_kill_is_found_by_its_tag(tmp_path: Path, end
     assert endpoint.other.count("POST /v1/batches") == 2
 
 
-def test_a_batch_is_taken_over_once(tmp_path: Path, endpoint: Endpoint) -> None:
+def test_answers_of_a_batch_are_journaled_once(tmp_path: Path, endpoint: Endpoint) -> None:
     requests, client = batch_requests(), ClientEndpoint(endpoint.url)
     with open_journal(tmp_path / "j") as journal:
         ask_in_batches(client, requests, journal, lambda _: None, sleep=lambda _: None)
@@ -368,7 +368,7 @@ def test_a_batch_is_taken_over_once(tmp_path: Path, endpoint: Endpoint) -> None:
         assert [len(journal.answers[key]) for key in requests] == [1, 1]
 
 
-def test_an_expired_batch_keeps_what_it_answered(tmp_path: Path, endpoint: Endpoint) -> None:
+def test_an_expired_batch_keeps_its_answers(tmp_path: Path, endpoint: Endpoint) -> None:
     requests, client = batch_requests(), ClientEndpoint(endpoint.url)
     endpoint.batch_outcome = "expired"
     endpoint.answer = lambda text: None if text == "one text" else reversed_words(text)

@@ -1,4 +1,4 @@
-"""Recipes are strict: every mistake is an RmkitError that names the file, the key and the nearest known one."""
+"""Recipes are strict: mistakes are RmkitErrors that name the file and the key and suggest the closest one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
+from rmkit.config import recipe as recipe_module
 from rmkit.config.recipe import Recipe, load_recipe, read_recipe, training_arguments
-from rmkit.config.resources import find_accelerate_config
-from rmkit.config.strict_yaml import load_yaml
+from rmkit.config.resources import find_accelerate_config, find_recipe
+from rmkit.config.strict_yaml import dotted_keys, load_yaml, validate
 from rmkit.config.training_arguments import OWNED_FIELDS, REFUSED_FIELDS
 from rmkit.errors import RmkitError
 
@@ -88,7 +89,7 @@ def refused(write):
         ("base__build__layrs", "layers"),
     ],
 )
-def test_an_unknown_key_names_the_nearest(refused, key, nearest):
+def test_an_unknown_key_suggests_the_closest(refused, key, nearest):
     error = refused(edited(**{key: 1}))
     assert f"{key.replace('__', '.')} is not a known key" in error.cause
     assert error.remedy == f"Did you mean {nearest}?"
@@ -100,26 +101,75 @@ def test_a_key_of_another_type_of_reward_model_lists_the_known_ones(refused):
     assert error.remedy == "Known here: type, pooling."
 
 
-def test_a_key_called_like_a_type_is_named_in_full(refused):
+def test_a_key_with_the_name_of_a_type_is_reported_in_full(refused):
     assert "data.train.explicit is not a known key" in refused(edited(data__train__explicit=1)).cause
     assert "reward_model.implicit is not a known key" in refused(edited(reward_model__implicit=1)).cause
 
 
+@pytest.mark.parametrize(
+    ("key", "remedy"),
+    [
+        ("learning_rate", "training.learning_rate or base.build.learning_rate"),
+        ("learning_rte", "training.learning_rate or base.build.learning_rate"),
+        ("dataloader_num_workers", "training.dataloader_num_workers"),
+        ("type", "reward_model.type"),
+        ("beta", "reward_model.beta"),
+        ("max_length", "data.max_length or base.build.max_length"),
+        ("path", "data.train.path or data.evaluation.0.path"),
+        ("data__dtype", "base.dtype"),
+        ("reward_model__batch_size", "evaluation.batch_size or training.batch_size or base.build.batch_size"),
+        ("training__pooling", "reward_model.pooling"),
+        ("training__every_epoch", "evaluation.every_epoch"),
+        ("training__root", "data.root"),
+    ],
+)
+def test_a_key_of_another_section_is_suggested_with_its_section(refused, load, key, remedy):
+    """What is named is a key: an override of that name is not unknown."""
+    assert refused(edited(**{key: 1})).remedy == f"Did you mean {remedy}?"
+    for path in remedy.split(" or "):
+        if not path.startswith("training."):
+            assert path in set(dotted_keys(Recipe))
+            continue
+        assert load(edited(), f"{path}=1").training[path.removeprefix("training.")] == 1
+
+
+def test_all_keys_of_the_schema_are_known():
+    """By the schema that pydantic gives; list entries have the number 0."""
+    keys = set(dotted_keys(Recipe))
+    definitions = Recipe.model_json_schema()["$defs"]
+    assert {f"base.build.{name}" for name in definitions["BaseBuild"]["properties"]} <= keys
+    assert {f"data.evaluation.0.{name}" for name in definitions["EvaluationSet"]["properties"]} <= keys
+    settings_keys = {
+        name for settings in ("Explicit", "Implicit", "Generative") for name in definitions[settings]["properties"]
+    }
+    assert {key for key in keys if key.startswith("reward_model.")} == {
+        f"reward_model.{name}" for name in settings_keys
+    }
+
+
+def test_the_page_describes_every_key():
+    page = re.sub("```.*?```", "", (REPOSITORY / "docs" / "recipes.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    sections = {key.partition(".")[0] for key in dotted_keys(Recipe)}
+    described = set(re.findall(r"\w+", " ".join(re.findall(r"`[^`]+`", page)))) | set(re.findall(r"## (\w+)", page))
+    assert {key.rpartition(".")[2] for key in dotted_keys(Recipe)} <= described | sections
+    assert {"lora", "layout", "distributed", "hub", "resume", "output_dir"} <= described
+
+
 @pytest.mark.parametrize("key", ["base", "reward_model", "data", "output_dir"])
-def test_a_missing_section_is_named(refused, key):
+def test_a_missing_section_is_reported(refused, key):
     content = edited()
     del content[key]
     assert f": {key} is missing" in refused(content).cause
 
 
-def test_a_missing_key_is_named(refused):
+def test_a_missing_key_is_reported(refused):
     assert "data.train.name is missing" in refused(edited(data__train={"path": "x"})).cause
     assert "reward_model.type is missing" in refused(edited(reward_model={"pooling": "mean"})).cause
 
 
 @pytest.mark.parametrize("text", ["output_dir: a\noutput_dir: b", "base: {name: a, name: b}"])
-def test_a_key_given_twice_is_refused(refused, text):
-    assert "given twice" in refused(text).cause
+def test_a_duplicate_key_is_refused(refused, text):
+    assert "duplicate key" in refused(text).cause
 
 
 def test_yaml_merges_are_read(write):
@@ -163,7 +213,7 @@ def test_yaml_merges_are_read(write):
         ("output_dir", None, "a path"),
     ],
 )
-def test_a_value_of_the_wrong_kind_says_what_it_must_be(refused, key, value, wanted):
+def test_a_value_of_the_wrong_type_reports_the_expected_type(refused, key, value, wanted):
     error = refused(edited(**{key: value}))
     assert key.split("__")[0] in error.cause
     assert f"it must be {wanted}" in error.cause
@@ -176,7 +226,7 @@ def test_text_that_yaml_reads_as_a_number_must_be_quoted(refused, load):
     assert load(PLAIN, "base.date_string=2024-07-26").base.date_string == "2024-07-26"  # dates are spelled one way
 
 
-def test_a_misspelt_choice_names_the_nearest(refused):
+def test_a_misspelt_choice_suggests_the_closest(refused):
     assert refused(edited(reward_model__type="expliit")).remedy == "Did you mean explicit?"
     assert refused(edited(reward_model__pooling="maen")).remedy == "Did you mean mean?"
     assert refused(edited(data__evaluation__0__category="domain-shift")).remedy == "Did you mean domain shift?"
@@ -195,7 +245,7 @@ def test_conditions_between_keys(refused, load):
 
 
 @pytest.mark.parametrize("number", ["1e-6", "1E-6", "1.e-6", "1.0e-6", "+1e-06", ".1e-5", "0.000001"])
-def test_every_way_to_write_a_number_is_a_number(load, number):
+def test_every_notation_of_a_number_is_parsed_as_a_number(load, number):
     text = yaml.safe_dump(edited()).replace("1.0e-06", number)
     assert number in text
     assert load(text).training["learning_rate"] == pytest.approx(1e-6)
@@ -211,14 +261,45 @@ def test_home_is_expanded_in_paths(load, monkeypatch):
 # --- files ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_file_names_the_nearest():
+def test_a_missing_file_suggests_the_closest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(RmkitError) as error:
         load_recipe("recipes/nothing_like_it.yaml")
     assert error.value.cause == "recipes/nothing_like_it.yaml does not exist."
+    assert error.value.remedy.startswith("Give a file, or the name of a shipped recipe: llama8b_exgrm, llama8b_exrm,")
     wrong = REPOSITORY / "recipes" / "llama8b_exmr.yaml"
     with pytest.raises(RmkitError) as error:
         load_recipe(wrong)
     assert error.value.remedy == f"Did you mean {wrong.with_name('llama8b_exrm.yaml')}?"
+
+
+def test_shipped_recipes_are_found_by_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in RECIPES:
+        name = path.relative_to(REPOSITORY / "recipes").with_suffix("").as_posix()
+        assert find_recipe(name) == path
+        assert load_recipe(name) == load_recipe(path)
+    Path("llama8b_exrm").write_text("a: 1")
+    assert find_recipe("llama8b_exrm") == Path("llama8b_exrm")  # a file comes first
+
+
+@pytest.mark.parametrize(
+    ("name", "shipped"),
+    [
+        ("llama8b_exmr", "llama8b_exrm"),
+        ("exrm", "quickstart/exrm"),
+        ("quikstart/exrm", "quickstart/exrm"),
+        ("llama8b_exrm.yaml", "llama8b_exrm"),
+        ("recipes/llama8b_imrm.yaml", "llama8b_imrm"),
+    ],
+)
+def test_a_wrong_name_suggests_the_closest_shipped_recipe(tmp_path, monkeypatch, name, shipped):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RmkitError) as error:
+        find_recipe(name)
+    assert error.value.cause == f"{name} does not exist."
+    assert error.value.remedy == f"Did you mean the shipped recipe {shipped}?"
+    load_recipe(shipped)  # the remedy
 
 
 @pytest.mark.parametrize(
@@ -240,7 +321,7 @@ def test_a_missing_file_names_the_nearest():
         "a: !!python/object/apply:os.system ['true']",
     ],
 )
-def test_what_is_not_a_yaml_mapping_is_refused(refused, text):
+def test_a_file_that_is_not_a_yaml_mapping_is_refused(refused, text):
     refused(text)
 
 
@@ -268,7 +349,7 @@ def test_overrides_set_scalars_sections_lists_and_entries_of_lists(load):
         "reward_model={type: implicit, beta: 1e-1}",
         "training.seed=7",
     )
-    assert [each.limit for each in recipe.data.evaluation] == [None, 3]
+    assert [entry.limit for entry in recipe.data.evaluation] == [None, 3]
     assert recipe.lora.r == 8
     assert recipe.data.root == Path("a=b")
     assert recipe.base.build.layers == 2
@@ -298,7 +379,7 @@ def test_overrides_set_scalars_sections_lists_and_entries_of_lists(load):
         "base.date_string=2024-13-45",
     ],
 )
-def test_an_override_that_cannot_be_applied_is_quoted(refused, override):
+def test_an_error_quotes_the_override_that_cannot_be_applied(refused, override):
     assert repr(override) in refused(PLAIN, override, names_file=False).cause
 
 
@@ -306,7 +387,7 @@ def test_an_override_that_cannot_be_applied_is_quoted(refused, override):
     ("override", "nearest"),
     [("dta.root=x", "data"), ("data.rot=x", "root"), ("data.evaluation.0.limt=3", "limit"), ("lora.rr=8", "r")],
 )
-def test_a_misspelt_override_names_the_nearest_key(refused, override, nearest):
+def test_a_misspelt_override_suggests_the_closest_key(refused, override, nearest):
     error = refused(PLAIN, override)
     assert override.partition("=")[0].split(".")[0] in error.cause
     assert error.remedy in (f"Did you mean {nearest}?", "Known here: r, alpha, dropout, target_modules.")
@@ -316,7 +397,7 @@ def test_a_misspelt_override_names_the_nearest_key(refused, override, nearest):
 
 
 @pytest.mark.parametrize("field", sorted(OWNED_FIELDS))
-def test_fields_that_rmkit_decides_name_its_own_key(refused, field):
+def test_fields_that_rmkit_sets_point_to_its_own_key(refused, field):
     error = refused(edited(**{f"training__{field}": 1}))
     assert f"training.{field} is decided by rmkit" in error.cause
     own = error.remedy.removeprefix("Use ").removesuffix(" instead.").partition(":")[0]
@@ -334,7 +415,7 @@ def test_fields_that_rmkit_decides_name_its_own_key(refused, field):
 
 
 @pytest.mark.parametrize("field", sorted(REFUSED_FIELDS))
-def test_fields_without_a_key_say_why(refused, field):
+def test_fields_without_a_key_give_the_reason(refused, field):
     error = refused(edited(**{f"training__{field}": 1}))
     assert f"training.{field} is decided by rmkit" in error.cause
     assert error.remedy == f"Leave it out: {REFUSED_FIELDS[field]}."
@@ -350,7 +431,7 @@ def training_fields():
     ("field", "nearest"),
     [("learning_rte", "learning_rate"), ("batchsize", "batch_size"), ("num_epochs", "num_train_epochs")],
 )
-def test_an_unknown_field_names_the_nearest(refused, field, nearest):
+def test_an_unknown_field_suggests_the_closest(refused, field, nearest):
     error = refused(edited(**{f"training__{field}": 1}))
     assert f"training.{field} is not a field" in error.cause
     assert error.remedy == f"Did you mean {nearest}?"
@@ -376,7 +457,7 @@ def test_an_unknown_field_names_the_nearest(refused, field, nearest):
         ("adam_epsilon", float("nan"), "a finite number"),
     ],
 )
-def test_a_field_of_the_wrong_kind_says_what_it_must_be(refused, field, value, wanted):
+def test_a_field_of_the_wrong_type_reports_the_expected_type(refused, field, value, wanted):
     error = refused(edited(**{f"training__{field}": value}))
     assert f"training.{field} is {value!r}: it must be {wanted}" in error.cause
 
@@ -389,7 +470,7 @@ def test_a_field_of_the_wrong_kind_says_what_it_must_be(refused, field, value, w
         ("save_strategy", "epch", "epoch"),
     ],
 )
-def test_a_misspelt_choice_of_transformers_names_the_nearest(refused, field, value, nearest):
+def test_a_misspelt_choice_of_transformers_suggests_the_closest(refused, field, value, nearest):
     assert refused(edited(**{f"training__{field}": value})).remedy == f"Did you mean {nearest}?"
     assert field in refused(edited(**{f"training__{field}": 3})).cause
 
@@ -398,7 +479,7 @@ def test_a_reporter_that_is_not_installed_is_refused(refused):
     assert "training.report_to is 'nonsense'" in refused(edited(training__report_to=["none", "nonsense"])).cause
 
 
-def test_the_papers_optimisation_is_the_default(load):
+def test_the_papers_optimizer_settings_are_the_default(load):
     arguments = training_arguments(load(edited(training={})))
     assert arguments["learning_rate"] == 1e-6
     assert arguments["lr_scheduler_type"] == "constant"
@@ -407,7 +488,7 @@ def test_the_papers_optimisation_is_the_default(load):
     assert arguments["num_train_epochs"] == 5
 
 
-def test_defaults_are_not_fields_that_recipes_may_not_set(load):
+def test_no_default_is_a_forbidden_field(load):
     assert not set(training_arguments(load())) & (OWNED_FIELDS | REFUSED_FIELDS).keys()
 
 
@@ -434,12 +515,39 @@ def test_a_recipe_cannot_be_changed(load):
         load().data.max_length = 3
 
 
+# --- recipes of earlier versions ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("theory", "noted"),
+    [
+        ({"dynamics": False, "pairs": 8, "learning_rate": 1e-6}, False),  # what every resolved recipe had
+        ({"dynamics": True, "pairs": 8}, True),
+        ("nonsense", True),
+    ],
+)
+def test_the_removed_theory_section_is_ignored_with_a_note(load, write, capsys, monkeypatch, theory, noted):
+    recipe_module._note_removed_theory.cache_clear()
+    assert load(edited(theory=theory)) == load()
+    recorded = load().model_dump(mode="json") | {"theory": theory}  # as in run.json
+    assert validate(Recipe, recorded, "run.json") == load()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == noted
+    if noted:
+        assert lines[0].endswith("`theory:` is ignored; run `rmkit theory dynamics RUN` after training instead.")
+    load(edited(theory=theory))
+    monkeypatch.setenv("RANK", "1")
+    recipe_module._note_removed_theory.cache_clear()
+    load(edited(theory=theory))
+    assert capsys.readouterr().err == ""
+
+
 # --- the shipped recipes -------------------------------------------------------------------------------------------
 
 RECIPES = sorted(
     path for path in (REPOSITORY / "recipes").rglob("*.yaml") if not {"suites", "sweeps"} & set(path.parts)
 )
-KINDS = re.compile(r"(^|_)(exrm|imrm|exgrm)(?=_|$)")
+TYPE_NAMES = re.compile(r"(^|_)(exrm|imrm|exgrm)(?=_|$)")
 
 
 def relative(path):
@@ -461,16 +569,16 @@ def test_siblings_differ_only_in_the_reward_model_and_the_output(path):
     def rest(of):
         return {key: value for key, value in load_yaml(of).items() if key not in ("reward_model", "output_dir")}
 
-    family = [each for each in RECIPES if sibling(each) == sibling(path)]
+    family = [other for other in RECIPES if sibling(other) == sibling(path)]
     for other in family:
         assert rest(other) == rest(path)
-    models = [str(load_yaml(each)["reward_model"]) for each in family]
-    outputs = [load_yaml(each)["output_dir"] for each in family]
+    models = [str(load_yaml(member)["reward_model"]) for member in family]
+    outputs = [load_yaml(member)["output_dir"] for member in family]
     assert len(set(models)) == len(set(outputs)) == len(family)
 
 
 def sibling(path):
-    return path.with_name(KINDS.sub(r"\1*", path.name.removesuffix(".yaml")))
+    return path.with_name(TYPE_NAMES.sub(r"\1*", path.name.removesuffix(".yaml")))
 
 
 def test_the_recipes_that_the_paper_needs_are_shipped():
@@ -479,10 +587,10 @@ def test_the_recipes_that_the_paper_needs_are_shipped():
     assert {"tiny_rewardmath_exrm", "tiny_rewardmath_imrm", "tiny_rewardmath_exgrm"} <= names
 
 
-@pytest.mark.parametrize("kind", ["exrm", "imrm", "exgrm"])
-def test_the_8b_recipes_have_the_papers_settings(kind):
+@pytest.mark.parametrize("name", ["exrm", "imrm", "exgrm"])
+def test_the_8b_recipes_have_the_papers_settings(name):
     """The table of Appendix D.3, whatever the defaults of the libraries are."""
-    written = load_yaml(REPOSITORY / "recipes" / f"llama8b_{kind}.yaml")
+    written = load_yaml(REPOSITORY / "recipes" / f"llama8b_{name}.yaml")
     pinned = {
         "learning_rate": 1e-6,
         "lr_scheduler_type": "constant",
@@ -496,7 +604,7 @@ def test_the_8b_recipes_have_the_papers_settings(kind):
     assert pinned.items() <= written["training"].items()
     assert written["base"]["dtype"] == "bfloat16"
     assert written["distributed"] == "zero3"
-    if kind == "imrm":
+    if name == "imrm":
         assert written["reward_model"]["beta"] == 0.01
 
 

@@ -173,13 +173,13 @@ def test_the_order_of_sequences_changes_no_bit(scorer, sets, layout):
 def test_windows_stay_full_where_small_sets_end(scorer, sets, windows, monkeypatch):
     windows(12)
     sizes = []
-    original = scorer_module.sequence_outputs
+    original = scoring.sequence_outputs
 
     def counting(model, kind, sequences, **options):
         sizes.append(len(sequences) // 2)
         return original(model, kind, sequences, **options)
 
-    monkeypatch.setattr(scorer_module, "sequence_outputs", counting)
+    monkeypatch.setattr(scoring, "sequence_outputs", counting)
     scorer.score_sets({"original": sets["original"], "repeated": sets["repeated"]})
     assert sizes[:: scorer.models] == [12, 12, 12, 8, 6]  # 18 and 18, then 6 and 2, then 6
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rmkit.config.recipe import Explicit, Implicit
-from rmkit.evaluation.scorer import Scorer
+from rmkit.evaluation.scorer import RewardScorer
 from rmkit.reward_models.explicit import ExplicitRewardModel
 from rmkit.reward_models.implicit import ImplicitRewardModel
 from rmkit.reward_models.loading import load
@@ -55,9 +55,9 @@ def test_a_scorer_needs_the_reference(models, tmp_path):
     options = {"type": "implicit", "reference": str(models["qwen2"]), "beta": 0.5}
     checkpoint = load(str(models["qwen2"]), options=options, policy_only=True)
     with pytest.raises(ValueError, match="was not loaded"):
-        Scorer(checkpoint)
+        RewardScorer(checkpoint)
     checkpoint = load(str(models["qwen2"]), options=options | {"reference": "none"}, policy_only=True)
-    assert Scorer(checkpoint).score(["why?"], ["No."]).shape == (1,)
+    assert RewardScorer(checkpoint).score(["why?"], ["No."]).shape == (1,)
 
 
 @pytest.mark.smoke

@@ -170,8 +170,10 @@ def test_the_command_prints_one_screen(recipe_file: Path) -> None:
     assert (rows["train"][0], rows["train"][-2:]) == ("5", ["1", "1"])
     assert (rows["test"][0], rows["test"][-4:]) == ("3", ["1", "2", "0", "0"])
     assert "* explicit: " in result.output
-    assert "In each training sequence: BOS 1, EOS 3." in result.output
-    assert "2 steps an epoch, 6 steps in all (processes: 1, micro-batches a step: 2)" in " ".join(result.output.split())
+    assert "Every training sequence has BOS 1, EOS 3." in result.output
+    assert "2 steps per epoch, 6 steps in total (processes: 1, micro-batches per step: 2)" in " ".join(
+        result.output.split()
+    )
     assert "accelerate's estimator" in result.output
     assert not (recipe_file.parent / "run").exists()
 
@@ -180,7 +182,7 @@ def test_check_does_not_build_a_base(recipe_file: Path, tmp_path: Path, monkeypa
     monkeypatch.setenv("RMKIT_CACHE", str(tmp_path / "cache"))
     result = run(recipe_file, "base={build: {steps: 1}}")
     assert result.exit_code == 0
-    assert "is to be built" in result.output
+    assert "is not built yet" in result.output
     assert not (tmp_path / "cache").exists()
 
 

@@ -29,7 +29,7 @@ def test_no_metric_is_added_if_no_prompt_is_shared():
 @pytest.mark.smoke
 def test_a_run_records_it_and_prepares_its_sources(tmp_path, monkeypatch):
     """One command from a bare recipe: the source is prepared on first use, its tokens are added, a model is trained."""
-    from rmkit.evaluation.scorer import load_reward_model
+    from rmkit import load_reward_model
     from rmkit.train import train
 
     monkeypatch.setenv("RMKIT_CACHE", str(tmp_path / "cache"))

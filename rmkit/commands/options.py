@@ -1,0 +1,92 @@
+"""Options that several commands share, and `group_options`, which lets commands take them as dataclasses."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+RecipeName = Annotated[
+    str, typer.Argument(help="A recipe file, or the name of a shipped recipe, for example llama8b_exrm.")
+]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Recipe keys to change, as section.key=value.")]
+Model = Annotated[str, typer.Argument(help="A run's model/ folder, any transformers model folder, or a hub id.")]
+Split = Annotated[str, typer.Option(help="The split to read.")]
+Subset = Annotated[str | None, typer.Option(help="The configuration of a hub data set.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N pairs.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Responses per forward pass.")]
+MaxLength = Annotated[int | None, typer.Option(min=1, help="Leave out pairs longer than N tokens.")]
+
+Type = Annotated[str | None, typer.Option(help="explicit, implicit or generative. Default: as recorded.")]
+Pooling = Annotated[str | None, typer.Option(help="For explicit models: last or mean.")]
+Reference = Annotated[
+    str | None, typer.Option(help="For implicit models: the model that training started from, or none.")
+]
+Beta = Annotated[float | None, typer.Option(help="For implicit models: the factor in Eq. 2.")]
+DType = Annotated[str | None, typer.Option(help="float32 or bfloat16. Default: as recorded, else float32.")]
+Layout = Annotated[str | None, typer.Option(help="shared or padded. Default: as recorded, else shared.")]
+DateString = Annotated[str | None, typer.Option(help="The date for chat templates that print one.")]
+SpecialTokens = Annotated[
+    str | None,
+    typer.Option(
+        help="How to treat control tokens spelled out in texts: text, keep (as tokens) or error. Default: as recorded, "
+        "else text."
+    ),
+]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the model's own code.")]
+Base = Annotated[
+    str | None, typer.Option(help="Current location of the model that training started from, if it has moved.")
+]
+NoVerify = Annotated[
+    bool, typer.Option("--no-verify", help="Continue even if base, reference or tokenizer differ from training.")
+]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How to load a reward model; see `rmkit.load_reward_model`."""
+
+    type: Type = None
+    pooling: Pooling = None
+    reference: Reference = None
+    beta: Beta = None
+    dtype: DType = None
+    date_string: DateString = None
+    special_tokens: SpecialTokens = None
+    trust_remote_code: Trust = False
+    base: Base = None
+    no_verify: NoVerify = False
+
+
+def group_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take dataclasses of options: Typer, which has no such thing, sees one option per field.
+
+    Typer only reads a function's signature. The fields of a dataclass take the place of its parameter there.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters = []
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.name not in groups:
+            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=hints[parameter.name]))
+            continue
+        group = groups[parameter.name]
+        types = get_type_hints(group, include_extras=True)
+        parameters += [
+            inspect.Parameter(field.name, parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name])
+            for field in fields(group)
+        ]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        command(**values)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
