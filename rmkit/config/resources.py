@@ -57,8 +57,11 @@ def _find(name: Path | str, shipped: dict[str, Path], what: str) -> Path:
         return path
     if str(name) in shipped:
         return shipped[str(name)]
-    near = difflib.get_close_matches(path.stem, shipped, n=1)
-    hint = f"Did you mean {near[0]}? " if near else ""
+    nearby = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.yaml")], n=1)
+    known = {Path(name).name: name for name in shipped} | {name: name for name in shipped}
+    near = difflib.get_close_matches(str(name), known, n=1) or difflib.get_close_matches(path.stem, known, n=1)
+    closest = [str(path.with_name(nearby[0]))] if nearby else [known[match] for match in near]
+    hint = f"Did you mean {closest[0]}? " if closest else ""
     names = ", ".join(shipped)
     raise RmkitError(
         f"{what.capitalize()} not found: {name}.", f"{hint}Give a file or the name of a shipped {what}: {names}."

@@ -315,7 +315,7 @@ def test_train_refuses_a_misspelt_recipe(place, recipe):
 
 def test_rmkit_train_refuses_before_it_launches(place, recipe, monkeypatch):
     monkeypatch.setattr("rmkit.commands.train._launch", lambda *_: pytest.fail("something was launched"))
-    assert "recipes.yaml does not exist" in refused(place, app, "train", "recipes.yaml")[0]
+    assert "Recipe not found: recipes.yaml" in refused(place, app, "train", "recipes.yaml")[0]
     assert "zero9" in refused(place, app, "train", recipe, "distributed=zero9")[0]
     assert "nope" in refused(place, app, "train", recipe, "--config-file", "nope")[0]
 
@@ -388,6 +388,6 @@ def test_the_program_prints_two_lines_and_exits_with_2(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2
     cause, remedy = done.stderr.splitlines()
-    assert cause == "error: nothing.yaml does not exist."
-    assert remedy.startswith("  fix: Give a file, or the name of a shipped recipe: llama8b_exgrm, ")
+    assert cause == "error: Recipe not found: nothing.yaml."
+    assert remedy.startswith("  fix: Give a file or the name of a shipped recipe: llama8b_exgrm, ")
     assert list(tmp_path.iterdir()) == []
