@@ -1,0 +1,1 @@
+"""The quickstart, sweeps, and where their runs are launched."""
