@@ -1,9 +1,9 @@
-"""The one encoder: texts to token ids, the same for training, evaluation and use, and for every type.
+"""Encode texts to token ids, with the same code in training, evaluation and use, for every reward model type.
 
-A conversation is rendered to text by the chat template; the response is the text that follows the prompt's text, its
-end-of-turn token and the template's fixed suffix included. The two are tokenised apart, without adding special tokens,
-as in the paper's released code, so the prompt's ids never depend on the response. Texts that spell control tokens are
-treated as `special_tokens` says; see `rmkit.encoding.control_tokens`.
+The chat template renders a conversation to text. The response is everything after the prompt's text, including its
+end-of-turn token and the template's fixed suffix. Prompt and response are tokenized separately, without adding special
+tokens, as in the paper's released code, so the prompt's ids never depend on the response. `special_tokens` decides what
+happens to texts that spell control tokens; see `rmkit.encoding.control_tokens`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from rmkit.config.recipe import VERIFICATION_PROMPT, SpecialTokens
 from rmkit.encoding.control_tokens import ControlTokens, Render
 from rmkit.errors import RmkitError
+from rmkit.library_errors import first_line
 
 _DATE_PROBES = ("11 11 1111", "22 22 2222")
 _PROMPT_PROBE, _RESPONSE_PROBE = "rmkit-probe-prompt", "rmkit-probe-response"
@@ -27,9 +28,9 @@ _ANSWER_PROBES = [("x", "y"), ("Is 2 + 2 = 4?", "4."), ("a\n", " b "), ("x", ":"
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """The ids of one text that a reward model reads. Its response is `ids[response_start:]`, which may be empty.
+    """The token ids of one text that a reward model reads; the response is `ids[response_start:]` and may be empty.
 
-    `prompt_spells` and `response_spells`: whether the prompt and the text after it spell control tokens.
+    `prompt_spells` and `response_spells`: whether the prompt, and the text after it, spell control tokens.
     """
 
     ids: list[int]
@@ -40,12 +41,12 @@ class TokenSequence:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __hash__(self) -> int:  # ids are never changed
+    def __hash__(self) -> int:  # ids are never modified
         return hash((self.response_start, *self.ids))
 
     @property
     def response_ends(self) -> range:
-        """Where each prefix of the response ends, from its first token to the whole."""
+        """End of each prefix of the response, from its first token to the whole response."""
         return range(self.response_start + 1, len(self.ids) + 1)
 
 
@@ -53,15 +54,15 @@ class ChatEncoder:
     """Encodes prompts with responses, and verification prompts, through one tokenizer's chat template.
 
     Attributes:
-        tokenizer: made ready by `rmkit.encoding.tokenizer.load_tokenizer`.
-        date_string: what templates that print a date are told it is.
-        special_tokens: what becomes of control tokens that a text spells: `text` reads them as text, `keep` as the
-            tokens (as the paper's code does), `error` refuses the text.
-        suffix_ids: the ids with which every response ends: its end-of-turn token and what the template adds after it.
+        tokenizer: prepared by `rmkit.encoding.tokenizer.load_tokenizer`.
+        date_string: the date for templates that print one.
+        special_tokens: how to read control tokens that a text spells: `text` reads them as text, `keep` as the tokens
+            (like the paper's code), `error` refuses the text.
+        suffix_ids: the ids at the end of every response: its end-of-turn token and what the template adds after it.
 
     Raises:
-        RmkitError: if the template cannot be used: it prints today's date, starts with two BOS tokens, drops or changes
-            the texts, or ends a response without an end-of-turn token; or if the pad token would end a response.
+        RmkitError: if the template is unusable: it prints today's date, starts with two BOS tokens, drops or changes
+            texts, or ends a response without an end-of-turn token; or if the pad token also ends responses.
     """
 
     def __init__(
@@ -88,15 +89,15 @@ class ChatEncoder:
         special = [number for number, token in enumerate(ids) if token in self._special_ids]
         if not special:
             raise RmkitError(
-                f"The chat template of {self.name} ends a response with {suffix!r}, which holds no end-of-turn token.",
+                f"The chat template of {self.name} ends a response with {suffix!r}, which has no end-of-turn token.",
                 "Put {{ eos_token }} after the assistant's content in a template of your own (base.chat_template).",
             )
-        # What stands before the end-of-turn token, a space for example, may become one token with the response's end.
+        # Anything before the end-of-turn token, such as a space, may merge with the response's last token.
         self.suffix_ids: list[int] = ids[special[0] :]
         if tokenizer.pad_token_id is None or tokenizer.pad_token_id in self.suffix_ids:
             raise RmkitError(
                 f"The pad token of {self.name} ({tokenizer.pad_token}) also ends responses.",
-                "Load the tokenizer with rmkit.encoding.tokenizer.load_tokenizer, which picks another.",
+                "Load the tokenizer with rmkit.encoding.tokenizer.load_tokenizer, which chooses another.",
             )
         self.response_sequences(["x"], ["y"])
 
@@ -106,13 +107,13 @@ class ChatEncoder:
         return hashlib.sha256(f"{self.tokenizer.chat_template}\0{self.date_string}".encode()).hexdigest()
 
     def response_sequences(self, prompts: Sequence[str], responses: Sequence[str]) -> list[TokenSequence]:
-        """Each prompt followed by its response, end-of-turn token and suffix included.
+        """Encode prompts followed by their responses, including end-of-turn token and suffix.
 
         Raises:
-            RmkitError: for a response without its end-of-turn token, or a text that spells a control token where
+            RmkitError: if a response lacks its end-of-turn token, or a text spells a control token and
                 `special_tokens` is `error`.
         """
-        opened = cache(self._opened)  # prompts have several responses
+        opened = cache(self._opened)  # a prompt has several responses
 
         def continued(prompt: str, response: str) -> str:
             return self._continued(opened(prompt), prompt, response)
@@ -125,8 +126,8 @@ class ChatEncoder:
             ids, prompt_spells = before[prompts[number]]
             if after[-len(self.suffix_ids) :] != self.suffix_ids:
                 raise RmkitError(
-                    f"The response {_shown(responses[number])} lacks the end-of-turn token of the template.",
-                    "The template treats some responses differently: give another base.chat_template.",
+                    f"The response {_abbreviate(responses[number])} lacks the end-of-turn token of the template.",
+                    "The template treats some responses differently: set another base.chat_template.",
                 )
             sequences.append(TokenSequence(ids + after, len(ids), prompt_spells, response_spells))
         return sequences
@@ -134,27 +135,30 @@ class ChatEncoder:
     def verification_sequences(
         self, prompts: Sequence[str], responses: Sequence[str], verification_prompt: str = VERIFICATION_PROMPT
     ) -> list[TokenSequence]:
-        """I[x, y] of Appendix A: a user turn that asks for a verdict on a response, up to where the answer starts."""
+        """I[x, y] of Appendix A: a user turn that asks whether a response is good, up to the start of the answer."""
         contents = [
             (_filled(verification_prompt, prompt, response),)
             for prompt, response in zip(prompts, responses, strict=True)
         ]
-        encoded = self._encoded(self._asked, contents, self._prompt_controls)
+        encoded = self._encoded(self._render_user_turn, contents, self._prompt_controls)
         return [TokenSequence(ids, len(ids), response_spells=spells) for ids, spells in encoded]
 
     def answer_token(self, word: str, verification_prompt: str = VERIFICATION_PROMPT) -> int:
-        """The token with which a model answers a verification prompt by a word: the one that follows the prompt's.
+        """The token for `word` as the answer to a verification prompt.
 
-        Prompt and word are tokenised together, as a model has read them. Where that joins the prompt's last token
-        with the word, it is the token that continues the prompt's ids to the same text.
+        Prompt and word are tokenized together, as in text that models are trained on. If that merges the word with the
+        prompt's last token, the result is the token that continues the prompt's ids to the same text.
 
         Raises:
-            RmkitError: if the word is several tokens there, or unknown, or if that depends on the pair.
+            RmkitError: if the word takes several tokens there, is unknown, or its token depends on the pair.
         """
-        found = [self._continuing(self._asked(_filled(verification_prompt, *probe)), word) for probe in _ANSWER_PROBES]
+        found = [
+            self._next_token(self._render_user_turn(_filled(verification_prompt, *probe)), word)
+            for probe in _ANSWER_PROBES
+        ]
         if set(found) <= {None, self.tokenizer.unk_token_id}:
             ids = self._ids([word])[0] if word else []
-            pieces = ", ".join(repr(self.tokenizer.decode([each])) for each in ids)
+            pieces = ", ".join(repr(self.tokenizer.decode([token])) for token in ids)
             raise RmkitError(
                 f"{word!r} is not one token for {self.name}: it is {pieces or 'nothing'}.",
                 "Set reward_model.yes_token and reward_model.no_token to words that are one token each.",
@@ -163,22 +167,22 @@ class ChatEncoder:
         if token is None or set(found) != {token}:
             raise RmkitError(
                 f"Which token {word!r} is after a verification prompt depends on the pair.",
-                "Let reward_model.verification_prompt, or the chat template, end the prompt in a fixed text.",
+                "Make reward_model.verification_prompt, or the chat template, end the prompt in a fixed text.",
             )
         return token
 
     def is_templated(self, prompt: str) -> bool:
-        """Whether a prompt starts with a control token, or as this chat template opens a prompt."""
+        """Whether a prompt starts with a control token, or with the text that opens a prompt in this chat template."""
         starts = self._control_tokens.spellings + ((self._opening,) if self._opening else ())
         return prompt.lstrip().startswith(starts)
 
     @property
     def end_id(self) -> int:
-        """The end-of-turn token, with which a model ends a response that it writes itself."""
-        return next(each for each in self.suffix_ids if each in self._special_ids)
+        """The end-of-turn token, which a model generates at the end of a response."""
+        return next(token for token in self.suffix_ids if token in self._special_ids)
 
     def response_tokens(self, sequence: TokenSequence) -> list[str]:
-        """The text of each token of a response, together its text; one that holds a part of a character is empty."""
+        """The text of each response token; together they are its text. A token with part of a character is empty."""
         pieces, before = [], ""
         for end in sequence.response_ends:
             text = self.tokenizer.decode(
@@ -196,29 +200,29 @@ class ChatEncoder:
         return {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
 
     def _opened(self, prompt: str) -> str:
-        """The rendered text up to where a response to the prompt starts."""
+        """The rendered text up to the start of a response to the prompt."""
         before = self._render([{"role": "user", "content": prompt}], add_generation_prompt=True)
         self._refuse_changed("prompt", prompt, before)
         return before
 
     def _continued(self, before: str, prompt: str, response: str) -> str:
-        """The rendered text of a response, from what `_opened` gives on."""
+        """The rendered text of a response, after what `_opened` returns."""
         messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
         whole = self._render(messages, add_generation_prompt=False)
         if not whole.startswith(before):
             raise RmkitError(
                 f"The chat template of {self.name} renders a prompt differently once a response follows it.",
-                "Give a base.chat_template whose generation prompt starts the assistant's turn.",
+                "Set a base.chat_template whose generation prompt starts the assistant's turn.",
             )
         after = whole[len(before) :]
         self._refuse_changed("response", response, after)
         return after
 
-    def _refuse_changed(self, kind: str, text: str, rendered: str) -> None:
+    def _refuse_changed(self, role: str, text: str, rendered: str) -> None:
         if text not in rendered and _letters(text) not in _letters(rendered):
             raise RmkitError(
-                f"The chat template of {self.name} drops or changes the {kind} {_shown(text)}.",
-                "Give another base.chat_template.",
+                f"The chat template of {self.name} drops or changes the {role} {_abbreviate(text)}.",
+                "Set another base.chat_template.",
             )
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool, template: str | None = None) -> str:
@@ -233,43 +237,42 @@ class ChatEncoder:
             )
             return str(rendered)
         except Exception as error:  # a template is a program and may fail in any way
-            cause = next(iter(str(error).splitlines()), type(error).__name__)
             raise RmkitError(
-                f"The chat template of {self.name} fails: {cause}",
-                "Give another base.chat_template.",
+                f"The chat template of {self.name} fails: {first_line(error)}",
+                "Set another base.chat_template.",
             ) from None
 
     def _system_ids(self) -> list[int]:
-        """The ids of a conversation with a system turn, which the encoder never writes; none if there is no such."""
+        """The ids of a conversation with a system turn, which the encoder never uses; empty if that fails."""
         messages = [{"role": "system", "content": _PROMPT_PROBE}, {"role": "user", "content": _PROMPT_PROBE}]
         try:
             return self._ids([self._render(messages, add_generation_prompt=False)])[0]
         except RmkitError:
             return []
 
-    def _asked(self, content: str) -> str:
+    def _render_user_turn(self, content: str) -> str:
         return self._render([{"role": "user", "content": content}], add_generation_prompt=True)
 
     def _encoded(
         self, render: Render, contents: Iterable[tuple[str, ...]], controls: list[int]
     ) -> list[tuple[list[int], bool]]:
-        """The ids of each rendered text, and whether its contents spell control tokens.
+        """The ids of rendered texts, and whether the contents of each spell control tokens.
 
         Args:
             render: the contents of messages -> text.
             controls: the control tokens that the template writes around plain contents.
         """
         contents = list(contents)
-        texts = [_result(render, each) for each in contents]
+        texts = [_render_or_error(render, content) for content in contents]
         encoded = iter(self._ids([text for text in texts if isinstance(text, str)]))
         found = []
-        for each, text in zip(contents, texts, strict=True):
+        for content, text in zip(contents, texts, strict=True):
             if isinstance(text, str):
                 ids = next(encoded)
                 if self._control_tokens.written(text, ids) == controls:
                     found.append((ids, False))
                     continue
-            found.append(self._with_control_tokens(render, each, text, ids if isinstance(text, str) else None))
+            found.append(self._with_control_tokens(render, content, text, ids if isinstance(text, str) else None))
         return found
 
     def _with_control_tokens(
@@ -286,27 +289,27 @@ class ChatEncoder:
             return ids, True
         if self.special_tokens == "text" and as_text is not None:
             return as_text, True
-        spelled = " ".join(each for each in self._control_tokens.spellings if each in contents[-1])
+        spelled = " ".join(token for token in self._control_tokens.spellings if token in contents[-1])
         raise RmkitError(
-            f"The text {_shown(contents[-1])} spells a control token of {self.name} ({spelled})"
+            f"The text {_abbreviate(contents[-1])} spells a control token of {self.name} ({spelled})"
             + (", whose tokenizer has no fast version to read it as text." if as_text is None else "."),
             f"Set data.special_tokens (or --special-tokens) to {'keep' if as_text is None else 'text or keep'}.",
         )
 
-    def _continuing(self, before: str, word: str) -> int | None:
-        """The one token that continues a text by a word; None if it takes several."""
+    def _next_token(self, before: str, word: str) -> int | None:
+        """The single token that continues a text by a word; None if it takes several."""
         prompt, both, alone = self._ids([before, before + word, word])
         if both[:-1] == prompt:
             return both[-1]
         text = self.tokenizer.decode(prompt) + word
-        candidates = [each for each in (*alone, self.tokenizer.convert_tokens_to_ids(word)) if each is not None]
-        return next((each for each in candidates if self.tokenizer.decode([*prompt, each]) == text), None)
+        candidates = [token for token in (*alone, self.tokenizer.convert_tokens_to_ids(word)) if token is not None]
+        return next((token for token in candidates if self.tokenizer.decode([*prompt, token]) == text), None)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
     def _refuse_todays_date(self) -> None:
-        # transformers offers templates a clock called strftime_now; a macro of that name stands in front of it.
+        # transformers gives templates a clock, strftime_now; a macro of that name hides it.
         template = self.tokenizer.chat_template
         if not isinstance(template, str) or "strftime_now" not in template:
             return
@@ -320,7 +323,7 @@ class ChatEncoder:
                 f"The chat template of {self.name} prints today's date, so rewards would change from day to day.",
                 'Pin it, for example base.date_string: "26 Jul 2024" (or --date-string).'
                 if self.date_string is None
-                else "It ignores date_string: give another base.chat_template.",
+                else "It ignores date_string: set another base.chat_template.",
             )
 
     def _refuse_double_bos(self, ids: list[int]) -> None:
@@ -328,17 +331,17 @@ class ChatEncoder:
         if bos is not None and ids[:2] == [bos, bos]:
             raise RmkitError(
                 f"The chat template of {self.name} starts with two BOS tokens ({self.tokenizer.bos_token}).",
-                "Give a base.chat_template with one BOS.",
+                "Set a base.chat_template with one BOS.",
             )
 
 
 def _filled(verification_prompt: str, prompt: str, response: str) -> str:
-    # Not str.format: prompts and responses hold braces of their own.
+    # Not str.format: prompts and responses may contain braces.
     fields = {"{prompt}": prompt, "{response}": response}
     return re.sub(r"\{prompt\}|\{response\}", lambda match: fields[match[0]], verification_prompt)
 
 
-def _result(render: Render, contents: tuple[str, ...]) -> str | RmkitError:
+def _render_or_error(render: Render, contents: tuple[str, ...]) -> str | RmkitError:
     try:
         return render(*contents)
     except RmkitError as error:
@@ -346,9 +349,9 @@ def _result(render: Render, contents: tuple[str, ...]) -> str | RmkitError:
 
 
 def _letters(text: str) -> str:
-    """The text without white space, which templates may strip."""
+    """The text without whitespace, which templates may strip."""
     return "".join(text.split())
 
 
-def _shown(text: str) -> str:
+def _abbreviate(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:37] + "...")

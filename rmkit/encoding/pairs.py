@@ -1,4 +1,4 @@
-"""Preference pairs as token ids: every pair encoded once, by the same rules for every type of reward model.
+"""Preference pairs as token ids: every pair is encoded once, by the same rules for every reward model type.
 
 `EncodedPairs` is the only holder of a set's token ids. Trainers get a table of pair numbers (`EncodedPairs.columns`),
 and `PairCollator` looks up the ids when it builds a batch.
@@ -25,14 +25,14 @@ _CHUNK = 1000
 
 
 class PairReader(Protocol):
-    """What encoding needs of a reward model (`reward_models.base`): its encoder, and which tokens it reads."""
+    """The part of a reward model (`reward_models.base`) that encoding needs: its encoder and the texts it reads."""
 
     encoder: ChatEncoder
 
     reads_responses: ClassVar[bool]
 
     def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> list[TokenSequence]:
-        """The sequences that are read to reward each response."""
+        """The sequences that the reward model reads to reward the responses."""
 
 
 @dataclass
@@ -185,7 +185,7 @@ class PairCollator:
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """A pair with what is read of it; see `EncodedPairs` for the attributes."""
+    """A pair with the sequences that a reward model reads; see `EncodedPairs` for the attributes."""
 
     pair: PreferencePair
     chosen: TokenSequence
@@ -197,7 +197,7 @@ class EncodedPair:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longer sequence that is read."""
+        """Tokens of the longer sequence."""
         return max(len(self.chosen), len(self.rejected))
 
 
@@ -209,10 +209,10 @@ def encode_pairs(
     over_length: Literal["drop", "error"] = "drop",
     identical: Literal["drop", "error"] = "drop",
 ) -> EncodedPairs:
-    """Encode a set once. Pairs over a length limit are left out and counted, or an error; none is ever cut.
+    """Encode a set. Pairs over a length limit are dropped and counted, or raise an error; none is ever truncated.
 
-    The limit is on the longest text that any type of reward model reads of a pair, prompt, response and verification
-    prompt with their template, so the same pairs stay for every type.
+    The limit applies to the longest text that any reward model type reads for a pair, whether response or verification
+    prompt, including the template, so every type keeps the same pairs.
 
     Raises:
         RmkitError: if `over_length` or `identical` is `error` and there is such a pair, or if no pair is left.
@@ -260,21 +260,21 @@ def remarks(
     special_tokens: SpecialTokens,
     unit: str = "pairs",
 ) -> list[str]:
-    """What users should know of a set's texts, a line each.
+    """Warnings about a set's texts, one line each.
 
     Args:
-        lengths: [units] tokens of the longest sequence of each.
-        control_texts, templated: as of `EncodedPairs`.
-        known: the tokens that the model was made for, if that is known.
-        special_tokens: as of `ChatEncoder`.
-        unit: what is counted, pairs or responses.
+        lengths: [units] tokens of the longest sequence of each unit.
+        control_texts, templated: see `EncodedPairs`.
+        known: the model's context length, if known.
+        special_tokens: see `ChatEncoder`.
+        unit: what is counted: pairs or responses.
     """
     lines = []
     longer = sum(length > known for length in lengths) if known is not None else 0
     if longer:
         lines.append(
-            f"{name}: {longer} of {len(lengths)} {unit} are longer than the {known} tokens that the model was made for "
-            f"(up to {max(lengths)} tokens; data.max_length or --max-length leaves them out)"
+            f"{name}: {longer} of {len(lengths)} {unit} are longer than the model's context length of {known} tokens "
+            f"(up to {max(lengths)} tokens; data.max_length or --max-length drops them)"
         )
     if control_texts:
         treated = "read as text" if special_tokens == "text" else "kept as such"
@@ -299,25 +299,25 @@ def iter_encoded(
     over_length: Literal["drop", "error"] = "drop",
     identical: Literal["drop", "error"] = "drop",
 ) -> Iterator[EncodedPair]:
-    """The pairs of a set one after another, of which few are held at a time; arguments as of `encode_pairs`.
+    """Encode the pairs of a set in chunks, so that few are in memory; for the arguments see `encode_pairs`.
 
     Args:
-        dropped: reason -> number of pairs left out, counted while they are passed over.
+        dropped: reason -> number of pairs left out; updated during the iteration.
     """
     encoder = reader.encoder
     dropped |= data.dropped
     left = 0
     for start in range(0, len(data.pairs), _CHUNK):
-        some = data.pairs[start : start + _CHUNK]
-        prompts = [pair.prompt for pair in some for _ in range(2)]
-        responses = [response for pair in some for response in (pair.chosen, pair.rejected)]
+        chunk = data.pairs[start : start + _CHUNK]
+        prompts = [pair.prompt for pair in chunk for _ in range(2)]
+        responses = [response for pair in chunk for response in (pair.chosen, pair.rejected)]
         plain = encoder.response_sequences(prompts, responses)
         read = plain if reader.reads_responses else reader.encode(prompts, responses)
-        longest = [len(each) for each in plain]
+        longest = [len(sequence) for sequence in plain]
         if max_length is not None:
-            asked = encoder.verification_sequences(prompts, responses)
-            longest = [max(each) for each in zip(longest, map(len, asked), map(len, read), strict=True)]
-        for number, pair in enumerate(some):
+            verification = encoder.verification_sequences(prompts, responses)
+            longest = [max(lengths) for lengths in zip(longest, map(len, verification), map(len, read), strict=True)]
+        for number, pair in enumerate(chunk):
             chosen, rejected = 2 * number, 2 * number + 1
             length = max(longest[chosen], longest[rejected])
             if max_length is not None and length > max_length:
@@ -335,13 +335,15 @@ def iter_encoded(
                         "Remove such rows, or set data.identical: drop.",
                     )
             else:
-                lengths = tuple(len(plain[each]) - plain[each].response_start for each in (chosen, rejected))
+                response_lengths = tuple(
+                    len(sequence) - sequence.response_start for sequence in (plain[chosen], plain[rejected])
+                )
                 yield EncodedPair(
                     pair,
                     read[chosen],
                     read[rejected],
                     plain[chosen],
-                    (lengths[0], lengths[1]),
+                    (response_lengths[0], response_lengths[1]),
                     sum((plain[chosen].prompt_spells, plain[chosen].response_spells, plain[rejected].response_spells)),
                     encoder.is_templated(pair.prompt),
                 )
@@ -351,5 +353,5 @@ def iter_encoded(
     if not left:
         raise RmkitError(
             f"{data.name}: no pair is left ({', '.join(f'{count} {reason}' for reason, count in dropped.items())}).",
-            "Raise the limit (data.max_length, or --max-length), or give other pairs.",
+            "Raise the limit (data.max_length or --max-length), or use other pairs.",
         )

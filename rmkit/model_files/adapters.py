@@ -1,14 +1,13 @@
-"""Adapters as PEFT and TRL leave them: a folder with adapter_config.json and adapter_model.safetensors.
+"""Adapters as PEFT and TRL save them: a folder with adapter_config.json and adapter_model.safetensors.
 
-An adapter is scored on top of its base (`attach`), with the reward head among its modules_to_save, or becomes one model
-with it (`merge`), where it is the base or the reference of another.
+To score an adapter, `attach` puts it on its base, with the reward head among its modules_to_save. An adapter that is
+the base or reference of another model is merged into its own base (`merge`).
 """
 
 from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from rmkit.errors import RmkitError
 from rmkit.hub.publication import RECORD
 from rmkit.library_errors import library_errors, read_json
-from rmkit.model_files.weights import HEAD, INDEX, SAFETENSORS, model_file, not_finite
+from rmkit.model_files.weights import HEAD, INDEX, SAFETENSORS, model_file, not_finite, summarize
 
 CONFIG, WEIGHTS, TOKENIZER = "adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json"
 
@@ -32,7 +31,7 @@ _PREFIX = "base_model.model."
 _SAVE = "Save the adapter again with PEFT's save_pretrained."
 _MERGE = "Merge it into its base where it was trained (PEFT's merge_and_unload) and give the merged model."
 _UNSUPPORTED = {PeftType.ADAPTION_PROMPT, PeftType.XLORA, PeftType.POLY}
-"""Beside prompt learning: what works on prompts or chooses among experts, and not in the layers of a model."""
+"""Besides prompt learning: methods that change prompts or choose among experts, rather than a model's layers."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,10 @@ class Adapter:
     """An adapter and its base.
 
     Attributes:
-        name: as it was asked for.
-        folder: where its files are.
-        config: PEFT's.
-        base: a folder or hub id, which may be an adapter too.
+        name: the folder or hub id that the user gave.
+        folder: the folder of its files.
+        config: PEFT's configuration.
+        base: a folder or hub id, possibly of another adapter.
     """
 
     name: str
@@ -53,7 +52,7 @@ class Adapter:
     base_revision: str | None
 
     def weights(self) -> dict[str, Tensor]:
-        """All of its weights, by their names in the file.
+        """Read all weights, by their names in the file.
 
         Raises:
             RmkitError: if there is no safetensors file, or a weight is not finite.
@@ -62,7 +61,7 @@ class Adapter:
         if not file.is_file():
             raise RmkitError(
                 f"{self.name} has no {WEIGHTS}.",
-                f"{_SAVE[:-1]} (adapter_model.bin is a pickle, which may run code, and is not read).",
+                f"{_SAVE[:-1]} (adapter_model.bin is a pickle, which can run code; it is not read).",
             )
         with library_errors(f"{file} cannot be read", _SAVE):
             weights: dict[str, Tensor] = load_file(file)
@@ -78,55 +77,58 @@ class Adapter:
 
 
 def find_adapter(name: str, revision: str | None = None, base: tuple[str, str | None] | None = None) -> Adapter | None:
-    """The adapter at a folder or hub id; None if something else is there.
+    """Find the adapter in a folder or hub repository; None if it does not contain one.
 
     Args:
-        base: name and revision of its base, where they are known better than from adapter_config.json.
+        base: name and revision of its base, overriding adapter_config.json.
 
     Raises:
-        RmkitError: if its configuration is broken, its base is not named or not here, or rmkit cannot use its method.
+        RmkitError: if its configuration is invalid, its base is not named or missing, or its method is unsupported.
     """
     file = model_file(name, CONFIG, revision)
     if file is None:
         return None
     if not os.path.isdir(name):
-        model_file(name, WEIGHTS, revision)  # fetched to the same folder
+        model_file(name, WEIGHTS, revision)  # downloaded to the same folder
     folder = file.parent
     if (folder / SAFETENSORS).is_file() or (folder / INDEX).is_file():
         raise RmkitError(
-            f"{name} holds both a whole model and an adapter.",
-            f"Put {CONFIG} and {WEIGHTS} into a folder of their own.",
+            f"{name} contains both a whole model and an adapter.",
+            f"Move {CONFIG} and {WEIGHTS} to a folder of their own.",
         )
     content = read_json(file, _SAVE)
-    with library_errors(f"{file} describes no adapter that PEFT knows", _SAVE), catch_warnings(action="ignore"):
+    with (
+        library_errors(f"{file} does not describe an adapter that PEFT supports", _SAVE),
+        catch_warnings(action="ignore"),
+    ):
         config = PeftConfig.from_pretrained(str(folder))
     _check_method(name, config)
     return Adapter(name, folder, config, *(base or _named_base(name, file, content)))
 
 
 def _named_base(name: str, file: Path, content: dict[str, Any]) -> tuple[str, str | None]:
-    """What adapter_config.json says of the base, or reward_model.json, since published adapters leave it to that."""
+    """The base named in reward_model.json, where published adapters have it, else in adapter_config.json."""
     relative = None
     if (file.parent / RECORD).is_file():
-        told = read_json(file.parent / RECORD, _SAVE).get("base")
-        if isinstance(told, dict):
-            content = {"base_model_name_or_path": told.get("name"), "revision": told.get("revision")}
-            relative = told.get("relative")
+        recorded = read_json(file.parent / RECORD, _SAVE).get("base")
+        if isinstance(recorded, dict):
+            content = {"base_model_name_or_path": recorded.get("name"), "revision": recorded.get("revision")}
+            relative = recorded.get("relative")
     base, revision = content.get("base_model_name_or_path"), content.get("revision")
     edit = f"Set base_model_name_or_path in {file} to the folder or hub id of the model that it was trained on."
     if not isinstance(base, str) or not base or not (revision is None or isinstance(revision, str)):
-        raise RmkitError(f"The adapter {name} does not say what its base is.", edit)
-    # Where a path is not meant from here, it may be meant from there, or adapter and base have moved together.
-    beside = file.parent / (relative if isinstance(relative, str) else base)
-    if not os.path.exists(base) and os.path.exists(beside):
-        base = str(beside)
+        raise RmkitError(f"The adapter {name} does not name its base.", edit)
+    # A path that does not exist may be relative to the adapter, also if adapter and base have moved together.
+    moved = file.parent / (relative if isinstance(relative, str) else base)
+    if not os.path.exists(base) and os.path.exists(moved):
+        base = str(moved)
     if model_file(base, "config.json", revision) is None and model_file(base, CONFIG, revision) is None:
         raise RmkitError(f"The base of the adapter {name} is missing: {base}.", f"Fetch it to this machine. Or: {edit}")
     return base, revision
 
 
 def chain(name: str, revision: str | None = None) -> list[Adapter]:
-    """The adapter at `name`, the one that its base is, and so on down to a whole model; empty for a whole model.
+    """The adapter at `name`, the adapter that is its base, and so on, down to a whole model; empty for a whole model.
 
     Raises:
         RmkitError: if an adapter is its own base; see also `find_adapter`.
@@ -134,7 +136,7 @@ def chain(name: str, revision: str | None = None) -> list[Adapter]:
     found: list[Adapter] = []
     adapter = find_adapter(name, revision)
     while adapter is not None:
-        if adapter.folder.resolve() in {each.folder.resolve() for each in found}:
+        if adapter.folder.resolve() in {earlier.folder.resolve() for earlier in found}:
             raise RmkitError(
                 f"The adapter {adapter.name} is its own base.",
                 f"Set base_model_name_or_path in {adapter.folder / CONFIG} to the model that it was trained on.",
@@ -145,22 +147,22 @@ def chain(name: str, revision: str | None = None) -> list[Adapter]:
 
 
 def attach(model: PreTrainedModel, adapter: Adapter, rows: int) -> tuple[PeftModel, list[str]]:
-    """The model with the adapter on top, and the names of its own weights that the adapter changes for good.
+    """Put the adapter on the model; also returns the names of base weights that the adapter changes permanently.
 
-    Without such changes, the adapter turned off is the base. Embeddings that are saved with the adapter (for added
-    tokens) are a change if rows that the base has are others in them.
+    Without such changes, disabling the adapter gives the base. Embeddings that are saved with the adapter (for added
+    tokens) count as a change if they differ in rows that the base has.
 
     Args:
-        rows: how many rows of embeddings the base has of its own, before rows for added tokens.
+        rows: embedding rows of the base, without rows for added tokens.
 
     Raises:
-        RmkitError: if the adapter and the model do not fit: weights without a place, missing or of another shape.
+        RmkitError: if adapter and model do not fit: weights are unexpected, missing or of the wrong shape.
     """
     peft_model, changed = _attach(model, adapter, rows)
     unembedding = model.get_output_embeddings()
     if unembedding is not None and not hasattr(unembedding, "out_features"):
         raise RmkitError(
-            f"The adapter {adapter.name} puts {type(unembedding).__name__} in the place of the unembedding.", _MERGE
+            f"The adapter {adapter.name} replaces the unembedding by {type(unembedding).__name__}.", _MERGE
         )
     return peft_model, changed
 
@@ -170,29 +172,29 @@ def _attach(model: PreTrainedModel, adapter: Adapter, rows: int) -> tuple[PeftMo
     embeddings = _saved_embeddings(model, weights, rows)
     _grow_embeddings(model, adapter, weights)
     before = {name: (tensor, tensor._version, tensor.data_ptr()) for name, tensor in model.named_parameters()}
-    # PiSSA and OLoRA take their start off the base's weights, by ways that leave no trace but the values.
+    # PiSSA and OLoRA subtract their initial values from the base's weights; only comparing the values shows it.
     computed = isinstance(getattr(adapter.config, "init_lora_weights", None), str)
     values = {name: tensor.detach().clone() for name, tensor in model.named_parameters()} if computed else {}
     cause = f"The adapter {adapter.name} cannot be put on its base {adapter.base}"
-    fitting = TaskType.SEQ_CLS if hasattr(model, "score") else TaskType.CAUSAL_LM
+    task_type = TaskType.SEQ_CLS if hasattr(model, "score") else TaskType.CAUSAL_LM
     config = copy.deepcopy(adapter.config)
-    if config.task_type != fitting:
+    if config.task_type != task_type:
         config.task_type = None  # a language model's adapter in a classifier
     with library_errors(cause, _SAVE), catch_warnings(action="ignore"):
         try:
             peft_model = PeftModel.from_pretrained(model, str(adapter.folder), config=config, torch_device="cpu")
         except KeyError as error:
             raise RmkitError(f"The adapter {adapter.name} lacks weights: {error.args[0]}.", _SAVE) from None
-        # Only this says what was loaded: `from_pretrained` says nothing of what has no place.
+        # `from_pretrained` does not report unexpected weights; `load_adapter` does.
         report = peft_model.load_adapter(str(adapter.folder), "default", torch_device="cpu")
         expected = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     missing = set(report.missing_keys) | (expected.keys() - weights.keys())
     if missing:
-        raise RmkitError(f"The adapter {adapter.name} lacks weights: {_listed(missing)}.", _SAVE)
+        raise RmkitError(f"The adapter {adapter.name} lacks weights: {summarize(missing)}.", _SAVE)
     if report.unexpected_keys:
         raise RmkitError(
-            f"The adapter {adapter.name} holds weights that have no place in its base {adapter.base}: "
-            f"{_listed(report.unexpected_keys)}.",
+            f"The adapter {adapter.name} has weights that have no place in its base {adapter.base}: "
+            f"{summarize(report.unexpected_keys)}.",
             "Give it the base that it was trained on (base_model_name_or_path), or save it again.",
         )
     current = {id(tensor) for tensor in peft_model.parameters()}
@@ -211,10 +213,10 @@ def _attach(model: PreTrainedModel, adapter: Adapter, rows: int) -> tuple[PeftMo
 
 
 def merge(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
-    """The model with the adapter added to its weights.
+    """Merge the adapter into the model's weights.
 
     Raises:
-        RmkitError: as `attach`; if the adapter's method cannot be merged; under ZeRO-3, which partitions the model.
+        RmkitError: see `attach`; also if the method cannot be merged, and under ZeRO-3, which partitions models.
     """
     if is_deepspeed_zero3_enabled():
         raise RmkitError(f"The adapter {adapter.name} cannot be merged into a model that ZeRO-3 partitions.", _MERGE)
@@ -226,8 +228,8 @@ def merge(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
     wrapped = model.get_input_embeddings() is not inputs or model.get_output_embeddings() is not outputs
     if tied and outputs is not None and wrapped and not getattr(adapter.config, "trainable_token_indices", None):
         raise RmkitError(
-            f"The adapter {adapter.name} changes embeddings that its base ties to each other, one without the other.",
-            "It can be scored and not merged: give the base itself, or train the adapter without these.",
+            f"The adapter {adapter.name} changes only one of the two embeddings that its base ties.",
+            "It can be scored but not merged: give the base itself, or train the adapter without embeddings.",
         )
     with (
         library_errors(f"The adapter {adapter.name} cannot be merged into its base", _MERGE),
@@ -240,9 +242,9 @@ def merge(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
 
 
 def check_tokens(adapter: Adapter, rows: int) -> None:
-    """Refuse a tokenizer beside the adapter with tokens beyond the base's rows, if their rows are not saved with it.
+    """Refuse an adapter whose tokenizer has more tokens than the base has rows, unless the rows are saved with it.
 
-    rmkit's own adapters need none: the rows that it adds are a function of the base.
+    rmkit's own adapters need no saved rows: those that it adds are a function of the base.
     """
     if not (adapter.folder / TOKENIZER).is_file() or (adapter.folder / RECORD).is_file():
         return
@@ -251,7 +253,7 @@ def check_tokens(adapter: Adapter, rows: int) -> None:
     saved = any("embed" in weight or "lm_head" in weight for weight in adapter.weights())
     if tokens > rows and not saved and not getattr(adapter.config, "trainable_token_indices", None):
         raise RmkitError(
-            f"The tokenizer of the adapter {adapter.name} has {tokens} tokens, and its base rows for {rows}.",
+            f"The tokenizer of the adapter {adapter.name} has {tokens} tokens, but its base has rows for {rows}.",
             "Save it again with the rows of the added tokens (save_pretrained with save_embedding_layers=True).",
         )
 
@@ -261,22 +263,22 @@ def _check_method(name: str, config: PeftConfig) -> None:
     if unsupported or getattr(config, "alora_invocation_tokens", None):
         method = "aLoRA" if not unsupported else getattr(config.peft_type, "value", config.peft_type)
         raise RmkitError(
-            f"{name} is an adapter of PEFT's method {method}, which changes what a model reads, and not its layers.",
+            f"{name} is an adapter of PEFT's method {method}, which changes a model's inputs rather than its layers.",
             "Train with a method that can be merged, such as LoRA.",
         )
     start = getattr(config, "init_lora_weights", None)
     if isinstance(start, str) and start.startswith("pissa_niter"):
         raise RmkitError(
-            f"{name} is an adapter that started as {start}: what remains of the base is drawn at random on each load.",
+            f"{name} is an adapter initialized by {start}, which changes the base at random on every load.",
             _MERGE,
         )
 
 
 def _grow_embeddings(model: PreTrainedModel, adapter: Adapter, weights: dict[str, Tensor]) -> None:
-    """Give the base the rows of embeddings that are saved with the adapter."""
+    """Grow the base's embeddings to the rows that are saved with the adapter."""
     names = _embedding_names(model)
     found = [saved for name in names if (saved := _saved(name, weights)) is not None]
-    rows, old = {len(each) for each in found}, model.get_input_embeddings().weight.shape[0]
+    rows, old = {len(weight) for weight in found}, model.get_input_embeddings().weight.shape[0]
     if not rows or rows == {old}:
         return
     if len(rows) > 1 or min(rows) < old or len(found) < len(names):
@@ -290,26 +292,21 @@ def _grow_embeddings(model: PreTrainedModel, adapter: Adapter, weights: dict[str
 def _embedding_names(model: PreTrainedModel) -> list[str]:
     """The names of the input and the output embeddings' weights, one if they are tied."""
     weights = [
-        each.weight for each in (model.get_input_embeddings(), model.get_output_embeddings()) if each is not None
+        layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None
     ]
     return [name for name, tensor in model.named_parameters() if any(tensor is weight for weight in weights)]
 
 
 def _saved(name: str, weights: dict[str, Tensor]) -> Tensor | None:
-    """A weight of the base that is saved with an adapter, whether or not the adapter is on it."""
+    """A base weight that is saved with an adapter, whether or not the adapter targets it."""
     return weights.get(_PREFIX + name, weights.get(f"{_PREFIX}{name.removesuffix('weight')}base_layer.weight"))
 
 
 def _saved_embeddings(model: PreTrainedModel, weights: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
-    """The first rows of the base's embeddings that the adapter saves too, as they are now, in the adapter's dtype."""
+    """Copies of the first rows of the base's embeddings that the adapter also saves, in the adapter's dtype."""
     found = {}
     for name, tensor in model.named_parameters():
         saved = _saved(name, weights) if name in _embedding_names(model) else None
         if saved is not None:
             found[name] = tensor.detach()[:rows].to(saved.dtype, copy=True)
     return found
-
-
-def _listed(names: Iterable[str]) -> str:
-    first, *others = sorted(names)
-    return f"{first} and {len(others)} more" if others else first

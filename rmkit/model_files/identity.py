@@ -1,7 +1,7 @@
-"""Which model it was: sha256 of the files that are loaded from a folder, or the commit of a hub repository.
+"""Identify models: sha256 of the files that are loaded from a folder, or the commit of a hub repository.
 
-A run records them for its base, its reference and its tokenizer; loading compares. JSON files count by their content
-without what tells nothing about the model, so that a published copy is the same model.
+A run records them for its base, its reference and its tokenizer, and loading compares them. JSON files are hashed by
+their content, without keys that are irrelevant to the model, so that a published copy is the same model.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _INDEX = "model.safetensors.index.json"
 _IGNORED_KEYS = (
     *LOCAL_KEYS,
     *("transformers_version", "padding", "padding_side", "truncation", "truncation_side"),
-    *("base_model_name_or_path", "revision"),  # of an adapter: its base is told by what it is, not by where
+    *("base_model_name_or_path", "revision"),  # of an adapter: its base is identified by its content, not its path
 )
 
 Result = TypeVar("Result")
 
 
 def model_digests(folder: Path) -> Digests:
-    """The files that a model is loaded from: configuration, and weights in one file or in those that an index names."""
+    """Hash the files that a model is loaded from: configuration, and weights in one file or as listed in an index."""
     names = {*CONFIGS, *_WEIGHTS}
     with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
         index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
@@ -49,38 +49,38 @@ def model_digests(folder: Path) -> Digests:
 
 
 def tokenizer_digests(folder: Path) -> Digests:
-    """The files of a tokenizer, its chat template included."""
-    files = (path for path in sorted(folder.iterdir()) if any(fnmatchcase(path.name, each) for each in TOKENIZER_FILES))
-    return {path.name: _digest(path) for path in files if path.is_file()}
+    """Hash the files of a tokenizer, including its chat template."""
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
+    return {path.name: _digest(path) for path in paths if any(fnmatchcase(path.name, name) for name in TOKENIZER_FILES)}
 
 
 def saved_tokenizer_digests(tokenizer: PreTrainedTokenizerBase) -> Digests:
-    """The same of the files that a tokenizer will be saved in."""
+    """Hash the files that saving a tokenizer would write."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         return tokenizer_digests(Path(folder))
 
 
 def changed_files(recorded: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    """The names of files that are missing, new or of another content."""
+    """The names of files that are missing, new or changed."""
     return sorted(name for name in {*recorded, *found} if recorded.get(name) != found.get(name))
 
 
 def hub_commit(name: str, revision: str | None = None) -> str:
-    """The commit that a branch or tag of a hub repository stands at.
+    """The commit that a branch or tag of a hub repository points to.
 
     Raises:
-        OSError: if there is no such model, here or on the Hub.
+        OSError: if there is no such model, neither cached nor on the Hub.
     """
     for config in CONFIGS:
         found = cached_file(name, config, revision=revision, _raise_exceptions_for_missing_entries=False)
         if found is not None:
             return Path(found).parent.name  # .../snapshots/<commit>/config.json
-    raise OSError(f"{name} holds no {CONFIGS[0]}.")
+    raise OSError(f"{name} has no {CONFIGS[0]}.")
 
 
 def on_main_process(compute: Callable[[], Result]) -> Result:
-    """What `compute` gives, or the `RmkitError` that it raises, on all processes; only the main one calls it."""
+    """Call `compute` on the main process only; all processes return its result or raise its `RmkitError`."""
     state = PartialState()
     found: list[Result | RmkitError | None] = [None]
     if state.is_main_process:
@@ -101,24 +101,24 @@ def _digest(path: Path) -> str:
         return _sha256(path)
     content = path.read_bytes()
     with contextlib.suppress(ValueError):
-        told = json.loads(content)
-        if isinstance(told, dict):
-            told = {key: value for key, value in told.items() if key not in _IGNORED_KEYS}
-        content = json.dumps(told, sort_keys=True).encode()
+        values = json.loads(content)
+        if isinstance(values, dict):
+            values = {key: value for key, value in values.items() if key not in _IGNORED_KEYS}
+        content = json.dumps(values, sort_keys=True).encode()
     return hashlib.sha256(content).hexdigest()
 
 
 def _sha256(path: Path) -> str:
-    """sha256 of a file. Reading weights takes a while: it is kept in `rmkit_cache()` while the file stays as it is."""
+    """sha256 of a file. Reading weights takes a while, so `rmkit_cache()` keeps it until the file changes."""
     status = path.stat()
-    marks = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    kept = rmkit_cache() / "digests" / hashlib.sha256(json.dumps(marks).encode()).hexdigest()
+    key = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    cached = rmkit_cache() / "digests" / hashlib.sha256(json.dumps(key).encode()).hexdigest()
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        digest = kept.read_text(encoding="ascii")
+        digest = cached.read_text(encoding="ascii")
         if len(digest) == 64:
             return digest
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    with contextlib.suppress(RmkitError, OSError):  # a cache that cannot be written costs time only
-        write_text(kept, digest)
+    with contextlib.suppress(RmkitError, OSError):  # a read-only cache only costs time
+        write_text(cached, digest)
     return digest

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable
 from io import BufferedReader
@@ -44,10 +45,10 @@ Document = list[dict[str, str]]
 Documents = Callable[[], Iterable[Document]]
 
 FORMAT = 1
-"""Part of every cache name: raise it when this file would make another model of the same build."""
+"""Part of every cache name: raise it when a change to this file changes the model of the same build."""
 
 TOKENIZER_DOCUMENTS = 4096
-"""A tokenizer sees at least this many documents (if there are as many), however short the training."""
+"""A tokenizer is trained on at least this many documents (if the corpus has them), however short the training."""
 
 UNKNOWN_TOKEN = "[UNK]"
 USER, ASSISTANT, END = PAPER_SPECIAL_TOKENS
@@ -62,7 +63,7 @@ def ensure_base(build: BaseBuild, documents: Documents, fingerprint: str) -> Pat
     Args:
         build: the settings.
         documents: returns the corpus, which may be endless; called only if the model has to be built.
-        fingerprint: identifies the corpus; another fingerprint is another model.
+        fingerprint: identifies the corpus; a different fingerprint means a different model.
 
     Raises:
         RmkitError: if the cache is not writable, the corpus is empty or the settings are invalid.
@@ -88,7 +89,7 @@ def ensure_base(build: BaseBuild, documents: Documents, fingerprint: str) -> Pat
 
 
 def cached_base(build: BaseBuild, fingerprint: str) -> Path | None:
-    """The folder of the language model of `build` if the cache holds it."""
+    """The folder of the language model of `build`, if it is in the cache."""
     folder = _folder(build, fingerprint)
     return folder if _is_complete(folder) else None
 
@@ -114,7 +115,7 @@ def _digest(build: BaseBuild, fingerprint: str) -> str:
 
 
 def _is_complete(folder: Path) -> bool:
-    """build.json is written last."""
+    """Whether a model was written completely: build.json comes last."""
     return (folder / "build.json").is_file()
 
 
@@ -160,8 +161,8 @@ def build_base(build: BaseBuild, corpus: list[Document], fingerprint: str, folde
 def training_documents(build: BaseBuild, training_set: PreferenceData) -> tuple[Documents, str]:
     """The documents of a build's corpus, and their fingerprint.
 
-    For `training_texts` these are both responses of every training pair with their prompts: chosen and rejected are
-    taken alike, so the base learns no preference.
+    For `training_texts` the documents are both responses of every training pair with their prompts: chosen and rejected
+    are treated alike, so the base learns no preference.
     """
     if build.corpus == "quickstart":
         from rmkit.data.corpus import corpus_fingerprint, quickstart_documents
@@ -187,8 +188,7 @@ _COMMAND = [sys.executable, "-P", "-m", "rmkit.models.tiny_base"]
 def build_in_subprocess(build: BaseBuild, corpus: list[Document], fingerprint: str, folder: Path) -> None:
     """Run `build_base` in a subprocess and copy its output to stderr.
 
-    The subprocess ends with this process: it is killed when this process is interrupted, and if this process is killed,
-    the next line of progress fails.
+    The subprocess ends with this process, however that ends: it exits when its standard input, a pipe, is closed.
 
     Raises:
         RmkitError: the one that `build_base` raises; or if a signal ended the subprocess.
@@ -209,7 +209,8 @@ def build_in_subprocess(build: BaseBuild, corpus: list[Document], fingerprint: s
     environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)  # the same modules
     command = [*_COMMAND, str(request), str(folder), str(refusal)]
     output = ""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, env=environment) as process:
         try:
             chunks = iter(cast(BufferedReader, process.stdout).read1, b"")
             for text in codecs.iterdecode(chunks, "utf-8", errors="replace"):
@@ -230,8 +231,14 @@ def build_in_subprocess(build: BaseBuild, corpus: list[Document], fingerprint: s
         raise RuntimeError(f"Building the base model failed:\n{output}")
 
 
+def _exit_with_parent() -> None:
+    os.read(sys.stdin.fileno(), 1)  # nothing is ever written: returns when the parent's end is closed
+    os._exit(1)
+
+
 def main(request: Path, folder: Path, refusal: Path) -> None:
     """The subprocess of `build_in_subprocess`; an `RmkitError` is written to `refusal`."""
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     content = json.loads(request.read_text(encoding="utf-8"))
     torch.set_num_threads(content["threads"])
     try:
@@ -245,11 +252,11 @@ def main(request: Path, folder: Path, refusal: Path) -> None:
 
 
 def train_tokenizer(build: BaseBuild, documents: Iterable[Document]) -> PreTrainedTokenizerFast:
-    """A tokenizer of the (finitely many) documents with the chat template of Appendix D.
+    """Train a tokenizer on the (finite) documents, with the chat template of Appendix D.
 
-    `bpe` is a byte-level BPE: lossless. `words` has a token for each word, each other mark and each line break; spaces
-    and tabs only separate, and what is not among the `vocabulary_size` most frequent is [UNK]. In both, "Yes" and "No"
-    are single tokens wherever they stand as words, as EX-GRMs need (Appendix A).
+    `bpe` is a lossless byte-level BPE. `words` has a token per word, punctuation mark and line break; spaces and tabs
+    only separate tokens, and everything outside the `vocabulary_size` most frequent tokens is [UNK]. In both, the words
+    "Yes" and "No" are always single tokens, as EX-GRMs require (Appendix A).
     """
     contents = (message["content"] for document in documents for message in document)
     tokenizer = (_words if build.tokenizer == "words" else _bpe)(build.vocabulary_size, contents)
@@ -271,7 +278,7 @@ def _bpe(size: int, contents: Iterable[str]) -> Tokenizer:
     answers = [AddedToken(answer, single_word=True, normalized=False) for answer in ("Yes", "No")]
     if size < len(special) + len(alphabet) + len(answers):
         raise RmkitError(
-            f"base.build.vocabulary_size {size} does not hold the bytes and the special tokens.",
+            f"base.build.vocabulary_size {size} is too small for all bytes and special tokens.",
             f"Make it at least {len(special) + len(alphabet) + len(answers)}.",
         )
     tokenizer = Tokenizer(models.BPE())
@@ -281,7 +288,7 @@ def _bpe(size: int, contents: Iterable[str]) -> Tokenizer:
         vocab_size=size - len(answers), special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(contents, trainer)
-    tokenizer.add_tokens(answers)  # whether or not the corpus was enough to merge them
+    tokenizer.add_tokens(answers)  # even if the corpus has too few of them for a merge
     return tokenizer
 
 
@@ -289,8 +296,8 @@ def _words(size: int, contents: Iterable[str]) -> Tokenizer:
     special = [PAD_TOKEN, UNKNOWN_TOKEN, *PAPER_SPECIAL_TOKENS]
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN_TOKEN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]|\n"), behavior="removed", invert=True)
-    # Spaces are put back where English has them: before words and opening brackets that do not begin a line or follow
-    # an opening bracket, slash or special token.
+    # Decoding restores spaces as in English: before words and opening brackets, unless they start a line or follow an
+    # opening bracket, slash or special token.
     tokenizer.decoder = decoders.Sequence(
         [
             decoders.Replace(Regex(r"^(?=[\w(])"), " "),
@@ -298,7 +305,7 @@ def _words(size: int, contents: Iterable[str]) -> Tokenizer:
             decoders.Replace(Regex(r"(?<=[(/\n\]]) |^ "), ""),
         ]
     )
-    # "Yes" and "No" are asked for, and a corpus of training texts need not hold them.
+    # EX-GRMs need "Yes" and "No", which training texts may not contain.
     trainer = trainers.WordLevelTrainer(vocab_size=size - 2, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(contents, trainer)
     tokenizer.add_tokens(["Yes", "No"])
@@ -311,10 +318,10 @@ def _words(size: int, contents: Iterable[str]) -> Tokenizer:
 def _train_model(
     build: BaseBuild, tokenizer: PreTrainedTokenizerFast, corpus: list[Document]
 ) -> tuple[LlamaForCausalLM, float]:
-    """Next-token training on the documents, all of their tokens alike; returns the model and its last logged loss.
+    """Train on next-token prediction, on prompts and responses alike; returns the model and its last logged loss.
 
-    Documents are cut to `max_length` tokens. A corpus smaller than steps x batch_size is gone through again, every
-    time in another order.
+    Documents are truncated to `max_length` tokens. A corpus smaller than steps x batch_size is repeated, in another
+    order in every epoch.
     """
     texts = [tokenizer.apply_chat_template(document, tokenize=False) for document in corpus]
     encoded = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=build.max_length)
@@ -331,7 +338,7 @@ def _train_model(
             optim="adamw_torch",
             weight_decay=0.0,
             seed=build.seed,
-            use_cpu=True,  # the same weights wherever it is built; an accelerator would not pay for a model this small
+            use_cpu=True,  # the same weights on every machine; a model this small gains nothing from a GPU
             bf16=False,
             dataloader_pin_memory=False,
             save_strategy="no",

@@ -1,4 +1,4 @@
-"""Text stays text: whatever a prompt or response spells, control tokens are only those that the template writes."""
+"""Text stays text: whatever a prompt or response spells, only the template writes control tokens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DATE = "26 Jul 2024"
 
 
 def byte_level(special, others=(), template=None, **names):
-    """A tokenizer of bytes, in which every text is decoded to itself."""
+    """A byte-level tokenizer, which decodes every text to itself."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({each: number for number, each in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -41,7 +41,7 @@ def byte_level(special, others=(), template=None, **names):
 
 
 def of_template(path):
-    """A tokenizer with the tokens that a template of TRL's writes."""
+    """A tokenizer with the tokens that one of TRL's templates writes."""
     template = path.read_text()
     special = sorted({*SPELLED.findall(template), "<pad>", "<bos>", "<eos>"} - set(CONTENT_TOKENS))
     names = {"bos_token": "<bos>", "eos_token": "<eos>"}
@@ -49,7 +49,7 @@ def of_template(path):
 
 
 def render(tokenizer, *contents):
-    """Prompt, and what follows it, by the template; None where it refuses the texts."""
+    """The rendered prompt and the text after it; None if the template refuses the texts."""
     user, *assistant = [
         {"role": role, "content": content} for role, content in zip(("user", "assistant"), contents, strict=False)
     ]
@@ -61,7 +61,7 @@ def render(tokenizer, *contents):
 
 
 def contents(draw, spellings, number):
-    """Texts with spellings of control tokens, parts of them, and other things, at every place."""
+    """Texts with spelled control tokens, parts of them and other text, in every position."""
     pieces = [
         *spellings,
         *spellings,
@@ -131,7 +131,7 @@ TURNS = "{{ bos_token }}{% for m in messages %}<u> {{ m['content'] }} </s>\n{% e
 
 
 def sentencepiece_bpe(legacy):
-    """As Llama 2's: a space before every text (legacy: after every special token), merges that make "</s>"."""
+    """Like Llama 2's: a space before every text (legacy: after every special token), merges that produce "</s>"."""
     pieces = ["<unk>", "<s>", "</s>", "<u>", "<pad>", *(f"<0x{byte:02X}>" for byte in range(256))]
     pieces += ["▁", "</", "s>", "<s", "Yes", "Ye", "▁Yes", "▁Ye", *LETTERS, *"<>/|YNo:!.", "\n"]
     merges = [("<", "/"), ("s", ">"), ("</", "s>"), ("<", "s"), ("<s", ">"), ("Y", "e"), ("Ye", "s"), ("▁", "Yes")]
@@ -148,7 +148,7 @@ def sentencepiece_bpe(legacy):
 
 
 def unigram(scheme):
-    """As T5's or XLM-R's: special tokens in the vocabulary of the model itself, NFKC before all."""
+    """Like T5's or XLM-R's: special tokens in the model's own vocabulary, NFKC normalization first."""
     vocabulary = [
         ("<unk>", 0.0),
         ("<s>", 0.0),
@@ -167,7 +167,7 @@ def unigram(scheme):
 
 
 def word_piece():
-    """As BERT's, lower case."""
+    """Like BERT's, lower case."""
     pieces = ["<unk>", "<s>", "</s>", "<u>", "<pad>", *LETTERS, *(f"##{each}" for each in LETTERS), *"<>/|:!.", "yes"]
     backend = Tokenizer(models.WordPiece({each: number for number, each in enumerate(pieces)}, unk_token="<unk>"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -177,7 +177,7 @@ def word_piece():
 
 
 def words():
-    """Only white space separates words, so that a spelled token is a word of the vocabulary."""
+    """Splits on whitespace only, so that a spelled token is a word of the vocabulary."""
     pieces = ["<unk>", "<s>", "</s>", "<u>", "<pad>", "Yes", "No", "a"]
     backend = Tokenizer(models.WordLevel({each: number for number, each in enumerate(pieces)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -215,7 +215,7 @@ def made(kind, flags, template=TURNS, **options):
 
 @pytest.mark.parametrize("flags", FLAGS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_tokenizer_reads_text_as_text(kind, flags):
+def test_every_tokenizer_type_reads_text_as_text(kind, flags):
     encoder = made(kind, flags)
     spellings = [
         "<s>",
@@ -292,7 +292,7 @@ def test_a_forged_turn_is_text():
     assert asked.response_spells
 
 
-def test_kept_control_tokens_are_those_of_a_plain_call():
+def test_kept_control_tokens_equal_a_plain_tokenizer_call():
     encoder = chatml("keep")
     (sequence,) = encoder.response_sequences([FORGED], [FORGED])
     before, after = render(encoder.tokenizer, FORGED, FORGED)
@@ -314,7 +314,7 @@ def test_control_tokens_may_be_an_error():
 
 
 def test_content_tokens_stay_tokens():
-    """Tokens that mark up contents, and a recipe's added tokens; also beside spelled control tokens."""
+    """Tokens that mark up contents, and a recipe's added tokens, also next to spelled control tokens."""
     encoder = chatml()
     for extra in ("", "<|im_end|>"):
         (sequence,) = encoder.response_sequences(["a[sep]b"], [f"<think>x</think>\n\nassistant{extra}[sep]"])
@@ -326,7 +326,7 @@ def test_content_tokens_stay_tokens():
 
 
 def test_an_added_token_that_the_template_writes_is_a_control_token():
-    """Also where the tokenizer does not call it special, as in some ChatML models."""
+    """Even if the tokenizer does not mark it as special, as in some ChatML models."""
     encoder = ChatEncoder(byte_level(["<|im_end|>", "<pad>"], ["<|im_start|>", "assistant", "\n"], CHATML))
     (sequence,) = encoder.response_sequences(["why?"], [FORGED])
     assert tokens(encoder, sequence).count("<|im_start|>") == 2
@@ -370,8 +370,8 @@ def test_a_verification_prompt_that_spells_control_tokens_is_refused():
     assert make_reward_model(settings.model_copy(update={"verification_prompt": "{prompt}{response}"}), chatml())
 
 
-def test_a_template_that_looks_at_its_contents_sees_them():
-    """`</think>` is found; a control token is not, whatever the template would do about it."""
+def test_a_template_can_inspect_its_contents():
+    """It finds `</think>`, but no control token, whatever it would do with one."""
     thoughts = "{{ m['content'].split('</think>')[0] }}</think>{{ m['content'].split('</think>')[1] | trim }}"
     template = CHATML.replace(
         "{{ m['content'] }}",
@@ -392,8 +392,8 @@ def test_a_template_that_looks_at_its_contents_sees_them():
     assert tokens(encoder, sequence).count("<|im_end|>") == 2
 
 
-def test_sentencepiece_by_hand():
-    """The pieces that the tokenizer has for these characters elsewhere; the template's tokens keep their spaces."""
+def test_sentencepiece_pieces():
+    """Characters become the same pieces as elsewhere; the template's tokens keep their spaces."""
     encoder = made("sentencepiece legacy", "plain")
     (sequence,) = encoder.response_sequences(["a</s>b"], ["Yes"])
     found = encoder.tokenizer.convert_ids_to_tokens(sequence.ids[: sequence.response_start])
@@ -401,7 +401,7 @@ def test_sentencepiece_by_hand():
 
 
 class Characters(PreTrainedTokenizer):
-    """A tokenizer without a fast version: a token a character."""
+    """A tokenizer without a fast version: one token per character."""
 
     def __init__(self, **options):
         self.vocabulary = {chr(code): code for code in range(128)} | {"<unk>": 128}
@@ -461,7 +461,7 @@ def test_texts_are_counted(settings, mode):
 
 
 @pytest.mark.parametrize("mode", ["text", "keep"])
-def test_a_set_to_which_a_template_was_applied_is_pointed_out(mode):
+def test_a_set_that_is_templated_already_is_reported(mode):
     encoder = chatml(mode)
     pairs = [PreferencePair(render(encoder.tokenizer, pair.prompt), pair.chosen, pair.rejected) for pair in PAIRS]
     encoded = encode_pairs(PreferenceData("set", pairs), make_reward_model(Explicit(), encoder))
@@ -472,7 +472,7 @@ def test_a_set_to_which_a_template_was_applied_is_pointed_out(mode):
     assert not remarks("set", encoded.lengths, 0, 1, **options)
 
 
-def test_a_token_of_an_explanation_is_its_text():
+def test_explained_tokens_show_their_text():
     encoder = chatml()
     (sequence,) = encoder.response_sequences(["why?"], [FORGED])
     pieces = encoder.response_tokens(sequence)
@@ -502,7 +502,7 @@ def test_smollm2_reads_text_as_text(smollm2_tokenizer):
 
 @pytest.mark.released
 @pytest.mark.parametrize("name", ["ultrafeedback", "ultrafeedback_spanish", "rewardmath"])
-def test_released_texts_have_the_ids_of_a_plain_call(smollm2_tokenizer, released, name):
+def test_released_texts_have_the_ids_of_a_plain_tokenizer_call(smollm2_tokenizer, released, name):
     smollm2 = load_tokenizer(smollm2_tokenizer)[0]
     data = load_preferences(name, root=released, limit=40)
     text, keep = (

@@ -1,4 +1,4 @@
-"""The one encoder: which ids a text becomes, what templates and tokenizers are refused, and the rows of new tokens."""
+"""The encoder: the ids of texts, which templates and tokenizers are refused, and the embedding rows of new tokens."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SUFFIXES = {
 
 
 def ready(architecture="qwen2", template=None, **options):
-    """A tokenizer as `load_tokenizer` would make it, with another template."""
+    """A tokenizer as `load_tokenizer` prepares it, with another template."""
     tokenizer = tiny.tokenizer(architecture, **options)
     if template is not None:
         tokenizer.chat_template = template
@@ -62,7 +62,7 @@ def architecture(request):
 # --- ids -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_text_is_the_prompts_ids_and_then_the_responses(architecture):
+def test_a_sequence_is_the_prompts_ids_then_the_responses(architecture):
     made = encoder(architecture)
     user = {"role": "user", "content": PROMPT}
     render = made.tokenizer.apply_chat_template
@@ -79,7 +79,7 @@ def test_a_text_is_the_prompts_ids_and_then_the_responses(architecture):
 
 
 def test_the_prompts_ids_do_not_depend_on_the_response(architecture):
-    """Tokenised together, a space or a line break might join the two."""
+    """Tokenized together, a space or a line break could merge the two."""
     made = encoder(architecture)
     responses = [RESPONSE, "\nYes", " Yes", "assistant", "1"]
     sequences = made.response_sequences([PROMPT] * 5, responses)
@@ -98,7 +98,7 @@ def test_batches_and_single_texts_are_the_same(architecture):
 
 
 @pytest.mark.parametrize("response", ["a ", "a\n", "a \n\n"])
-def test_a_space_before_the_end_of_turn_may_join_the_response(response):
+def test_a_space_before_the_end_of_turn_may_merge_with_the_response(response):
     made = encoder(template=tiny.CHATML.replace("<|im_end|>\n", "\n<|im_end|>\n"))
     (sequence,) = made.response_sequences(["x"], [response])
     assert made.tokenizer.decode(sequence.ids[sequence.response_start :]) == f"{response}\n<|im_end|>\n"
@@ -120,8 +120,8 @@ def test_a_second_bos_from_the_template_is_refused():
     assert "starts with two BOS tokens (<bos>)" in refused("gemma2", "{{ bos_token }}" + tiny.GEMMA).cause
 
 
-def test_a_bos_that_opens_every_turn_is_no_second_bos():
-    """As in SmolLM2."""
+def test_a_bos_at_the_start_of_every_turn_is_accepted():
+    """SmolLM2 has one."""
     made = ChatEncoder(ready("qwen2", bos_token="<|im_start|>"))
     (sequence,) = made.response_sequences(["How?"], ["Yes"])
     assert sequence.ids.count(made.tokenizer.bos_token_id) == 2
@@ -129,7 +129,7 @@ def test_a_bos_that_opens_every_turn_is_no_second_bos():
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
-def test_texts_to_which_a_template_was_applied_are_text(architecture):
+def test_templated_texts_are_read_as_text(architecture):
     made = encoder(architecture)
     templated = made.tokenizer.apply_chat_template(
         [{"role": "user", "content": "How?"}], tokenize=False, add_generation_prompt=True, date_string=DATE
@@ -172,7 +172,7 @@ def test_a_template_that_drops_or_changes_texts_is_refused(content, kind):
     assert f"drops or changes the {kind}" in refused(template=tiny.CHATML.replace(CONTENT, content)).cause
 
 
-def test_a_template_that_cuts_long_or_certain_texts_is_refused_when_it_does():
+def test_a_template_that_truncates_some_texts_is_refused_on_those():
     made = encoder(template=tiny.CHATML.replace(CONTENT, "{{ m['content'][:30] }}"))
     with pytest.raises(RmkitError, match="changes the response"):
         made.response_sequences(["x"], ["y" * 100])
@@ -181,13 +181,13 @@ def test_a_template_that_cuts_long_or_certain_texts_is_refused_when_it_does():
         made.response_sequences(["x"], ["Because.</think>Yes"])
 
 
-def test_templates_may_strip_white_space():
+def test_templates_may_strip_whitespace():
     made = encoder("gemma2")
     assert made.response_sequences([" x\n"], ["\ny "]) == made.response_sequences(["x"], ["y"])
 
 
 def test_a_template_that_looks_back_is_refused():
-    """The prompt must read the same whether or not a response follows."""
+    """The prompt must render the same with and without a response after it."""
     error = refused(template="{{ messages | length }}" + tiny.CHATML)
     assert "renders a prompt differently" in error.cause
 
@@ -204,7 +204,7 @@ def test_a_template_that_looks_back_is_refused():
         ("{% for", "fails"),
     ],
 )
-def test_a_template_that_fails_says_how(broken, cause):
+def test_the_error_of_a_failing_template_is_shown(broken, cause):
     error = refused(template=tiny.CHATML + broken)
     assert "The chat template of" in error.cause
     assert cause in error.cause
@@ -228,7 +228,7 @@ def test_a_template_that_prints_todays_date_is_refused(today):
     assert "date_string" in error.remedy
 
 
-def test_a_date_after_the_response_is_seen_too():
+def test_a_date_after_the_response_is_found_too():
     dated = "{% if m['role'] == 'assistant' %}{{ strftime_now('%Y') }}{% endif %}<|im_end|>"
     assert "prints today's date" in refused(template=tiny.CHATML.replace("<|im_end|>", dated)).cause
 
@@ -247,7 +247,7 @@ def test_a_template_that_ignores_the_pinned_date_is_refused():
     assert "ignores date_string" in error.remedy
 
 
-def test_a_clock_that_is_not_printed_is_no_mistake():
+def test_a_clock_that_is_not_printed_is_accepted():
     assert encoder(template="{% set unused = strftime_now('%Y') %}" + tiny.CHATML)
 
 
@@ -274,7 +274,7 @@ def test_a_verification_prompt_is_a_user_turn_and_the_start_of_the_answer(archit
         ("{} {x} {prompt}{response} \\1", "{} {x} {response} {0}{prompt} {{x}} \\1<|im_end|>"),
     ],
 )
-def test_braces_in_texts_are_only_text(asked, expected):
+def test_braces_in_texts_are_text(asked, expected):
     made = encoder()
     (sequence,) = made.verification_sequences(["{response} {0}"], ["{prompt} {{x}}"], asked)
     assert made.tokenizer.decode(sequence.ids).startswith(f"<|im_start|>user\n{expected}")
@@ -312,7 +312,7 @@ def test_an_unknown_word_is_refused(tmp_path):
 
 
 def metaspace(template):
-    """A SentencePiece-like tokenizer: a word after a space is another token than one that continues a text."""
+    """A SentencePiece-like tokenizer: a word has different tokens after a space and after other text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -351,7 +351,7 @@ def test_answers_are_the_tokens_that_follow_the_verification_prompt(ending):
 
 
 def test_an_answer_that_depends_on_the_pair_is_refused():
-    """White space alone separates these words, and a response may end in it or not."""
+    """Only whitespace separates these words, and a response may or may not end with it."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -418,7 +418,7 @@ def test_an_encoder_refuses_a_pad_token_that_ends_responses():
         ChatEncoder(tokenizer)
 
 
-def test_what_is_changed_is_said_and_stays(models, tmp_path):
+def test_changes_are_reported_and_saved(models, tmp_path):
     tokenizer, notes = load_tokenizer(models["gpt_neox"])
     assert len(notes) == 2
     assert "no chat template" in notes[0]
@@ -434,7 +434,7 @@ def test_what_is_changed_is_said_and_stays(models, tmp_path):
     assert load_tokenizer(models["qwen2"])[1] == []
 
 
-def test_a_template_file_goes_before_the_tokenizers_own(models, tmp_path):
+def test_a_template_file_overrides_the_tokenizers_template(models, tmp_path):
     file = tmp_path / "template.jinja"
     file.write_text(tiny.CHATML.replace("<|im_start|>", "<|im_start|>>"))
     tokenizer, _ = load_tokenizer(models["qwen2"], chat_template=file)
@@ -501,7 +501,7 @@ def test_two_loads_get_the_same_rows(models, architecture):
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
-def test_a_model_with_spare_rows_is_left_alone(models):
+def test_a_model_with_spare_rows_is_unchanged(models):
     model, tokenizer, before = grown(models["qwen2"])
     model.resize_token_embeddings(len(tokenizer) + 8)
     assert add_rows(model, tokenizer) == 0

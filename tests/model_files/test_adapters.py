@@ -1,4 +1,4 @@
-"""Adapters as PEFT and TRL leave them: scored with their head, on top of their base or merged into it."""
+"""Adapters as PEFT and TRL save them: scored with their head, on top of their base or merged into it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def base(models):
 
 @pytest.fixture(scope="module")
 def untied(base, tmp_path_factory):
-    """The base with an unembedding of its own."""
+    """The base with an untied unembedding."""
     folder = tmp_path_factory.mktemp("untied")
     torch.manual_seed(0)
     AutoModelForCausalLM.from_pretrained(base, tie_word_embeddings=False).save_pretrained(folder)
@@ -49,7 +49,7 @@ def untied(base, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained_by_trl(base, tmp_path_factory):
-    """What TRL's RewardTrainer leaves of a run with peft_config."""
+    """The folder that TRL's RewardTrainer saves with peft_config."""
     folder = tmp_path_factory.mktemp("trl")
     turns = {"prompt": [{"role": "user", "content": "why?"}]} | {
         column: [{"role": "assistant", "content": text}] for column, text in (("chosen", "Yes."), ("rejected", "No."))
@@ -73,7 +73,7 @@ def trained_by_trl(base, tmp_path_factory):
 
 
 def randomise(model, seed=1):
-    """An adapter starts as nothing: lora_B is zero."""
+    """Make the adapter change outputs: lora_B is initialized to zero."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -92,7 +92,7 @@ def save_adapter(base, folder, config, prepare=lambda model: None, **options):
 
 @pytest.fixture
 def adapter(base, tmp_path):
-    """A language model's LoRA, by PEFT alone."""
+    """A language model's LoRA, saved by PEFT."""
     return save_adapter(base, tmp_path / "adapter", LoraConfig(task_type="CAUSAL_LM", **LORA))
 
 
@@ -129,7 +129,7 @@ def change_weights(folder, change):
 # --- scored as they are --------------------------------------------------------------------------------------------
 
 
-def test_what_trl_trains_is_scored_with_its_head(base, trained_by_trl):
+def test_trl_reward_adapters_are_scored_with_their_head(base, trained_by_trl):
     scorer = load_reward_model(str(trained_by_trl))
     assert scorer.reward_model.settings.type == "explicit"
     plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
@@ -166,7 +166,7 @@ def test_a_language_models_adapter_is_implicit_or_generative(base, adapter):
 
 
 def merged(adapter, base):
-    """The adapter merged by PEFT, as a folder beside it."""
+    """The adapter merged by PEFT, in a folder next to it."""
     folder = adapter.parent / "merged"
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))
     model.merge_and_unload().save_pretrained(folder)
@@ -219,10 +219,10 @@ def test_methods_that_work_on_prompts_are_refused_by_name(base, tmp_path, config
     assert "LoRA" in error.value.remedy
 
 
-def test_an_unembedding_that_is_not_known_is_refused(base, tmp_path):
+def test_an_unknown_unembedding_is_refused(base, tmp_path):
     tokens = LoraConfig(task_type="CAUSAL_LM", trainable_token_indices={"embed_tokens": [40, 41, 42]}, **LORA)
     folder = save_adapter(base, tmp_path / "adapter", tokens)
-    with pytest.raises(RmkitError, match="TrainableTokensWrapper in the place of the unembedding"):
+    with pytest.raises(RmkitError, match="replaces the unembedding by TrainableTokensWrapper"):
         rewards(folder, "implicit", beta=1.0)
     rewards(merged(folder, base), "implicit", beta=1.0, reference=str(base))  # the remedy
 
@@ -241,7 +241,7 @@ def test_an_adapter_is_a_base_and_a_reference(base, adapter, run, kind):
     assert abs(rewards(again.model)).max() > 0
 
 
-def test_the_base_of_an_adapter_is_part_of_what_a_run_knows(base, adapter, run, tmp_path):
+def test_a_run_records_the_base_of_an_adapter(base, adapter, run, tmp_path):
     below = shutil.copytree(base, tmp_path / "below")
     change_config(adapter, base_model_name_or_path=str(below))
     start = run("implicit", base={"name": str(adapter)}, training={"max_steps": 1}).model
@@ -261,7 +261,7 @@ def test_the_base_of_an_adapter_is_part_of_what_a_run_knows(base, adapter, run, 
     assert (rewards(start) == expected).all()
 
 
-def test_runs_upon_runs_move_together(base, run, tmp_path):
+def test_chained_runs_move_together(base, run, tmp_path):
     shutil.copytree(base, tmp_path / "below")
     options = {"lora": {"r": 2, "target_modules": ["q_proj"]}, "training": {"max_steps": 1, "learning_rate": 1e-1}}
     first = run("implicit", "first", base={"name": str(tmp_path / "below")}, **options)
@@ -274,7 +274,7 @@ def test_runs_upon_runs_move_together(base, run, tmp_path):
 
 
 @pytest.mark.parametrize("start", ["olora", pytest.param("pissa", marks=pytest.mark.slow)])
-def test_an_adapter_that_starts_by_changing_its_base_is_not_its_reference(untied, tmp_path, start):
+def test_a_base_that_initialization_changes_is_not_the_reference(untied, tmp_path, start):
     config = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=start, **LORA)
     folder = save_adapter(untied, tmp_path / "adapter", config)
     with pytest.raises(RmkitError, match="changes weights of its base") as error:
@@ -287,13 +287,13 @@ def test_an_adapter_that_starts_by_changing_its_base_is_not_its_reference(untied
     assert scorer.score(*zip(*PAIRS, strict=True)) == pytest.approx(expected.tolist(), abs=1e-3)
 
 
-def test_an_adapter_that_starts_by_chance_is_refused(untied, tmp_path):
+def test_random_initialization_from_the_base_is_refused(untied, tmp_path):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(untied, dtype=torch.float32)
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", init_lora_weights="pissa_niter_4", **LORA))
     randomise(model)
     model.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(RmkitError, match="pissa_niter_4: what remains of the base is drawn at random") as error:
+    with pytest.raises(RmkitError, match="initialized by pissa_niter_4, which changes the base at random") as error:
         rewards(tmp_path / "adapter", "generative")
     assert "merge_and_unload" in error.value.remedy
     model.merge_and_unload().save_pretrained(tmp_path / "merged")
@@ -302,7 +302,7 @@ def test_an_adapter_that_starts_by_chance_is_refused(untied, tmp_path):
 
 
 def test_a_published_adapter_is_a_base(base, run):
-    """Its adapter_config.json names no base; its reward_model.json does, beside it."""
+    """Its adapter_config.json does not name a base; its reward_model.json does."""
     lora = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": ["q_proj"]}
     folder = run("implicit", lora=lora, training={"max_steps": 1}).model
     expected = rewards(folder, "generative")
@@ -315,12 +315,12 @@ def test_a_published_adapter_is_a_base(base, run):
     assert rewards(start.model) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_trl_adapter_trains_on_with_its_head(trained_by_trl, run):
+def test_training_continues_from_a_trl_adapter_with_its_head(trained_by_trl, run):
     start = run("explicit", base={"name": str(trained_by_trl)}, training={"max_steps": 1, "learning_rate": 1e-12})
     assert rewards(start.model) == pytest.approx(rewards(trained_by_trl), rel=1e-4)
 
 
-def test_adapters_upon_adapters(base, adapter, tmp_path):
+def test_chained_adapters(base, adapter, tmp_path):
     first = merged(adapter, base)
     second = save_adapter(first, tmp_path / "second", LoraConfig(task_type="CAUSAL_LM", **LORA))
     expected = rewards(second, "generative")
@@ -338,7 +338,7 @@ def test_embeddings_that_cannot_be_merged(base, run, tmp_path, where):
     """The base ties them, and the adapter changes one of the two."""
     lora = LoraConfig(task_type="CAUSAL_LM", **({"r": 4, "target_modules": ["q_proj"]} | where))
     folder = save_adapter(base, tmp_path / "adapter", lora)
-    with pytest.raises(RmkitError, match="ties to each other"):
+    with pytest.raises(RmkitError, match="only one of the two embeddings that its base ties"):
         run("implicit", base={"name": str(folder)})
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(folder)).eval()
     scorer = load_reward_model(str(folder), "implicit", beta=1.0, reference="none")  # the remedy
@@ -346,7 +346,7 @@ def test_embeddings_that_cannot_be_merged(base, run, tmp_path, where):
     assert scorer.score(*zip(*PAIRS, strict=True)) == pytest.approx(expected, rel=1e-4)
 
 
-def test_an_adapter_is_not_published_beside_a_model(adapter):
+def test_an_adapter_is_not_published_next_to_a_model(adapter):
     record = {"base": {"name": str(adapter), "revision": None}, "adapter": True, "reward_model": {"type": "explicit"}}
     with pytest.raises(RmkitError, match="is an adapter, and its own base would be missing"):
         public_origins(record, {"base": {"build": None}}, Hub(push="end", repo_id="someone/rm", base="upload"))
@@ -392,7 +392,7 @@ def not_a_number(weights):
         (not_a_number, "layers.1.self_attn.v_proj.lora_B.weight has entries that are NaN"),
     ],
 )
-def test_adapters_of_which_a_part_loads_are_refused(adapter, run, change, cause):
+def test_adapters_that_load_only_in_part_are_refused(adapter, run, change, cause):
     change_weights(adapter, change)
     with pytest.raises(RmkitError, match=cause):
         rewards(adapter, "implicit", beta=1.0)
@@ -400,7 +400,7 @@ def test_adapters_of_which_a_part_loads_are_refused(adapter, run, change, cause)
         run(base={"name": str(adapter)})
 
 
-def test_a_head_that_is_missing_is_refused(trained_by_trl, tmp_path):
+def test_a_missing_head_is_refused(trained_by_trl, tmp_path):
     folder = shutil.copytree(trained_by_trl, tmp_path / "adapter")
     change_weights(folder, lambda weights: {name: each for name, each in weights.items() if "score" not in name})
     with pytest.raises(RmkitError, match=r"lacks weights: base_model.model.score.weight|has no reward head"):
@@ -423,7 +423,7 @@ def test_rmkits_own_adapters_are_checked_too(run, tmp_path):
 # --- where it cannot be --------------------------------------------------------------------------------------------
 
 
-def test_a_base_that_is_missing_is_named(adapter, base, tmp_path, monkeypatch):
+def test_a_missing_base_is_named(adapter, base, tmp_path, monkeypatch):
     for missing in ("/nowhere/base", "./base", "someone/base", None, ""):
         change_config(adapter, base_model_name_or_path=missing)
         with pytest.raises(RmkitError) as error:
@@ -448,7 +448,7 @@ def test_a_whole_model_and_an_adapter_in_one_folder(adapter, base, tmp_path):
     both = shutil.copytree(base, tmp_path / "both")
     for name in ("adapter_config.json", WEIGHTS):
         shutil.copy(adapter / name, both)
-    with pytest.raises(RmkitError, match="holds both a whole model and an adapter"):
+    with pytest.raises(RmkitError, match="contains both a whole model and an adapter"):
         rewards(both, "generative")
     own = tmp_path / "own"  # the remedy
     own.mkdir()
@@ -463,7 +463,7 @@ def test_a_whole_model_and_an_adapter_in_one_folder(adapter, base, tmp_path):
 
 @pytest.fixture
 def with_tokens(base, tmp_path):
-    """A maker of adapters whose tokenizer has tokens that the base has no rows for."""
+    """Creates adapters whose tokenizer has more tokens than the base has rows."""
 
     def make(name, prepare=lambda model: None, **options):
         tokenizer = AutoTokenizer.from_pretrained(base)
@@ -482,7 +482,7 @@ def with_tokens(base, tmp_path):
 
 
 def test_embeddings_that_are_saved_with_an_adapter(with_tokens, base):
-    """Rows of added tokens come from the adapter; with it off, the base's rows are what they were."""
+    """Rows of added tokens come from the adapter; with it disabled, the base's rows are unchanged."""
     folder = with_tokens("adapter", save_embedding_layers=True)
     scorer = load_reward_model(str(folder), "implicit", beta=1.0)
     saved = load_file(folder / WEIGHTS)["base_model.model.model.embed_tokens.weight"]
@@ -503,11 +503,11 @@ def test_embeddings_that_are_saved_with_an_adapter(with_tokens, base):
     rewards(folder, "implicit", beta=1.0, reference=str(base))
 
 
-def test_rows_of_added_tokens_that_nobody_saved(with_tokens, run):
+def test_unsaved_rows_of_added_tokens_are_refused(with_tokens, run):
     folder = with_tokens("adapter", save_embedding_layers=False)
-    with pytest.raises(RmkitError, match="tokens, and its base rows for") as error:
+    with pytest.raises(RmkitError, match="tokens, but its base has rows for") as error:
         rewards(folder, "generative")
     assert "save_embedding_layers=True" in error.value.remedy
-    with pytest.raises(RmkitError, match="tokens, and its base rows for"):
+    with pytest.raises(RmkitError, match="tokens, but its base has rows for"):
         run(base={"name": str(folder)})
     rewards(with_tokens("remedy", save_embedding_layers=True), "generative")

@@ -1,4 +1,4 @@
-"""No folder whatever gives a traceback: it loads and its rewards are finite, or two lines name it."""
+"""No folder causes a traceback: either it loads and its rewards are finite, or a two-line error names it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ODD = [
 
 @pytest.fixture(scope="module")
 def intact(models, pairs, tmp_path_factory):
-    """A run's model folder of a type, full or LoRA, or a plain language model, by its name in FOLDERS."""
+    """The model folder of a run, full or LoRA, or a plain language model, by its name in FOLDERS."""
     place = tmp_path_factory.mktemp("intact")
 
     @functools.cache
@@ -127,7 +127,7 @@ def damage_json(draw: random.Random, file: Path) -> str:
 
 
 def damage_header(draw: random.Random, file: Path) -> str:
-    """Change a tensor's description in a safetensors file, whose length field stays right."""
+    """Change a tensor's header in a safetensors file, with a consistent length field."""
     content = file.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
@@ -168,7 +168,7 @@ def damage(draw: random.Random, folder: Path) -> str:
 
 
 def outcome(folder: Path, **options) -> str:
-    """`loads`, or the refusal; anything else is the test's failure."""
+    """`loads` or the error's cause; any other outcome fails the test."""
     try:
         rewards = load_reward_model(str(folder), **options).score(PROMPTS, RESPONSES)
     except RmkitError as error:
@@ -211,7 +211,7 @@ def test_many_damaged_folders(intact, tmp_path, start):
 
 
 class Touch:
-    """Unpickling it makes a file."""
+    """Unpickling it creates a file."""
 
     def __init__(self, mark: Path):
         self.mark = mark
@@ -222,7 +222,7 @@ class Touch:
 
 @pytest.fixture
 def attacked(intact, tmp_path):
-    """A copy of an intact folder, a change of one of its JSON files, and a mark that code would make."""
+    """A copy of an intact folder, a function that edits its JSON files, and the file that hostile code would create."""
 
     def copy(name="plain"):
         return shutil.copytree(intact(name), tmp_path / name.replace(" ", "-"))
@@ -319,7 +319,7 @@ def test_chat_templates_that_fail_loop_or_reach_out(attacked, case, monkeypatch)
         assert "template" in outcome(folder, type="generative")
 
 
-def test_links_are_told(attacked, tmp_path):
+def test_links_are_reported(attacked, tmp_path):
     copy, _ = attacked
     folder = copy()
     (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
@@ -340,14 +340,14 @@ def test_links_are_told(attacked, tmp_path):
         ({"layer_types": ["full_attention", "sliding_attention"]}, {"type": "generative"}, "cannot be run: TypeError"),
     ],
 )
-def test_entries_that_no_model_can_be_built_or_run_with(intact, tmp_path, entries, options, cause):
+def test_unusable_config_entries_are_refused(intact, tmp_path, entries, options, cause):
     folder = shutil.copytree(intact("plain"), tmp_path / "folder")
     config = folder / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | entries))
     assert cause in outcome(folder, **options)
 
 
-def test_what_is_no_folder(intact, tmp_path):
+def test_paths_that_are_not_folders_are_refused(intact, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
     for name in ("empty", "file", "missing", "nul\0byte", "x" * 300, "a/b/c/d"):
@@ -361,7 +361,7 @@ def test_what_is_no_folder(intact, tmp_path):
 
 
 @pytest.mark.parametrize("entry", ["vocab_file", "tokenizer_file", "merges_file", "chat_template_file", "name_or_path"])
-def test_a_tokenizer_names_no_files_outside(attacked, entry, tmp_path):
+def test_a_tokenizer_cannot_name_files_outside_its_folder(attacked, entry, tmp_path):
     copy, _ = attacked
     folder = copy()
     before = load_reward_model(str(folder), type="generative").score(PROMPTS, RESPONSES)

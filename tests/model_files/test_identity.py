@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from rmkit import RmkitError, load_reward_model
 from rmkit.cli import app
 from rmkit.config.recipe import load_recipe
+from rmkit.model_files import identity
 from rmkit.model_files.identity import model_digests
-from rmkit.models import identity
 from rmkit.train import train
 
 PAIR = (["How do I bake bread?"], ["Mix flour, water, salt and yeast. Wait. Bake it."])
@@ -51,7 +51,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def place(trained, tmp_path):
-    """A copy of all that can be changed; the original is where the records say, so the copy's say the copy."""
+    """A copy of the runs and models that tests may change; its records name the copy's paths."""
     folder = shutil.copytree(trained, tmp_path / "copy")
     for record in folder.glob("runs/*/model/reward_model.json"):
         record.write_text(record.read_text().replace(str(trained), str(folder)))
@@ -75,7 +75,7 @@ def edit(path, **changes):
 ROLES = [("lora", "base", "base"), ("whole", "reference", "other")]
 
 
-def test_records_hold_what_tells_models_apart(trained):
+def test_records_identify_models(trained):
     for name, role, folder in ROLES:
         model = trained / "runs" / name / "model"
         record = json.loads((model / "reward_model.json").read_text())
@@ -136,7 +136,7 @@ def test_a_changed_model_is_refused_unless_told_to_go_on(place, trained, name, r
     assert scorer.score(*PAIR) != expected
 
 
-def test_a_changed_configuration_is_a_changed_model_and_its_layout_is_not(place):
+def test_config_values_identify_a_model_and_its_formatting_does_not(place):
     run, config = place / "runs" / "lora", place / "models" / "base" / "config.json"
     expected = reward(run)
     edit(config, transformers_version="1.2.3", _name_or_path="elsewhere")
@@ -183,7 +183,7 @@ def test_a_changed_tokenizer_is_refused_unless_told_to_go_on(place, file, change
 
 
 @pytest.mark.parametrize(("name", "role", "folder"), ROLES)
-def test_records_of_old_still_load(place, trained, name, role, folder, monkeypatch):
+def test_old_records_still_load(place, trained, name, role, folder, monkeypatch):
     file = place / "runs" / name / "model" / "reward_model.json"
     record = json.loads(file.read_text())
     del record["tokenizer"], record["reference"]
@@ -199,8 +199,8 @@ def test_records_of_old_still_load(place, trained, name, role, folder, monkeypat
     assert reward(place / "runs" / name) == expected
 
 
-def test_a_hub_id_is_a_place_too(place, trained, monkeypatch):
-    """In the Hub's cache; it cannot be compared with a folder, which a note says."""
+def test_a_hub_id_is_accepted(place, trained, monkeypatch):
+    """It is read from the Hub's cache; a note says that it cannot be compared with a folder."""
     commit, cache = "a" * 40, place / "hub"
     for name, role, folder in ROLES:
         snapshot = cache / f"models--someone--{folder}" / "snapshots" / commit
@@ -216,13 +216,13 @@ def test_a_hub_id_is_a_place_too(place, trained, monkeypatch):
             assert "could not be compared" in " ".join(scorer.checkpoint.notes)
 
 
-def test_an_option_without_use_is_refused(place):
+def test_an_unused_option_is_refused(place):
     with pytest.raises(RmkitError, match="A base has no use") as error:
         reward(place / "runs" / "whole", base=str(place / "models" / "base"))
     assert error.value.remedy == "Remove --base (base=)."
 
 
-def test_weights_are_read_once_and_again_when_they_change(place, monkeypatch):
+def test_weights_are_hashed_once_until_they_change(place, monkeypatch):
     folder, read = place / "models" / "base", []
     digest = hashlib.file_digest
     monkeypatch.setattr(identity.hashlib, "file_digest", lambda *args: read.append(args) or digest(*args))
@@ -247,6 +247,6 @@ def test_only_files_that_are_loaded_count(place):
     assert set(model_digests(folder)) == {"config.json", *names.values()}
 
 
-def test_a_cache_that_cannot_be_written_costs_time_only(place, monkeypatch):
+def test_a_read_only_cache_only_costs_time(place, monkeypatch):
     monkeypatch.setenv("RMKIT_CACHE", "/proc/none")
     assert np.isfinite(reward(place / "runs" / "lora"))

@@ -1,4 +1,4 @@
-"""What lies in a model folder is what is scored: every weight has its place, and no folder gives a traceback."""
+"""A model folder is scored as saved: every weight is used, and no folder causes a traceback."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def change_json(file, **entries):
 
 
 def shard(folder, shards=3):
-    """Write the weights again in shards with an index."""
+    """Save the weights again in shards with an index."""
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names, weight_map = sorted(weights), {}
@@ -116,12 +116,12 @@ def test_a_weight_without_a_place_is_refused_by_name(copy, case):
 
 
 def test_two_weights_for_one_place_are_refused(copy):
-    """transformers takes names with and without the base model's prefix, and would take one of the two."""
+    """transformers accepts names with and without the base model's prefix, and silently loads one of the two."""
     folder = copy("causal")
     before, long = generative(folder), "model.layers.0.self_attn.q_proj.weight"
     short = long.removeprefix("model.")
     change_weights(folder, lambda weights: weights.update({short: 2 * weights[long]}))
-    with pytest.raises(RmkitError, match=f"{folder} holds two weights for one place .*: {long} and {short}"):
+    with pytest.raises(RmkitError, match=f"{folder} has two weights for the same place .*: {long} and {short}"):
         generative(folder)
     change_weights(folder, lambda weights: weights.pop(short))  # the remedy
     assert (generative(folder) == before).all()
@@ -154,7 +154,7 @@ def test_masks_of_old_gpt2_files_need_no_place(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["classifier", "tied_classifier"])
-def test_a_classifier_is_no_language_model(folders, name):
+def test_a_classifier_is_not_a_language_model(folders, name):
     with pytest.raises(RmkitError, match=r"lacks weights: lm_head|score.weight") as error:
         generative(folders[name])
     if name == "tied_classifier":  # all that a language model needs is there
@@ -162,7 +162,7 @@ def test_a_classifier_is_no_language_model(folders, name):
         rewards(folders[name], "explicit")
 
 
-def test_weights_that_are_missing_or_of_another_shape_are_named(copy):
+def test_missing_weights_and_wrong_shapes_are_named(copy):
     for number, (change, cause) in enumerate(
         [
             (
@@ -172,7 +172,7 @@ def test_weights_that_are_missing_or_of_another_shape_are_named(copy):
             (lambda weights: weights.pop("model.embed_tokens.weight"), "lacks weights: model.embed_tokens.weight"),
             (
                 lambda weights: weights.update({"model.norm.weight": torch.ones(31)}),
-                r"model.norm.weight is of shape \[31\], and config.json asks for \[32\]",
+                r"model.norm.weight has shape \[31\], but config.json requires \[32\]",
             ),
         ]
     ):
@@ -205,14 +205,14 @@ def test_rewards_that_are_not_finite_are_refused_in_python_too(copy):
     assert np.isfinite(rewards(folder)).all()
 
 
-def test_weights_that_config_ties_and_files_do_not(copy):
+def test_tied_weights_that_differ_are_refused(copy):
     folder = copy("tied")
     embeddings = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
     before = generative(folder)
     change_weights(folder, lambda weights: weights.update({"lm_head.weight": embeddings.clone()}))
     assert (generative(folder) == before).all()
     change_weights(folder, lambda weights: weights.update({"lm_head.weight": -embeddings}))
-    with pytest.raises(RmkitError, match=r"ties lm_head.weight to model.embed_tokens.weight, and they differ"):
+    with pytest.raises(RmkitError, match=r"ties lm_head.weight to model.embed_tokens.weight, but they differ"):
         generative(folder)
     change_json(folder / "config.json", tie_word_embeddings=False)  # the remedy
     assert (generative(folder) != before).any()
@@ -224,7 +224,7 @@ def test_weights_that_config_ties_and_files_do_not(copy):
         generative(folder)
 
 
-def test_an_index_says_where_weights_are(copy):
+def test_weights_are_found_through_an_index(copy):
     folder = copy("classifier")
     before = rewards(folder)
     weight_map = shard(folder)
@@ -254,7 +254,7 @@ def test_an_index_that_contradicts_its_files_is_refused(copy):
     refused({name: file for name, file in weight_map.items() if name != "score.weight"}, "disagree on the weight score")
     refused(weight_map | {"score.weight": "gone.safetensors"}, "lacks gone.safetensors, which its index names")
     for outside in ("../other.safetensors", "/etc/passwd", "../../etc/passwd", "..\\x.safetensors", "weights.bin"):
-        refused(weight_map | {"score.weight": outside}, "which is no safetensors file of this model")
+        refused(weight_map | {"score.weight": outside}, "which is not a safetensors file of this model")
     for content in ([], {}, {"weight_map": None}, {"weight_map": []}, {"weight_map": {"score.weight": 3}}):
         index.write_text(json.dumps(content))
         with pytest.raises(RmkitError, match=r"weight_map|no JSON object"):
@@ -280,7 +280,7 @@ def test_an_index_that_contradicts_its_files_is_refused(copy):
     ids=str,
 )
 def test_sizes_are_compared_with_the_files_before_a_model_is_built(copy, entries):
-    """Each would take all memory, or all day."""
+    """Building any of these models would take all memory, or hours."""
     folder = copy("causal")
     change_json(folder / "config.json", **entries)
     with pytest.raises(RmkitError) as error:
@@ -288,7 +288,7 @@ def test_sizes_are_compared_with_the_files_before_a_model_is_built(copy, entries
     assert str(folder) in error.value.cause
 
 
-def test_a_file_of_another_name_is_refused(copy):
+def test_another_file_name_is_refused(copy):
     folder = copy("causal")
     change_json(folder / "config.json", transformers_weights="weights.safetensors")
     (folder / "model.safetensors").rename(folder / "weights.safetensors")
@@ -312,7 +312,7 @@ def test_training_refuses_what_scoring_refuses(run, folders, copy):
 
 @pytest.mark.dist
 def test_zero3_refuses_the_same_on_both_processes(folders, copy, pairs, tmp_path):
-    """transformers reports no unexpected weight under ZeRO-3; a weight that is not finite lies on one process alone."""
+    """transformers reports no unexpected weights under ZeRO-3; a weight that is not finite is on one process only."""
     extra, broken = copy("causal", "extra"), copy("causal", "broken")
     change_weights(extra, lambda weights: weights.update({"v_head.weight": torch.ones(1, 32)}))
     change_weights(broken, lambda weights: weights["model.norm.weight"][-1:].fill_(float("nan")))

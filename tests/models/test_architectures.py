@@ -1,4 +1,4 @@
-"""Every architecture of transformers: rewards are those of the model's own forward pass, or it is refused by name."""
+"""Every architecture of transformers: rewards equal the model's own forward pass, or it is refused by name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TYPES = {
 
 
 def texts(number: int) -> list[TokenSequence]:
-    """Sequences of other tokens and lengths than the probe's; every third goes on from the prompt before."""
+    """Sequences whose tokens and lengths differ from the probe's; every third one shares the previous prompt."""
     draw = np.random.default_rng(number)
     made, prompt = [], []
     for each in range(number):
@@ -54,7 +54,7 @@ def probed() -> list[TokenSequence]:
 
 @torch.no_grad()
 def expected(model, auto_class, sequences):
-    """ln pi(y|x), or the classifier's output, by the model's own forward pass, one sequence at a time."""
+    """ln pi(y|x), or the classifier's output, from the model's own forward pass over single sequences."""
     found = []
     for sequence in sequences:
         logits = type(model).forward(model, input_ids=torch.tensor([sequence.ids])).logits.double()
@@ -83,7 +83,7 @@ def verdict(model, auto_class, name, check=check_forward):
         own = expected(model, auto_class, sequences)
     except Exception:
         return "not built"
-    kind.prepare(bind(model))
+    kind.adapt_model(bind(model))
     shared = possible_layout("shared", model.config, None)[0] == "shared"
     for layout in ["padded", "shared"] if shared else ["padded"]:
         if layout == "shared":
@@ -127,7 +127,7 @@ def survey(auto_class):
 
 
 @pytest.mark.slow
-def test_every_language_model_is_scored_as_it_speaks_or_refused():
+def test_every_language_model_is_scored_correctly_or_refused():
     verdicts = survey(AutoModelForCausalLM)
     counts = Counter(each.partition(":")[0].partition(",")[0] for each in verdicts.values())
     assert counts["agrees"] > 110
@@ -150,7 +150,7 @@ def test_every_language_model_is_scored_as_it_speaks_or_refused():
 
 
 @pytest.mark.slow
-def test_every_classifier_is_scored_as_it_says_or_refused():
+def test_every_classifier_is_scored_correctly_or_refused():
     verdicts = survey(AutoModelForSequenceClassification)
     counts = Counter(each.partition(":")[0].partition(",")[0] for each in verdicts.values())
     assert counts["agrees"] > 45
@@ -162,7 +162,7 @@ def test_every_classifier_is_scored_as_it_says_or_refused():
 
 
 class _Wrong:
-    """A model whose forward pass does a little more than its parts say."""
+    """A model whose forward pass does slightly more than its submodules."""
 
     def forward(self, *args, **kwargs):
         found = super().forward(*args, **kwargs)

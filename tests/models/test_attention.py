@@ -1,4 +1,4 @@
-"""A row that holds every token once says what its sequences say apart: hidden states, rewards, gradients."""
+"""Packed rows give the results of separate sequences: hidden states, rewards, gradients."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rmkit.models.shared_attention import ARCHITECTURES, PackedRow, layout_of, t
 
 WINDOW = 13
 SLIDING = {"gemma2": 1, "gemma3_text": 3, "mistral": 3, "qwen2": 2, "phi3": 3}
-"""How many of three layers have a sliding window, below the lengths of the sequences."""
+"""The number of layers, out of three, with a sliding window, which is shorter than the sequences."""
 
 
 def sequences(seed: int = 0) -> list[TokenSequence]:
-    """Groups that share prompts and starts of responses, a lone one, one within another, a copy, a short one."""
+    """Groups with shared prompts and response prefixes, an unrelated one, a prefix of another, a copy, a short one."""
     draw = np.random.default_rng(seed)
 
     def tokens(number):
@@ -70,7 +70,7 @@ def language_model(architecture: str, heads: int = 4, **options):
 
 
 def read(model, hidden, batch):
-    """All that heads read: last tokens, and those before each token of the responses."""
+    """All positions that heads read: last tokens, predictors and response tokens."""
     return torch.cat([hidden[batch["last"]], hidden[batch["predictor"]], hidden[batch["response"]]])
 
 
@@ -105,7 +105,7 @@ def test_hidden_states_and_gradients_are_those_of_padded_sequences(architecture,
 @pytest.mark.parametrize("attention", [None, pytest.param("eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_under_autocast_both_layouts_agree_with_float32(architecture, attention):
-    """Autocast leaves queries in float32 where rotary embeddings are; its outputs are bfloat16."""
+    """Autocast leaves queries in float32 after rotary embeddings; its outputs are bfloat16."""
     model = language_model(architecture, **({"attn_implementation": attention} if attention else {}))
     with torch.no_grad():
         for parameter in model.parameters():  # small again: rounding to bfloat16 must stay small
@@ -130,7 +130,7 @@ def last_hidden(model, hidden, batch):
 
 @pytest.mark.parametrize("architecture", SLIDING)
 def test_sliding_windows_matter_in_that_comparison(architecture):
-    """The control arm: with a window as wide as the sequences the outputs are others."""
+    """The control arm: with a window wider than the sequences the outputs differ."""
     narrow, wide = language_model(architecture), language_model(architecture, sliding_window=1000)
     batch = share(sequences())
     for model in (narrow, wide):
@@ -161,8 +161,8 @@ def test_models_that_cannot_take_shared_rows_say_why():
     )
 
 
-def test_a_row_holds_every_token_once():
-    """By hand: two responses to a prompt of 20 tokens, their first token equal, and a lone sequence of 3."""
+def test_a_row_stores_shared_prefixes_once():
+    """Two responses to a prompt of 20 tokens, with the same first token, and an unrelated sequence of 3."""
     prompt = list(range(20))
     batch = share(
         [TokenSequence([*prompt, 50, 60], 20), TokenSequence([7, 8, 9], 1), TokenSequence([*prompt, 50, 70, 71], 20)]
@@ -176,21 +176,21 @@ def test_a_row_holds_every_token_once():
     assert batch["response_lengths"].tolist() == [2, 2, 3]
 
 
-def test_sequences_within_others_and_copies_cost_nothing():
+def test_prefixes_and_copies_add_no_tokens():
     whole = TokenSequence(list(range(40)), 10)
     parts = [TokenSequence(whole.ids[:end], 10) for end in range(11, 41)]
     assert share([whole])["input_ids"].shape == share([*parts, whole, whole])["input_ids"].shape == (1, 40)
 
 
-def test_few_shared_tokens_are_computed_again():
+def test_short_shared_prefixes_are_computed_again():
     few, many = ([TokenSequence([*range(number), end], 1) for end in (50, 60)] for number in (15, 16))
     assert share(few)["input_ids"].shape[1] == 32
     assert share(many)["input_ids"].shape[1] == 18
 
 
 @pytest.mark.parametrize("window", [None, WINDOW])
-def test_a_token_sees_what_is_before_it_in_its_own_sequences(window):
-    """Masks, ends and positions against who stands before whom, asked of every pair of tokens."""
+def test_a_token_attends_to_earlier_tokens_of_its_own_sequences(window):
+    """Masks, ends and positions, against the order of tokens in the sequences, for every pair of tokens."""
     texts = sequences()
     batch = share(texts)
     tokens = batch["input_ids"].shape[1]
@@ -207,7 +207,7 @@ def test_a_token_sees_what_is_before_it_in_its_own_sequences(window):
     if window is not None:
         seen &= positions[:tokens, None] - positions[None, :tokens] < window
     assert (seen == visible).all()
-    assert ends[tokens:].tolist() == list(range(tokens + 1, tokens + 6))  # what fills the row sees itself
+    assert ends[tokens:].tolist() == list(range(tokens + 1, tokens + 6))  # padding attends to itself
     assert positions[:tokens].tolist() == batch["position_ids"][0].tolist()
     block = row.block_mask(tokens + 5, window, torch.device("cpu"))
     dense = torch.stack(
@@ -217,7 +217,7 @@ def test_a_token_sees_what_is_before_it_in_its_own_sequences(window):
 
 
 @pytest.mark.parametrize("window", [None, WINDOW])
-def test_flex_attention_with_the_rows_mask_is_attention_with_its_dense_one(window):
+def test_flex_attention_equals_attention_with_the_dense_mask(window):
     batch = share(sequences())
     tokens = batch["input_ids"].shape[1]
     row = PackedRow(batch["branches"].tolist())
@@ -231,7 +231,7 @@ def test_flex_attention_with_the_rows_mask_is_attention_with_its_dense_one(windo
 
 
 def _paths(texts, batch):
-    """Where each text's tokens lie in the row, found by following its branch."""
+    """The positions of each text's tokens in the row, found by following its branch."""
     starts, paths, before = np.cumsum([0, *batch["branches"][:, 1].tolist()]), [], []
     for (shared, own), start in zip(batch["branches"].tolist(), starts, strict=False):
         before = before[:shared] + list(range(start, start + own))
@@ -244,5 +244,5 @@ def _paths(texts, batch):
 
 
 def test_tiny_models_take_both_layouts():
-    """The architectures of the other tests are among those that take shared rows."""
+    """The architectures of the other tests are among those that take packed rows."""
     assert {tiny.config(each, 100).model_type for each in tiny.ARCHITECTURES} <= set(ARCHITECTURES)

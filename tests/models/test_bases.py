@@ -1,4 +1,4 @@
-"""Base models made on the spot: tokenizers, reproducible weights, and a cache that is never wrong."""
+"""Small base models: tokenizers, reproducible weights, and a cache that is never wrong."""
 
 from __future__ import annotations
 
@@ -123,12 +123,12 @@ def test_the_same_build_gives_the_same_weights(tmp_path, monkeypatch):
     digests = {}
     for name, build in (("first", TINY), ("again", TINY), ("other", TINY.model_copy(update={"seed": 1}))):
         monkeypatch.setenv("RMKIT_CACHE", str(tmp_path / name))
-        torch.rand(3)  # nothing depends on the state of the generators
+        torch.rand(3)  # the state of the generators does not matter
         digests[name] = digest(bases.ensure_base(build, quickstart, "a"))
     assert digests["first"] == digests["again"] != digests["other"]
 
 
-def test_what_is_built_loads_and_is_described(cache):
+def test_a_built_base_loads_and_describes_itself(cache):
     folder = bases.ensure_base(TINY, quickstart, "a")
     assert folder.parent == cache / "bases"
     assert folder.name.startswith("quickstart-")
@@ -144,11 +144,11 @@ def test_what_is_built_loads_and_is_described(cache):
     assert config.vocab_size == len(tokenizer)
     assert model.dtype == torch.float32
     assert model.get_input_embeddings().weight is not model.get_output_embeddings().weight
-    about = json.loads((folder / "build.json").read_text())
-    assert BaseBuild(**about["build"]) == TINY
-    assert about["fingerprint"] == "a"
-    assert 0 < about["final_loss"] < 10
-    assert [each.name for each in folder.parent.iterdir() if each.is_dir()] == [folder.name]
+    metadata = json.loads((folder / "build.json").read_text())
+    assert BaseBuild(**metadata["build"]) == TINY
+    assert metadata["fingerprint"] == "a"
+    assert 0 < metadata["final_loss"] < 10
+    assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == [folder.name]
 
 
 def test_training_lowers_the_loss():
@@ -159,7 +159,7 @@ def test_training_lowers_the_loss():
     assert loss(40) < 0.7 * loss(1)
 
 
-def test_a_small_corpus_is_gone_through_again():
+def test_a_small_corpus_is_repeated():
     documents = list(itertools.islice(quickstart(), 6))
     folder = bases.ensure_base(TINY, lambda: documents, "six")
     assert json.loads((folder / "build.json").read_text())["documents"] == 6
@@ -208,6 +208,9 @@ def test_a_subprocess_that_dies_is_reported(subprocess, cache, monkeypatch, code
     with pytest.raises(error, match=message):
         bases.ensure_base(TINY, quickstart, "a")
     assert not [path for path in (cache / "bases").iterdir() if path.is_dir()]
+    monkeypatch.setattr(bases, "build_in_subprocess", bases.build_base)
+    smaller = TINY.model_copy(update={"batch_size": 2, "hidden_size": 8})  # the remedy
+    assert bases.ensure_base(smaller, quickstart, "a").is_dir()
 
 
 def test_an_interrupt_ends_the_subprocess(subprocess, cache, monkeypatch):
@@ -230,18 +233,18 @@ def test_an_interrupt_ends_the_subprocess(subprocess, cache, monkeypatch):
 # --- cache ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_cached_base_is_not_made_again():
+def test_a_cached_base_is_not_built_again():
     def never():
-        raise AssertionError("the corpus was asked for")
+        raise AssertionError("the corpus was read")
 
     folder = bases.ensure_base(TINY, quickstart, "a")
     assert bases.ensure_base(TINY, never, "a") == folder
     for build, fingerprint in ((TINY.model_copy(update={"steps": 5}), "a"), (TINY, "b")):
-        with pytest.raises(AssertionError, match="asked for"):
+        with pytest.raises(AssertionError, match="was read"):
             bases.ensure_base(build, never, fingerprint)
 
 
-def test_a_half_written_base_is_made_again():
+def test_an_incomplete_base_is_built_again():
     folder = bases.ensure_base(TINY, quickstart, "a")
     before = digest(folder)
     (folder / "build.json").unlink()  # written last
@@ -250,7 +253,7 @@ def test_a_half_written_base_is_made_again():
     assert digest(folder) == before
 
 
-def test_two_at_once_both_end_well(monkeypatch):
+def test_concurrent_builds_build_once(monkeypatch):
     built = []
     build = bases._build
     monkeypatch.setattr(bases, "_build", lambda *arguments: (built.append(1), build(*arguments)))
@@ -260,7 +263,7 @@ def test_two_at_once_both_end_well(monkeypatch):
     assert len(built) == 1
 
 
-def test_who_comes_second_keeps_what_is_there(tmp_path):
+def test_a_second_build_keeps_the_first(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     for folder in (first, second):
         folder.mkdir()
@@ -269,7 +272,7 @@ def test_who_comes_second_keeps_what_is_there(tmp_path):
     assert (first / "build.json").read_text() == "first"
 
 
-def test_mistakes_are_explained(tmp_path, monkeypatch):
+def test_user_errors_are_reported(tmp_path, monkeypatch):
     with pytest.raises(RmkitError, match="has no documents"):
         bases.ensure_base(TINY, lambda: [], "none")
     with pytest.raises(RmkitError, match="hidden_size 18"):

@@ -1,4 +1,4 @@
-"""Dropout: off for every type and architecture unless the recipe says otherwise, and what stays of it."""
+"""Dropout is off for every type and architecture unless the recipe enables it; adapters keep theirs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rmkit import RmkitError
 from rmkit.config.recipe import load_recipe
 from rmkit.models.dropout import own_dropout, turn_off_dropout
-from rmkit.models.language_model import run as run
+from rmkit.models.language_model import apply_head
 from rmkit.training.pair_trainer import PairTrainerMixin
 
 pytestmark = pytest.mark.smoke
@@ -64,7 +64,7 @@ def logits(model):
 
 
 @pytest.mark.parametrize(("architecture", "name"), [(each, name) for each, names in NOISE.items() for name in names])
-def test_two_passes_in_training_are_the_same_whatever_the_configuration_asks_for(architecture, name):
+def test_two_training_passes_agree_whatever_the_configuration(architecture, name):
     model = noisy(architecture, [name])
     assert len({logits(model).sum().item() for _ in range(4)}) > 1  # the control: there is something to turn off
     evaluated = logits(model.eval())
@@ -106,7 +106,7 @@ def test_nothing_is_left_active_in_any_architecture_that_can_be_built_small():
     assert built > 40
 
 
-def test_a_model_that_samples_experts_is_refused_and_trains_where_that_is_asked_for(run, models, tmp_path):
+def test_a_model_that_samples_experts_is_refused_unless_dropout_is_enabled(run, models, tmp_path):
     folder = tmp_path / "phimoe"
     shutil.copytree(models["llama"], folder)
     config = AutoConfig.for_model("phimoe", **SMALL | {"vocab_size": 420})
@@ -124,7 +124,7 @@ def test_a_model_that_samples_experts_is_refused_and_trains_where_that_is_asked_
 
 @pytest.fixture
 def with_dropout(models, tmp_path):
-    """A copy of a tiny model whose configuration asks for dropout 0.5 everywhere."""
+    """A copy of a tiny model with dropout 0.5 everywhere in its configuration."""
 
     def make(architecture):
         folder = tmp_path / f"{architecture}_dropout"
@@ -139,14 +139,14 @@ def with_dropout(models, tmp_path):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """What three forward passes over each step's pairs give: two in training mode, one in evaluation mode."""
+    """The outputs of three forward passes over the pairs of each step: two in training mode, one in evaluation mode."""
     seen = []
     original = PairTrainerMixin.compute_loss
 
     def noting(self, model, inputs, *rest, **options):
         with torch.no_grad():
-            train, again = (run(model, self.reward_model.outputs, inputs) for _ in range(2))
-            evaluated = run(model.eval(), self.reward_model.outputs, inputs)
+            train, again = (apply_head(model, self.reward_model.outputs, inputs) for _ in range(2))
+            evaluated = apply_head(model.eval(), self.reward_model.outputs, inputs)
         model.train()
         seen.append((train, again, evaluated))
         return original(self, model, inputs, *rest, **options)
@@ -166,7 +166,7 @@ def test_the_loss_of_an_untrained_implicit_model_is_ln_2(run, with_dropout):
 
 
 @pytest.mark.parametrize("kind", ["explicit", "implicit", "generative"])
-def test_a_bases_dropout_is_off_and_an_adapters_acts_in_training_alone(run, with_dropout, passes, kind):
+def test_the_bases_dropout_is_off_and_the_adapters_is_on_in_training_only(run, with_dropout, passes, kind):
     training = TRAINING | {"num_train_epochs": 2}
     run(kind, base=with_dropout("gpt_neox"), lora={"r": 4, "dropout": 0.5}, training=training)
     (train, again, evaluated), (later, other, _) = passes
@@ -176,7 +176,7 @@ def test_a_bases_dropout_is_off_and_an_adapters_acts_in_training_alone(run, with
 
 
 @pytest.mark.parametrize("kind", ["explicit", "implicit", "generative"])
-def test_dropout_acts_on_every_type_where_the_recipe_asks_for_it(run, with_dropout, passes, kind):
+def test_dropout_is_on_for_every_type_if_the_recipe_enables_it(run, with_dropout, passes, kind):
     run(kind, base=with_dropout("gpt_neox") | {"dropout": True}, training=TRAINING)
     ((train, again, _),) = passes
     assert not torch.equal(train, again)

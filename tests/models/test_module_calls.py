@@ -1,4 +1,4 @@
-"""The modules that a pass calls, and their order, never depend on the data: under ZeRO-3 every call is a collective."""
+"""A pass calls the same modules in the same order for all data: under ZeRO-3 every call is a collective."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ADAPTERS = {
 
 
 def batches():
-    """Sequences of a batch: few and short, many and long, one whose response has no tokens, only such ones."""
+    """Batches of few short sequences, many long ones, some with an empty response, and only such ones."""
     draw = np.random.default_rng(0)
 
     def sequence(prompt, response):
@@ -112,7 +112,7 @@ def test_each_type_calls_the_same_modules_whatever_the_batch(models, kind, adapt
 @pytest.mark.smoke
 @pytest.mark.parametrize("kind", ["explicit", "implicit", "generative", "generative_lambda"])
 def test_a_training_batch_goes_through_the_model_once(run, monkeypatch, kind):
-    """DeepSpeed's ZeRO-3 cannot go through the experts of a Mixtral twice before it goes back."""
+    """Under ZeRO-3, the experts of a Mixtral cannot run forward twice before the backward pass."""
     passes = {"training": 0, "batches": 0}
     loss, forward = PairTrainerMixin.compute_loss, Qwen2Model.forward
 
@@ -146,7 +146,7 @@ def test_a_batch_can_be_read_in_two_parts(layout):
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2"])
 def test_log_probabilities_in_chunks_are_those_of_the_models_own_logits(models, monkeypatch, architecture, adapter):
-    """And so are their gradients; tied weights, capped logits, adapters on lm_head and adapters turned off."""
+    """So are their gradients, with tied weights, capped logits, adapters on lm_head and disabled adapters."""
     model = load(AutoModelForCausalLM, models[architecture])
     use_unembedding(model)
     trained = model

@@ -1,4 +1,4 @@
-"""Texts that are longer than a model was made for are counted; those that it cannot read are refused, in two lines."""
+"""Texts longer than the context length are counted; those beyond the position embeddings are refused."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_last_position_is_where_a_forward_pass_ends(architecture):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Models with and without an end of their positions, and pairs of which one is longer than they were made for."""
+    """Models with and without a last position, and pairs of which one is longer than their context length."""
     folder = tmp_path_factory.mktemp("positions")
     tokenizer = tiny.tokenizer("qwen2")
     for architecture in ("gpt2", "qwen2"):
@@ -99,18 +99,18 @@ def recipe(models, tmp_path, architecture, **data):
     return path
 
 
-def test_scoring_says_which_texts_are_longer_than_the_model_was_made_for(place):
+def test_scoring_counts_texts_longer_than_the_context_length(place):
     result = score(place, "qwen2")
     assert result.exit_code == 0, result.output
     told = re.sub(r"\s+", " ", result.stdout)
     assert (
-        f"warning: pairs.jsonl: 1 of 3 pairs are longer than the {KNOWN} tokens that the model was made for (up to"
+        f"warning: pairs.jsonl: 1 of 3 pairs are longer than the model's context length of {KNOWN} tokens (up to"
         in told
     )
     result = score(place, "qwen2", "--max-length", str(KNOWN))
-    assert "made for" not in result.stdout
+    assert "context length" not in result.stdout
     scorer = load_reward_model(str(place / "qwen2"), "implicit", reference="none", beta=1)
-    with pytest.warns(UserWarning, match=f"1 of 2 responses are longer than the {KNOWN} tokens"):
+    with pytest.warns(UserWarning, match=f"1 of 2 responses are longer than .* of {KNOWN} tokens"):
         scorer.score(["How?", "why?"], ["Bake it. " * 30, "No."])
 
 
