@@ -1,6 +1,7 @@
 """The house as numbers: rooms, floors, arrows between rooms, and arrows that run back up.
 
-    python tests/house.py [COMMIT ...]
+    python tests/house.py [COMMIT ...]   count
+    python tests/house.py --tree         every file with the first line of its docstring, for CONTRIBUTING.md
 
 A room is what stands at the top of rmkit/: a package, or a module. An arrow goes from a room to one that it imports,
 wherever in a file. A room's floor is the longest way from it down to a room that imports none. To find arrows that run
@@ -21,6 +22,32 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FACE = "rmkit"  # `from rmkit import __version__`, and the public names, which import what they need when asked for
+
+ORDER = [
+    "errors",
+    "library_errors",
+    "files",
+    "processes",
+    "config",
+    "runs",
+    "hub",
+    "data",
+    "report",
+    "model_files",
+    "encoding",
+    "models",
+    "reward_models",
+    "evaluation",
+    "theory",
+    "training",
+    "train",
+    "api",
+    "experiments",
+    "commands",
+    "cli",
+    "__main__",
+]
+"""The rooms of the house: each imports only rooms before it (CONTRIBUTING.md)."""
 
 Arrows = dict[str, set[str]]
 """Room -> the rooms that it imports."""
@@ -94,8 +121,30 @@ def numbers(repository: Path = REPOSITORY) -> dict[str, int]:
     }
 
 
+def tree(repository: Path = REPOSITORY) -> str:
+    """Every file of the package, room by room in their order, with the first line of its docstring."""
+
+    def lines(folder: Path, indent: str) -> Iterator[str]:
+        modules = [(path.stem, path) for path in folder.glob("*.py") if path.stem != "__init__"]
+        packages = [(path.parent.name, path) for path in folder.glob("*/__init__.py")]
+        entries = sorted(modules + packages)
+        if folder.name == "rmkit":
+            entries.sort(key=lambda entry: ORDER.index(entry[0]))
+        for name, path in entries:
+            about = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+            name += "/" if path.stem == "__init__" else ".py"
+            yield f"{indent}{name:{26 - len(indent)}} {about}".rstrip()
+            if path.stem == "__init__" and name != "metrics/":
+                yield from lines(path.parent, indent + "  ")
+
+    return "\n".join(["rmkit/", *lines(repository / "rmkit", "  ")])
+
+
 def main() -> None:
-    """Print the numbers of the working tree and of commits."""
+    """Print the numbers of the working tree and of commits, or the tree."""
+    if sys.argv[1:] == ["--tree"]:
+        print(tree())
+        return
     print("working tree", numbers())
     for commit in sys.argv[1:]:
         packed = subprocess.run(["git", "archive", commit, "rmkit"], cwd=REPOSITORY, capture_output=True, check=True)

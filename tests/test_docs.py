@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import house
 import pytest
 import yaml
 from conftest import REPOSITORY
@@ -40,22 +41,11 @@ def test_the_index_lists_every_page():
         assert page.name == "index.md" or f"]({page.name})" in index, page.name
 
 
-def test_contributing_names_every_file_of_the_package():
+def test_contributing_has_the_tree_and_the_numbers_of_the_house():
+    """`python tests/house.py` and `python tests/house.py --tree` print them."""
     text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    tree = re.search(r"^```\nrmkit/\n(.*?)^```$", text, re.M | re.S)[1]
-    named, folders = set(), []
-    for line in tree.splitlines():
-        indent, name = re.match(r"( *)(\S+)", line).groups()
-        folders = folders[: len(indent) // 2 - 1]
-        if name.endswith("/"):
-            folders.append(name)
-        elif name.endswith(".py"):
-            named.add("".join([*folders, name]))
-    package = REPOSITORY / "rmkit"
-    files = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
-    assert named == {name for name in files if not name.endswith("/__init__.py") or "metrics" in name} - {
-        name for name in files if name.startswith("evaluation/metrics/")
-    }
+    assert house.tree() in text
+    assert f"| now | {' | '.join(map(str, house.numbers().values()))} |" in text
 
 
 def blocks(page, language):
