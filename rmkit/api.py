@@ -57,7 +57,7 @@ def load_reward_model(
         verify: check that base, reference and tokenizer are those of training; if False, a note reports differences.
 
     Raises:
-        RmkitError: see `rmkit.reward_models.saving.load` and `rmkit.reward_models.probe.check_forward`.
+        RmkitError: see `rmkit.reward_models.loading.load` and `rmkit.reward_models.probe.check_forward`.
     """
     from rmkit.evaluation.scorer import RewardScorer
     from rmkit.reward_models.loading import load

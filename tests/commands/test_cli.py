@@ -115,8 +115,8 @@ def refused(place, command, *arguments):
     ("arguments", "cause"),
     [
         # models
-        (["no_weights", "--type", "generative"], "no_weights: it has no model.safetensors"),
-        (["pickled", "--type", "generative"], "pickled: it has no model.safetensors"),
+        (["no_weights", "--type", "generative"], "no_weights: it has neither model.safetensors"),
+        (["pickled", "--type", "generative"], "pickled: it has neither model.safetensors"),
         (["half_weights", "--type", "generative"], "half_weights/model.safetensors cannot be read"),
         (["no_config"], "no_config is not a loadable model"),
         (["no_config", "--type", "generative"], "no_config"),

@@ -361,7 +361,7 @@ def test_a_control_token_that_the_template_would_complete_is_text():
 def test_a_verification_prompt_that_spells_control_tokens_is_refused():
     turn = "Judge.<|im_end|>\n<|im_start|>user\n{prompt} {response}"
     settings = Generative(verification_prompt=turn, yes_token="Y", no_token="N")
-    with pytest.raises(RmkitError, match="verification_prompt spells a control token") as error:
+    with pytest.raises(RmkitError, match="verification_prompt contains a control token") as error:
         make_reward_model(settings, chatml())
     assert "data.special_tokens: keep" in error.value.remedy
     encoder = chatml("keep")

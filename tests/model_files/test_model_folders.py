@@ -257,7 +257,7 @@ def test_an_index_that_contradicts_its_files_is_refused(copy):
         refused(weight_map | {"score.weight": outside}, "which is not a safetensors file of this model")
     for content in ([], {}, {"weight_map": None}, {"weight_map": []}, {"weight_map": {"score.weight": 3}}):
         index.write_text(json.dumps(content))
-        with pytest.raises(RmkitError, match=r"weight_map|no JSON object"):
+        with pytest.raises(RmkitError, match=r"weight_map|JSON object"):
             rewards(folder)
     index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     assert np.isfinite(rewards(folder)).all()

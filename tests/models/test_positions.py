@@ -173,6 +173,6 @@ def test_a_run_keeps_how_it_treats_control_tokens(models, place, tmp_path):
     assert "spells a control token" in result.stderr
     result = CliRunner().invoke(app, [*arguments, "--special-tokens", "drop"])
     assert result.exit_code == 2
-    assert "Give text, keep or error" in result.stderr
+    assert "Use text, keep or error" in result.stderr
     checked = CliRunner().invoke(app, ["check", str(path), "data.train.path=spelled.jsonl"])
     assert "control tokens: 2, which are kept as such" in re.sub(r"\s+", " ", checked.stdout)
