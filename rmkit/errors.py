@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 EXIT_CODE = 2
 INTERRUPTED_EXIT_CODE = 130
 
+_MAX_CAUSE = 300  # characters of a library's message
 _REPORTERS, _EXIT = "rmkit/reporters", "rmkit/exit_code"  # keys of the store
 _POLL_SECONDS = 1.0
 _REPORT_TIMEOUT = timedelta(seconds=10)  # for the reporting process to finish
@@ -49,6 +50,15 @@ class RmkitError(Exception):
 
 class Unreachable(RmkitError):
     """Something on the network cannot be reached from here."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if the message is empty."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    if isinstance(error, KeyError):
+        text = f"no entry {text}"
+    return text if len(text) <= _MAX_CAUSE else text[:_MAX_CAUSE] + "..."
 
 
 @contextlib.contextmanager

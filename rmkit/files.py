@@ -67,7 +67,7 @@ def check_place(path: Path) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write indented JSON atomically. NaN and infinity become null, since JSON lacks them."""
-    write_text(path, json.dumps(_plain(content), indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(_json_value(content), indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -82,11 +82,11 @@ def write_table(path: Path, columns: dict[str, Any]) -> None:
         pq.write_table(pa.table(columns), temporary)
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_json_value(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -15,9 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rmkit.errors import RmkitError
+from rmkit.errors import RmkitError, first_line
 
-_MAX_CAUSE = 300
 TEMPLATE_SECONDS = 30.0
 """Normally a chat template renders a few words in milliseconds."""
 
@@ -34,15 +33,6 @@ def library_errors(cause: str, remedy: str) -> Iterator[None]:
         raise
     except BaseException as error:
         raise RmkitError(f"{cause}: {first_line(error)}", remedy) from None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type if the message is empty."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    if isinstance(error, KeyError):
-        text = f"no entry {text}"
-    return text if len(text) <= _MAX_CAUSE else text[:_MAX_CAUSE] + "..."
 
 
 def read_json(file: Path, remedy: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmkit.data.json_rows import read_json
-from rmkit.errors import RmkitError, Unreachable
+from rmkit.errors import RmkitError, Unreachable, first_line
 
 Scalar = bool | int | float | str | None
 Where = Mapping[str, Scalar | Sequence[Scalar]]
@@ -181,7 +181,7 @@ def _load_local(local: Path, split: str, subset: str | None, wanted: Sequence[st
         except RmkitError:
             raise
         except Exception as error:  # the readers raise anything on a damaged file
-            cause = _first_line(error)
+            cause = first_line(_original(error))
             if any(sign in cause for sign in _NO_ROWS):
                 raise RmkitError(f"{local} holds no rows.", "Give a file with preference pairs.") from None
             raise RmkitError(
@@ -236,7 +236,7 @@ def _load_from_hub(path: str, subset: str | None, revision: str | None) -> Any:
     except Exception as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
         raise Unreachable(
-            f"{path} is not a local file, and the Hub does not provide it{offline}: {_first_line(error)}",
+            f"{path} is not a local file, and the Hub does not provide it{offline}: {first_line(_original(error))}",
             "Check the spelling, the network and the access token, or give a local path.",
         ) from None
 
@@ -254,8 +254,8 @@ def _refuse_missing_split(splits: Iterable[str], split: str, path: str) -> None:
         raise RmkitError(f"{path} has no split {split}; it has {', '.join(splits)}.", "Use one of these splits.")
 
 
-def _first_line(error: BaseException) -> str:
-    while error.__cause__ is not None:  # `datasets` wraps the original error
+def _original(error: BaseException) -> BaseException:
+    """The error that `datasets` has wrapped."""
+    while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return error

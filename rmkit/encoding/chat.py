@@ -18,8 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rmkit.config.recipe import VERIFICATION_PROMPT, SpecialTokens
 from rmkit.encoding.control_tokens import ControlTokens, Render
-from rmkit.errors import RmkitError
-from rmkit.library_errors import first_line
+from rmkit.errors import RmkitError, first_line
 
 _DATE_PROBES = ("11 11 1111", "22 22 2222")
 _PROMPT_PROBE, _RESPONSE_PROBE = "rmkit-probe-prompt", "rmkit-probe-response"

@@ -304,50 +304,28 @@ def iter_encoded(
     Args:
         dropped: reason -> number of pairs left out; updated during the iteration.
     """
-    encoder = reader.encoder
     dropped |= data.dropped
     left = 0
     for start in range(0, len(data.pairs), _CHUNK):
-        chunk = data.pairs[start : start + _CHUNK]
-        prompts = [pair.prompt for pair in chunk for _ in range(2)]
-        responses = [response for pair in chunk for response in (pair.chosen, pair.rejected)]
-        plain = encoder.response_sequences(prompts, responses)
-        read = plain if reader.reads_responses else reader.encode(prompts, responses)
-        longest = [len(sequence) for sequence in plain]
-        if max_length is not None:
-            verification = encoder.verification_sequences(prompts, responses)
-            longest = [max(lengths) for lengths in zip(longest, map(len, verification), map(len, read), strict=True)]
-        for number, pair in enumerate(chunk):
-            chosen, rejected = 2 * number, 2 * number + 1
-            length = max(longest[chosen], longest[rejected])
-            if max_length is not None and length > max_length:
+        for encoded, longest, same in _encode_chunk(data.pairs[start : start + _CHUNK], reader, max_length is not None):
+            row = f"{data.name}: row {encoded.pair.index}"
+            if max_length is not None and longest > max_length:
                 reason = f"longer than {max_length} tokens"
                 if over_length == "error":
                     raise RmkitError(
-                        f"{data.name}: row {pair.index} takes {length} tokens, over the limit of {max_length}.",
+                        f"{row} takes {longest} tokens, over the limit of {max_length}.",
                         "Raise data.max_length, or set data.over_length: drop.",
                     )
-            elif plain[chosen] == plain[rejected]:  # texts that differ only in what the template strips
+            elif same:
                 reason = "identical responses"
                 if identical == "error":
                     raise RmkitError(
-                        f"{data.name}: row {pair.index} has the same chosen and rejected once the template is applied.",
+                        f"{row} has the same chosen and rejected once the template is applied.",
                         "Remove such rows, or set data.identical: drop.",
                     )
             else:
-                response_lengths = tuple(
-                    len(sequence) - sequence.response_start for sequence in (plain[chosen], plain[rejected])
-                )
-                yield EncodedPair(
-                    pair,
-                    read[chosen],
-                    read[rejected],
-                    plain[chosen],
-                    (response_lengths[0], response_lengths[1]),
-                    sum((plain[chosen].prompt_spells, plain[chosen].response_spells, plain[rejected].response_spells)),
-                    encoder.is_templated(pair.prompt),
-                )
                 left += 1
+                yield encoded
                 continue
             dropped[reason] = dropped.get(reason, 0) + 1
     if not left:
@@ -355,3 +333,34 @@ def iter_encoded(
             f"{data.name}: no pair is left ({', '.join(f'{count} {reason}' for reason, count in dropped.items())}).",
             "Raise the limit (data.max_length or --max-length), or use other pairs.",
         )
+
+
+def _encode_chunk(
+    pairs: Sequence[PreferencePair], reader: PairReader, every_type: bool
+) -> Iterator[tuple[EncodedPair, int, bool]]:
+    """Encode pairs; with each, its longest text in tokens, and whether both responses are the same to the template.
+
+    Args:
+        every_type: measure the texts of every type, as the length limit does; otherwise only prompt and response.
+    """
+    encoder = reader.encoder
+    prompts = [pair.prompt for pair in pairs for _ in range(2)]
+    responses = [response for pair in pairs for response in (pair.chosen, pair.rejected)]
+    plain = encoder.response_sequences(prompts, responses)
+    read = plain if reader.reads_responses else reader.encode(prompts, responses)
+    longest = [len(sequence) for sequence in plain]
+    if every_type:
+        verification = encoder.verification_sequences(prompts, responses)
+        longest = [max(lengths) for lengths in zip(longest, map(len, verification), map(len, read), strict=True)]
+    for number, pair in enumerate(pairs):
+        chosen, rejected = plain[2 * number : 2 * number + 2]
+        encoded = EncodedPair(
+            pair,
+            read[2 * number],
+            read[2 * number + 1],
+            chosen,
+            (len(chosen) - chosen.response_start, len(rejected) - rejected.response_start),
+            sum((chosen.prompt_spells, chosen.response_spells, rejected.response_spells)),
+            encoder.is_templated(pair.prompt),
+        )
+        yield encoded, max(longest[2 * number : 2 * number + 2]), chosen == rejected

@@ -11,8 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from rmkit.config.training_arguments import BATCH_SIZE, TRAINING_DEFAULTS
-from rmkit.errors import RmkitError
-from rmkit.library_errors import first_line
+from rmkit.errors import RmkitError, first_line
 from rmkit.runs.directory import RunDirectory
 from rmkit.runs.rewards import PairRewards
 

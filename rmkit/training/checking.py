@@ -18,8 +18,7 @@ from rmkit.data.preferences import PreferencePair
 from rmkit.encoding.batches import Layout
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.pairs import EncodedPairs
-from rmkit.errors import RmkitError
-from rmkit.library_errors import first_line
+from rmkit.errors import RmkitError, first_line
 from rmkit.reward_models import RewardModel, make_reward_model
 from rmkit.training import launch
 from rmkit.training.preparation import lora_config, refusals

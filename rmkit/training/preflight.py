@@ -26,9 +26,8 @@ from transformers.utils import is_liger_kernel_available
 from rmkit.config.recipe import Recipe, training_arguments
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.tokenizer import load_tokenizer
-from rmkit.errors import RmkitError
+from rmkit.errors import RmkitError, first_line
 from rmkit.hub import push as hub
-from rmkit.library_errors import first_line
 from rmkit.model_files.weights import no_progress_bar
 from rmkit.processes import running_sharding, zero3_disabled
 from rmkit.reward_models import RewardModel

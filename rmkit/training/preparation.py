@@ -18,8 +18,8 @@ from rmkit.encoding.batches import Layout
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.pairs import EncodedPairs, encode_pairs
 from rmkit.encoding.tokenizer import load_tokenizer
-from rmkit.errors import RmkitError
-from rmkit.library_errors import first_line, template_limit
+from rmkit.errors import RmkitError, first_line
+from rmkit.library_errors import template_limit
 from rmkit.model_files.weights import folder_notes
 from rmkit.models.positions import last_position, made_for, refuse_longer
 from rmkit.processes import zero3_disabled

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
-from rmkit.errors import RmkitError
+from rmkit.errors import RmkitError, first_line
 
 Tokenize = Callable[[str], Sequence[Hashable]]
 
@@ -49,7 +49,7 @@ def load_tokenize(name: str | None) -> Tokenize:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise RmkitError(
-            f"No tokenizer could be loaded from {name}: {str(error).strip().splitlines()[0]}",
+            f"No tokenizer could be loaded from {name}: {first_line(error)}",
             "Give a folder with tokenizer.json, or a hub id that this machine can reach.",
         ) from None
     return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
 from rmkit.config.strict_yaml import StrictModel
 from rmkit.data.rows import load_rows
 from rmkit.data.sources.card import Card, describe
-from rmkit.errors import RmkitError, Unreachable
+from rmkit.errors import RmkitError, Unreachable, first_line
 
 if TYPE_CHECKING:
     import datasets
@@ -209,7 +209,7 @@ def _hub_file(hub: str, file: str, revision: str | None) -> str:
     try:
         return str(hf_hub_download(hub, file, repo_type="dataset", revision=revision))
     except Exception as error:  # the hub and the network raise anything
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        cause = first_line(error)
         raise Unreachable(
             f"{file} of {hub} cannot be downloaded: {cause}", "Check the network, or give a local copy (--source)."
         ) from None

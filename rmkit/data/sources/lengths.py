@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rmkit.errors import RmkitError
+from rmkit.errors import RmkitError, first_line
 
 _CHUNK = 1000
 
@@ -21,7 +21,7 @@ def length_tokenizer(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        cause = first_line(error)
         raise RmkitError(
             f"The tokenizer {name} for the length filter could not be loaded: {cause}",
             "Give as tokenizer a folder, a hub id that this machine can reach, or none for no length filter.",

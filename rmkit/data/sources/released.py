@@ -23,7 +23,7 @@ from rmkit.config.strict_yaml import StrictModel
 from rmkit.data.preferences import COLUMNS
 from rmkit.data.sources.base import Source
 from rmkit.data.sources.card import Card, describe, read_card, refuse_to_replace, write_card
-from rmkit.errors import RmkitError, Unreachable
+from rmkit.errors import RmkitError, Unreachable, first_line
 from rmkit.files import replacing, rmkit_cache
 
 REPOSITORY = "princeton-pli/exrm-vs-imrm"
@@ -163,7 +163,7 @@ def find_defect(folder: Path) -> str | None:
     try:
         splits = datasets.load_from_disk(str(folder))
     except Exception as error:  # the readers raise anything on missing or damaged files
-        return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        return first_line(error).rstrip(".")
     if not isinstance(splits, datasets.DatasetDict):
         return "it has no splits"
     for split, rows in splits.items():
