@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @group_options
 def score(
     model: Model,
-    data: Annotated[str, typer.Argument(help="A save_to_disk folder, .parquet, .jsonl, .json, or a hub id.")],
+    data: Annotated[str, typer.Argument(help="A save_to_disk folder, .parquet, .jsonl, .json, .csv, or a hub id.")],
     options: ModelOptions,
     split: Annotated[str | None, typer.Option(help="The split to score.", show_default="test")] = None,
     output: Annotated[Path, typer.Option(help="The parquet file to write.")] = Path("rewards.parquet"),
@@ -38,6 +38,8 @@ def score(
 
         check_place(output)
         pairs = load_preferences(data, split=split or "test", subset=subset, limit=limit)
+        if pairs.format is not None and is_main_process():
+            print(f"{pairs.name}: {pairs.format}")
         if split is not None and pairs.split is None and is_main_process():
             print(f"warning: {data} has no splits: --split {split} is ignored")
         scorer = load_scorer(model, options, layout)
