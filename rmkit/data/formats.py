@@ -30,7 +30,7 @@ _PROMPTS = ("question", "instruction", "input", "messages")
 _MEANINGFUL = (*_PROMPTS, "system", "history", "context", "documents", "tools", "chat_template_kwargs")
 _IMAGES = ("image", "images")
 _KNOWN = "prompt, chosen and rejected as text or messages, or chosen and rejected that begin with the prompt"
-_MAP = "map other names, for example columns: {prompt: question}"
+_MAP = "map other names in the set, for example columns: {prompt: question} (rmkit score: --column prompt=question)"
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 _TEMPLATED = re.compile(r"<\|[^|<>]+\|>|<start_of_turn>|\[INST\]")
@@ -65,13 +65,14 @@ def find_columns(names: Sequence[str], given: Columns, path: str) -> dict[str, t
         if len(prompts) > 1:
             raise RmkitError(
                 f"{path} has no column prompt, and several that may hold it: {', '.join(prompts)}.",
-                f"Choose one with columns: {{prompt: {prompts[0]}}} in the set.",
+                f"Choose one with columns: {{prompt: {prompts[0]}}} in the set "
+                f"(rmkit score: --column prompt={prompts[0]}).",
             )
         if prompts:
             found["prompt"] = (prompts[0],)
     for field in ("chosen", "rejected"):
         if field not in found:
-            raise RmkitError(f"{path} has no column {field}; it has {listed}.", f"Give {_KNOWN}; {_MAP} in the set.")
+            raise RmkitError(f"{path} has no column {field}; it has {listed}.", f"Give {_KNOWN}; {_MAP}.")
     images = [name for name in _IMAGES if name in free]
     if images:
         raise RmkitError(
@@ -90,6 +91,7 @@ class PairFormat:
         columns: as `find_columns` returns them.
         kind: what the columns chosen and rejected hold.
         unused: columns that may change what is meant, and are not read.
+        transcript_prompts: whether the prompts look like transcripts; they are read as texts.
         csv: whether numbers are written as texts.
     """
 
@@ -97,6 +99,7 @@ class PairFormat:
     columns: Mapping[str, tuple[str, ...]]
     kind: str = "standard"
     unused: tuple[str, ...] = ()
+    transcript_prompts: bool = False
     csv: bool = False
 
     @property
@@ -114,6 +117,8 @@ class PairFormat:
             f"{field} from {' - '.join(columns)}" for field, columns in self.columns.items() if columns != (field,)
         ]
         parts += [f"with {field}" for field in ("system", "history") if self.columns.get(field) == (field,)]
+        if self.transcript_prompts:
+            parts.append("prompts that look like transcripts are read as one user turn")
         if self.unused:
             parts.append(f"not used: {', '.join(self.unused)}")
         return None if parts == ["standard"] else ", ".join(parts)
@@ -205,7 +210,7 @@ class PairFormat:
         if not common:
             raise RmkitError(
                 f"{self.path} has no column prompt, and in row {index} chosen and rejected do not begin alike.",
-                f"Give {_KNOWN}; {_MAP} in the set.",
+                f"Give {_KNOWN}; {_MAP}.",
             )
         first, second = ("".join(words[common:]) for words in pieces)
         return {"prompt": "".join(pieces[0][:common]).rstrip(), "chosen": first, "rejected": second}
@@ -279,7 +284,10 @@ def recognise(path: str, rows: Any, names: Sequence[str], given: Columns, csv: b
         kind = "conversational prompt"
     elif "prompt" not in columns and len(rows) and is_transcript(rows[0][columns["chosen"][0]]):
         kind = "transcripts"
-    return PairFormat(path, columns, kind, unused, csv)
+    transcript_prompts = (
+        kind == "standard" and "prompt" in columns and len(rows) > 0 and is_transcript(rows[0][columns["prompt"][0]])
+    )
+    return PairFormat(path, columns, kind, unused, transcript_prompts, csv)
 
 
 def is_transcript(value: Any) -> bool:

@@ -208,7 +208,7 @@ def parse_row(path: str, index: int, row: Mapping[str, Any]) -> PreferencePair:
         if not isinstance(text, str):
             raise RmkitError(
                 f"{path}: row {index}, column {column} holds {type(text).__name__}, not text.",
-                "Convert it to plain text: one prompt, one chosen and one rejected response per row.",
+                "Give text in every row, or lists of messages with role and content as both chosen and rejected.",
             )
         if not text.strip():
             raise RmkitError(f"{path}: row {index} has an empty {column}.", "Remove the row or fill it in.")

@@ -165,7 +165,9 @@ def test_identical_conversations_are_dropped(tmp_path):
 
 def test_remedies_about_columns_work(tmp_path):
     path = write(tmp_path, [{"instruction": "a", "input": "b", "chosen": "c", "rejected": "d"}])
-    assert refused(path).remedy == "Choose one with columns: {prompt: instruction} in the set."
+    assert refused(path).remedy == (
+        "Choose one with columns: {prompt: instruction} in the set (rmkit score: --column prompt=instruction)."
+    )
     data = load_preferences(str(path), columns={"prompt": "instruction"})
     assert list(data) == [PreferencePair("a", "c", "d")]
     assert data.format == "standard, prompt from instruction, not used: input"
@@ -183,6 +185,10 @@ def test_columns_that_may_matter_are_named(tmp_path):
     row = {"prompt": "a", "chosen": "c", "rejected": "d", "tools": "[]", "messages": [user("a")], "id": 1}
     data = load_preferences(str(write(tmp_path, [row])))
     assert data.format == "standard, not used: messages, tools"
+    row = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": "c", "rejected": "d"}
+    data = load_preferences(str(write(tmp_path, [row])))
+    assert data.pairs[0].prompt == row["prompt"]
+    assert data.format == "standard, prompts that look like transcripts are read as one user turn"
 
 
 # --- prompts -------------------------------------------------------------------------------------------------------
