@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -275,7 +275,7 @@ def recognise(path: str, rows: Any, names: Sequence[str], given: Columns, csv: b
     """
     columns = find_columns(names, given, path)
     taken = {column for each in columns.values() for column in each}
-    unused = tuple(name for name in _MEANINGFUL if name in names and name not in taken)
+    unused = find_unused(names, taken)
     schema = rows.features.arrow_schema
     kind = "standard"
     if all(_holds_messages(schema.field(columns[field][0]).type) for field in ("chosen", "rejected")):
@@ -288,6 +288,11 @@ def recognise(path: str, rows: Any, names: Sequence[str], given: Columns, csv: b
         kind == "standard" and "prompt" in columns and len(rows) > 0 and is_transcript(rows[0][columns["prompt"][0]])
     )
     return PairFormat(path, columns, kind, unused, transcript_prompts, csv)
+
+
+def find_unused(names: Sequence[str], read: Container[str]) -> tuple[str, ...]:
+    """The columns that may change what is meant and are not read."""
+    return tuple(name for name in _MEANINGFUL if name in names and name not in read)
 
 
 def is_transcript(value: Any) -> bool:

@@ -22,6 +22,7 @@ from pydantic import PositiveFloat, model_validator
 from rmkit.config.recipe import EvaluationSet
 from rmkit.config.resources import find_suite
 from rmkit.config.strict_yaml import StrictModel, load_yaml, validate
+from rmkit.data.formats import find_unused
 from rmkit.data.preferences import COLUMNS, PreferenceData, PreferencePair, drop_identical, parse_row
 from rmkit.data.rows import iter_rows, load_rows, match_rows
 from rmkit.data.sources.use import load_set as load_pairs
@@ -90,7 +91,7 @@ def load_set(suite_set: SuiteSet, root: Path | None, identical: Literal["drop", 
             f"{suite_set.name} has columns, which sets with score: best_of do not take.",
             "Rename the columns of the data to prompt, chosen and rejected.",
         )
-    rows, _, split = load_rows(
+    rows, names, split = load_rows(
         path,
         split=suite_set.split,
         root=root,
@@ -102,7 +103,9 @@ def load_set(suite_set: SuiteSet, root: Path | None, identical: Literal["drop", 
     index = match_rows(rows, suite_set.where, path)[: suite_set.limit]
     numbered = zip(index.tolist(), iter_rows(rows.select(index)), strict=True)
     pairs = [pair for number, row in numbered for pair in _best_of_pairs(path, number, row)]
-    return replace(drop_identical(pairs, suite_set.name, identical), split=split)
+    unused = ", ".join(find_unused(names, COLUMNS))
+    form = f"best of several, not used: {unused}" if unused else None
+    return replace(drop_identical(pairs, suite_set.name, identical), split=split, format=form)
 
 
 def _best_of_pairs(path: str, index: int, row: Mapping[str, object]) -> list[PreferencePair]:

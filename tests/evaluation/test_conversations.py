@@ -208,3 +208,28 @@ def test_conversations_keep_their_prompts_when_responses_are_rewritten(tmp_path)
     rewritten = load_preferences(str(tmp_path / "rewritten"))
     assert [pair.prompt for pair in rewritten] == [pair.prompt for pair in data]
     assert rewritten.pairs[0].chosen == rows["chosen"][0] != data.pairs[0].chosen
+
+
+def test_what_does_not_take_conversations_or_columns_says_so(tmp_path):
+    from rmkit.commands.generate import _read_texts
+    from rmkit.evaluation.suites import SuiteSet, load_set
+    from rmkit.files import write_table
+    from rmkit.runs.directory import RunDirectory
+
+    run_dir = RunDirectory(tmp_path)
+    run_dir.examples("test").parent.mkdir(parents=True)
+    row = {"prompt": ["x"], "chosen": ["c"], "rejected": ["r"]}
+    write_table(run_dir.examples("test"), row | {"messages": [TURNS]})
+    with pytest.raises(RmkitError, match="test holds conversations, which describe no graph"):
+        _read_texts(run_dir, "test", None)
+    write_table(run_dir.examples("test"), row)
+    assert _read_texts(run_dir, "test", None) == row
+    rows = [{"prompt": TURNS, "chosen": ["Mix flour."], "rejected": ["No.", "Wait."]}]
+    settings = {"name": "best", "path": str(write(tmp_path, rows)), "score": "best_of"}
+    with pytest.raises(RmkitError, match="best has columns, which sets with score: best_of do not take"):
+        load_set(SuiteSet(**settings, columns={"prompt": "question"}), None)
+    assert load_set(SuiteSet(**settings), None).format is None
+    write(tmp_path, [row | {"system": "Be brief."} for row in rows])
+    assert load_set(SuiteSet(**settings), None).format == "best of several, not used: system"
+    pairs = list(load_set(SuiteSet(**settings), None))
+    assert [pair.prompt for pair in pairs] == [CONVERSATIONS[0].prompt] * 2
