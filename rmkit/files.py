@@ -1,14 +1,15 @@
-"""Write text, JSON, tables and folders atomically; find rmkit's cache folder. No torch."""
+"""Write text, JSON, tables and folders atomically; find rmkit's cache folder; hash files. No torch."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def rmkit_cache() -> Path:
     return Path(os.environ.get("RMKIT_CACHE") or Path.home() / ".cache" / "rmkit").expanduser()
 
 
-@contextmanager
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path next to `path` that replaces it if the block succeeds, and is removed otherwise.
 
@@ -80,6 +81,22 @@ def write_table(path: Path, columns: dict[str, Any]) -> None:
     """Write the columns as a parquet file atomically."""
     with replacing(path) as temporary:
         pq.write_table(pa.table(columns), temporary)
+
+
+def sha256_of_file(path: Path) -> str:
+    """sha256 of a file. Reading weights takes a while, so `rmkit_cache()` keeps it until the file changes."""
+    status = path.stat()
+    key = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    cached = rmkit_cache() / "digests" / hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        digest = cached.read_text(encoding="ascii")
+        if len(digest) == 64:
+            return digest
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    with contextlib.suppress(RmkitError, OSError):  # a read-only cache only costs time
+        write_text(cached, digest)
+    return digest
 
 
 def _json_value(value: Any) -> Any:

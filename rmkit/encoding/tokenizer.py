@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from rmkit.errors import RmkitError
 from rmkit.library_errors import library_errors
 from rmkit.model_files.adapters import TOKENIZER, chain
+from rmkit.model_files.gguf import plain_folder
 from rmkit.model_files.weights import check_config, model_file
 
 PAPER_SPECIAL_TOKENS = ["[USER]", "[ASSISTANT]", "[EOS]"]
@@ -58,7 +59,7 @@ def load_tokenizer(
         "Give a folder with tokenizer files, or a hub id that this machine can reach.",
     ):
         tokenizer = AutoTokenizer.from_pretrained(
-            str(name), revision=revision, trust_remote_code=trust_remote_code, use_fast=True
+            plain_folder(str(name)), revision=revision, trust_remote_code=trust_remote_code, use_fast=True
         )
         has_vocabulary = bool(tokenizer("Yes", add_special_tokens=False)["input_ids"])
     if not has_vocabulary:  # transformers built it from config.json alone

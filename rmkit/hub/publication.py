@@ -184,6 +184,11 @@ def _uploaded(name: str, role: str, hub: Hub, built: bool) -> PublicModel:
             f"The {role} {name} is a local folder, and the model cannot be used without it.",
             f"Give --base (hub.base in a recipe): {hub_id}`{UPLOAD}` to upload it to {hub.repo_id} too.",
         )
+    if folder.suffix == ".gguf" or (any(folder.glob("*.gguf")) and not (folder / "config.json").is_file()):
+        raise RmkitError(
+            f"The {role} {name} is a GGUF file, which is not uploaded.",
+            "Give the hub id of the model that it was made from as --base (hub.base).",
+        )
     if (folder / "adapter_config.json").is_file():
         raise RmkitError(
             f"The {role} {name} is an adapter, and its own base would be missing on other machines.",

@@ -21,8 +21,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from rmkit.errors import RmkitError
-from rmkit.files import rmkit_cache, write_text
+from rmkit.files import sha256_of_file
 from rmkit.hub.publication import LOCAL_KEYS, TOKENIZER_FILES
+from rmkit.model_files.gguf import gguf_file
 
 Digests = dict[str, str]
 """sha256 of each file, by name."""
@@ -40,7 +41,13 @@ Result = TypeVar("Result")
 
 
 def model_digests(folder: Path) -> Digests:
-    """Hash the files that a model is loaded from: configuration, and weights in one file or as listed in an index."""
+    """Hash the files that a model is loaded from: configuration, and weights in one file or as listed in an index.
+
+    Of a GGUF file, or a folder that stands for one, the digest of that file is all.
+    """
+    file = gguf_file(folder)
+    if file is not None:
+        return {"model.gguf": sha256_of_file(file)}
     names = {*CONFIGS, *_WEIGHTS}
     with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
         index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
@@ -98,7 +105,7 @@ def on_main_process(compute: Callable[[], Result]) -> Result:
 
 def _digest(path: Path) -> str:
     if path.suffix != ".json":
-        return _sha256(path)
+        return sha256_of_file(path)
     content = path.read_bytes()
     with contextlib.suppress(ValueError):
         values = json.loads(content)
@@ -106,19 +113,3 @@ def _digest(path: Path) -> str:
             values = {key: value for key, value in values.items() if key not in _IGNORED_KEYS}
         content = json.dumps(values, sort_keys=True).encode()
     return hashlib.sha256(content).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    """sha256 of a file. Reading weights takes a while, so `rmkit_cache()` keeps it until the file changes."""
-    status = path.stat()
-    key = [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-    cached = rmkit_cache() / "digests" / hashlib.sha256(json.dumps(key).encode()).hexdigest()
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        digest = cached.read_text(encoding="ascii")
-        if len(digest) == 64:
-            return digest
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    with contextlib.suppress(RmkitError, OSError):  # a read-only cache only costs time
-        write_text(cached, digest)
-    return digest

@@ -28,12 +28,14 @@ from transformers.utils import cached_file, logging
 
 from rmkit.errors import RmkitError
 from rmkit.library_errors import library_errors, read_json
+from rmkit.model_files.gguf import gguf_file, plain_folder
 from rmkit.processes import zero3_disabled
 
 SAFETENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEAD = "score.weight"
 
 _FETCH = "Fetch or save the model again."
+_WEIGHTS = (".safetensors", ".gguf")
 _MAX_COUNT = 100_000
 """No model has this many layers, experts or labels."""
 _OLD_BUFFERS = r"\.(attn|attention)\.masked_bias$"
@@ -90,11 +92,16 @@ def weight_files(name: str, revision: str | None = None) -> WeightFiles:
 
 
 def folder_notes(name: str, revision: str | None = None) -> list[str]:
-    """Notes on surprises in a local folder: weight files that are not loaded, and links to other places."""
+    """Notes on surprises in a local folder: weight files that are not loaded, and links to other places.
+
+    Of a GGUF file, where its dequantized form is.
+    """
+    if gguf_file(name) is not None:
+        return [f"{name} is dequantized, to float32, in {plain_folder(name)}."]
     if not os.path.isdir(name) or not ((Path(name) / SAFETENSORS).exists() or (Path(name) / INDEX).exists()):
         return []
     folder, used = Path(name), {file.name for file in weight_files(name, revision).files}
-    stray = sorted(file.name for file in folder.glob("*.safetensors") if file.name not in used)
+    stray = sorted(file.name for file in folder.iterdir() if file.suffix in _WEIGHTS and file.name not in used)
     notes = [f"{name}: {', '.join(stray)} not used: the weights are in {', '.join(sorted(used))}."] if stray else []
     if "snapshots" not in folder.absolute().parts:  # the Hub's cache consists of links
         links = [file.name for file in sorted(folder.iterdir()) if file.is_symlink() and not _is_inside(file, folder)]
@@ -274,7 +281,11 @@ def _causal_class(config: PretrainedConfig) -> Any:
 
 
 def model_file(name: str, filename: str, revision: str | None) -> Path | None:
-    """A file of a folder or hub repository, downloaded if necessary; None if it does not exist."""
+    """A file of a folder or hub repository, downloaded if necessary; None if it does not exist.
+
+    Of a GGUF file it is one of its dequantized form.
+    """
+    name = plain_folder(name)
     try:
         found = cached_file(name, filename, revision=revision)
     except (OSError, ValueError):

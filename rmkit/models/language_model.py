@@ -24,6 +24,7 @@ from transformers.utils import logging
 
 from rmkit.encoding.batches import Batch, Layout
 from rmkit.library_errors import library_errors
+from rmkit.model_files.gguf import plain_folder
 from rmkit.model_files.weights import check_config, check_finite, check_report, check_weights, weight_files
 from rmkit.models.numerics import at_least_float32
 from rmkit.models.shared_attention import (
@@ -63,19 +64,20 @@ def load(
     """
     place = str(name)
     cause, remedy = f"No model could be loaded from {place}", _LOADABLE
+    folder = plain_folder(place)
     check_config(place, revision)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # missing and unexpected weights are checked below
     try:
         with library_errors(cause, remedy):
             settings = AutoConfig.from_pretrained(
-                place, revision=revision, trust_remote_code=trust_remote_code, **config
+                folder, revision=revision, trust_remote_code=trust_remote_code, **config
             )
         if getattr(settings, "quantization_config", None) is None:
             check_weights(auto_class, settings, weight_files(place, revision), trust_remote_code)
         with library_errors(cause, remedy):
             model, report = auto_class.from_pretrained(
-                place,
+                folder,
                 revision=revision,
                 dtype=getattr(torch, dtype),
                 attn_implementation=attention,

@@ -12,13 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table as TerminalTable
 
-from rmkit.data.corpus import persona_pairs
+from rmkit.data.preferences import PreferencePair
 from rmkit.files import replacing, write_text
 from rmkit.report import style
 from rmkit.report.comparison import count
 from rmkit.report.html import Drawing, Section, page
 from rmkit.report.names import type_label, types_in_order
-from rmkit.report.quickstart_text import CAVEATS, LEAD, TITLE
+from rmkit.report.quickstart_text import PageText
 from rmkit.report.tables import Cell, Table
 from rmkit.runs.directory import FINAL
 
@@ -139,31 +139,41 @@ def _seeds(frame: pd.DataFrame) -> str:
     return count(frame["seed"].nunique(), "seed")
 
 
-def sets_table() -> Table:
+def sets_table(sets: Mapping[str, Sequence[PreferencePair]]) -> Table:
     """The sets, with an example of each."""
-    sets = persona_pairs(seed=0)
     rows = [
         [
             Cell(name, number=False),
             Cell(str(len(pairs))),
-            Cell(pairs[0]["chosen"], number=False),
-            Cell(pairs[0]["rejected"], number=False),
+            Cell(pairs[0].chosen, number=False),
+            Cell(pairs[0].rejected, number=False),
         ]
         for name, pairs in sets.items()
     ]
-    prompt = sets["original_train"][0]["prompt"]
+    train, test = sets["original_train"], sets["original_test"]
     return Table(
         "sets",
         "The sets.",
         ["set", "pairs", "chosen response (example)", "rejected response (example)"],
         rows,
         pd.DataFrame(),
-        note=f"There are 80 training prompts and 40 test prompts, such as: “{prompt}”",
+        note=f"There are {len(train)} training prompts and {len(test)} test prompts, such as: “{train[0].prompt}”",
     )
 
 
-def write_report(frame: pd.DataFrame, records: Sequence[Mapping[str, Any]], folder: Path) -> Path:
-    """Write results.csv, accuracy.png and index.html to the folder; returns the path of the page."""
+def write_report(
+    frame: pd.DataFrame,
+    records: Sequence[Mapping[str, Any]],
+    sets: Mapping[str, Sequence[PreferencePair]],
+    text: PageText,
+    folder: Path,
+) -> Path:
+    """Write results.csv, accuracy.png and index.html to the folder; returns the path of the page.
+
+    Args:
+        records: the contents of the run.json files, of which `frame` has the results.
+        sets: the pairs of every set, by name.
+    """
     write_text(folder / "results.csv", frame.to_csv(index=False, lineterminator="\n"))
     drawing = figure(frame)
     with replacing(folder / "accuracy.png") as temporary, matplotlib.rc_context(style.RC):
@@ -177,10 +187,10 @@ def write_report(frame: pd.DataFrame, records: Sequence[Mapping[str, Any]], fold
     )
     sections = [
         Section("Results", [curve, results_table(frame)]),
-        Section("The data", [sets_table()]),
-        *(Section(title, text=text) for title, text in CAVEATS.items()),
+        Section("The data", [sets_table(sets)]),
+        *(Section(title, text=caveat) for title, caveat in text.caveats.items()),
     ]
-    write_text(folder / "index.html", page(TITLE, sections, LEAD, _facts(frame, records)))
+    write_text(folder / "index.html", page(text.title, sections, text.lead, _facts(frame, records)))
     return folder / "index.html"
 
 
@@ -191,10 +201,11 @@ def _facts(frame: pd.DataFrame, records: Sequence[Mapping[str, Any]]) -> dict[st
     size = build and f"{build['layers']} layers of width {build['hidden_size']}, {build['steps']} steps"
     seconds = sum(record["timings"]["total_seconds"] for record in records)
     return {
-        "Base": f"{size}, seed {build['seed']}" if build else recipe["base"]["name"],
+        "Base": f"{size}, seed {build['seed']}" if build else Path(recipe["base"]["name"]).name,
+        "Statements": "generated" if recipe["data"]["train"]["path"] == "quickstart" else "Persona, agreeableness",
         "Runs": f"{len(records)}: {count(len(_types(frame)), 'type')}, {_seeds(frame)}; {seconds:.0f} s in total",
         "Training": f"{first['training']['steps']} steps, learning rate {recipe['training']['learning_rate']:g}",
         "rmkit": first["rmkit_version"] + (f", commit {git['commit'][:10]}" if git else ""),
         "Created": max(record["created"] for record in records),
-        "Numbers": "results.csv next to this page; all details of a run: its run.json in runs/quickstart/",
+        "Numbers": "results.csv next to this page; all details of a run: its run.json in runs/",
     }

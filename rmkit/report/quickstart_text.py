@@ -1,4 +1,16 @@
-"""What the quickstart's page says about its results. docs/quickstart.md repeats the caveats word for word (tested)."""
+"""What the quickstart's pages say about results. docs/quickstart.md repeats the caveats word for word (tested)."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PageText:
+    """The words of a page; `caveats` are title -> text."""
+
+    title: str
+    lead: str
+    caveats: dict[str, str]
+
 
 TITLE = "rmkit quickstart: reward models under a token-level shift"
 
@@ -48,3 +60,49 @@ CAVEATS = {
     ),
 }
 """Title -> text. The trials behind the numbers are listed in docs/quickstart.md."""
+
+TINY = PageText(TITLE, LEAD, CAVEATS)
+
+SMOLLM2 = PageText(
+    title="rmkit quickstart on SmolLM2: reward models under a token-level shift",
+    lead=(
+        "Three types of reward model are trained from SmolLM2-135M-Instruct on the same 80 pairs, with all "
+        "parameters. In every pair the chosen response agrees with a statement and the rejected one disagrees. Do the "
+        "reward models still prefer agreement when it is phrased differently? This is the controlled experiment of "
+        "Section 5.1 of “Why is Your Language Model a Poor Implicit Reward Model?” on a real pretrained language "
+        "model. It shows what happens on one small model, with few seeds and one learning rate. It is not a "
+        "reproduction: the paper's language models are 7 to 11 times as large in this experiment, and its conclusions "
+        "rest on more runs."
+    ),
+    caveats={
+        "One small, quantized model": (
+            "SmolLM2-135M-Instruct has 135 million parameters; the smallest language model of the paper's experiment "
+            "has a billion. Its weights come from a GGUF file in 4 bits (Q4_1), dequantized to float32: training "
+            "starts from the rounded weights, and so does the reference of the IM-RM. Whatever this page shows may be "
+            "a property of this model."
+        ),
+        "A shorter run than the paper's": (
+            "The paper takes 50 epochs of 3 steps at learning rate 1e-6. To fit an hour on a CPU, the runs here take "
+            "10 epochs at 5e-6: the same product of steps and learning rate, fixed before any result was seen, and "
+            "not tuned. Five times larger steps are not the same training. Read the whole curve, and judge a type on "
+            "the paraphrases only where it ranks the original responses correctly."
+        ),
+        "How much the numbers vary": (
+            "With one seed there is no range over seeds, and the responses of the training pairs are drawn once for "
+            "all seeds. The test sets have 40 prompts; their pairs repeat these prompts with the same few responses, "
+            "so they are far from independent. More seeds (--seeds) vary the order of the pairs and the head of the "
+            "EX-RM, nothing else."
+        ),
+        "Whose statements": (
+            "With Persona's statements the prompts and all original and paraphrased responses are the paper's; the "
+            "draws of prompts and responses follow the released code. Where Persona cannot be reached, generated "
+            "statements take its place; the table at the top names the ones that were used. The two controls, swapped "
+            "prefixes and the same prefix, are not in the paper."
+        ),
+        "Chance before training": (
+            "Accuracies at epoch 0 are arbitrary. An untrained IM-RM equals its own reference, so all pairs tie "
+            "(0.50). An EX-RM has a random head. An EX-GRM follows the language model's habits with Yes and No, which "
+            "a model of this size does not reliably tie to the response that it verifies."
+        ),
+    },
+)

@@ -23,6 +23,7 @@ from rmkit.hub.fetch import fetch_published
 from rmkit.hub.publication import RECORD
 from rmkit.library_errors import library_errors, template_limit
 from rmkit.model_files.adapters import Adapter, attach, chain, check_tokens, find_adapter, merge
+from rmkit.model_files.gguf import plain_folder
 from rmkit.model_files.weights import HEAD, check_config, folder_notes, weight_files
 from rmkit.models import language_model
 from rmkit.models.shared_attention import possible_layout
@@ -329,7 +330,7 @@ def load_config(name: str, revision: str | None = None, trust_remote_code: bool 
         f"{name} is not a loadable model",
         "Give a run's model/ folder, a folder that holds config.json, or a hub id.",
     ):
-        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(plain_folder(name), revision=revision, trust_remote_code=trust_remote_code)
 
 
 class _Settings(StrictModel):

@@ -11,6 +11,7 @@ from rmkit.config.strict_yaml import StrictModel
 from rmkit.errors import RmkitError
 from rmkit.hub.publication import BASE, REFERENCE
 from rmkit.model_files.adapters import chain
+from rmkit.model_files.gguf import gguf_file, is_local
 from rmkit.model_files.identity import (
     CONFIGS,
     Digests,
@@ -53,7 +54,7 @@ def identify(origin: ModelRef, directory: Path) -> ModelRef:
     """Add what a run records: the commit, or checksums and both paths. All processes must call it together."""
     folder = Path(origin.name)
     bases = on_main_process(lambda: _base_digests(origin))
-    if os.path.isdir(folder):
+    if is_local(folder):
         return ModelRef(
             name=os.path.abspath(folder),
             files=on_main_process(lambda: model_digests(folder)),
@@ -72,7 +73,7 @@ def _base_digests(origin: ModelRef) -> dict[str, str] | None:
     prefix = "base/"
     for adapter in chain(origin.name, origin.revision):
         folder = Path(adapter.base)
-        local = os.path.isdir(folder)
+        local = is_local(folder)
         its = model_digests(folder) if local else {"commit": hub_commit(adapter.base, adapter.base_revision)}
         found |= {f"{prefix}{name}": digest for name, digest in its.items()}
         prefix += "base/"
@@ -133,7 +134,7 @@ def verify_origin(role: str, recorded: ModelRef | None, used: ModelRef, model: s
     if recorded is None or (recorded.files is None and not _COMMIT.fullmatch(recorded.revision or "")):
         return []  # saved by an rmkit that recorded no checksums
     folder, files = Path(used.name), recorded.files
-    if os.path.isdir(folder) != (files is not None):
+    if is_local(folder) != (files is not None):
         return [f"{used.name} could not be compared with the {role} of training: a folder against a hub repository."]
     if files is not None:
         changed = on_main_process(lambda: changed_files(files, model_digests(folder)))
@@ -169,4 +170,4 @@ def verify_tokenizer(recorded: Mapping[str, str] | None, model: str) -> None:
 
 def _contains_model(folder: Path) -> bool:
     # os.path accepts any text, even one too long for a path.
-    return any(os.path.isfile(folder / name) for name in CONFIGS)
+    return any(os.path.isfile(folder / name) for name in CONFIGS) or gguf_file(folder) is not None

@@ -28,6 +28,7 @@ from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.tokenizer import load_tokenizer
 from rmkit.errors import RmkitError, first_line
 from rmkit.hub import push as hub
+from rmkit.model_files.gguf import plain_folder
 from rmkit.model_files.weights import no_progress_bar
 from rmkit.processes import running_sharding, zero3_disabled
 from rmkit.reward_models import RewardModel
@@ -316,7 +317,9 @@ def _load_generation_config(model: PreTrainedModel | PeftModel, record: ModelMet
     if isinstance(model, PeftModel) or record.base is None or not model.can_generate():
         return
     with contextlib.suppress(OSError):
-        found = GenerationConfig.from_pretrained(record.base.name, revision=record.base.revision or "main")
+        found = GenerationConfig.from_pretrained(
+            plain_folder(record.base.name), revision=record.base.revision or "main"
+        )
         found.pad_token_id = model.generation_config.pad_token_id
         model.generation_config = found
     keep_generation_config(model)

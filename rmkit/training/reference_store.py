@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor
 from rmkit.encoding.pairs import EncodedPairs
 from rmkit.files import replacing, rmkit_cache
 from rmkit.model_files.adapters import find_adapter
+from rmkit.model_files.gguf import is_local
 from rmkit.model_files.identity import hub_commit, model_digests
 
 FORMAT = 3
@@ -39,7 +39,7 @@ def weights_identity(name: str, revision: str | None = None) -> str:
     if adapter is not None:
         return f"{_folder_identity(adapter.folder)}+{weights_identity(adapter.base, adapter.base_revision)}"
     folder = Path(name)
-    return _folder_identity(folder) if os.path.isdir(folder) else f"{name}@{hub_commit(name, revision)}"
+    return _folder_identity(folder) if is_local(folder) else f"{name}@{hub_commit(name, revision)}"
 
 
 def _folder_identity(folder: Path) -> str:

@@ -29,13 +29,13 @@ def packages(extra):
 
 def test_the_extras_are_those_of_the_package():
     assert {extra: tuple(packages(extra)) for extra in EXTRAS} == EXTRAS
-    assert OPTIONAL["all"] == [f"rmkit[{','.join(sorted({*EXTRAS, 'track'}))}]"]
+    assert OPTIONAL["all"] == [f"rmkit[{','.join(sorted({*EXTRAS, 'gguf', 'track'}))}]"]
     assert "rmkit[all]" in OPTIONAL["dev"]
 
 
 def test_the_tested_versions_cover_the_extras():
     pinned = {line.partition("==")[0].lower() for line in (REPOSITORY / "constraints.txt").read_text().splitlines()}
-    assert {name for extra in [*EXTRAS, "track"] for name in packages(extra)} <= pinned
+    assert {name for extra in [*EXTRAS, "gguf", "track"] for name in packages(extra)} <= pinned
 
 
 @pytest.mark.parametrize(

