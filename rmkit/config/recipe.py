@@ -238,12 +238,21 @@ class Evaluation(StrictModel):
 
 
 class Lora(StrictModel):
-    """Low-rank adapters (PEFT) instead of full fine-tuning."""
+    """Low-rank adapters (PEFT) instead of full fine-tuning.
+
+    `use_dora` trains the magnitudes of weights apart from their directions. Modules in `modules_to_save` are trained
+    whole; an explicit model's head always is. The patterns give some modules (ends of names, or regular expressions)
+    another `r` or `alpha`.
+    """
 
     r: PositiveInt = 16
     alpha: PositiveInt = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: str | list[str] = "all-linear"
+    use_dora: bool = False
+    modules_to_save: list[Text] = []
+    rank_pattern: dict[str, PositiveInt] = {}
+    alpha_pattern: dict[str, PositiveInt] = {}
 
 
 class Hub(StrictModel):

@@ -177,14 +177,19 @@ def _add_read_positions(
 
 
 def _restrict(part: nn.Module, positions: Tensor) -> list[Any]:
-    """Hooks that restrict a position-wise module to `positions`; its output is 0 elsewhere."""
+    """Hooks that restrict a position-wise module to `positions`; its output is 0 elsewhere.
+
+    A module may give more after that output, such as scores of its experts, which nothing reads here.
+    """
     shapes = []
 
     def before(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         shapes.append(inputs[0].shape[:2])
         return (inputs[0].flatten(0, 1)[positions][None],)
 
-    def after(_: nn.Module, __: tuple[Tensor], output: Tensor) -> Tensor:
+    def after(module: nn.Module, inputs: tuple[Tensor], output: Any) -> Any:
+        if isinstance(output, tuple):
+            return after(module, inputs, output[0]), *output[1:]
         full = output.new_zeros(*shapes[-1], output.shape[-1]).flatten(0, 1)
         return full.index_copy(0, positions, output[0]).view(*shapes[-1], output.shape[-1])
 
@@ -259,8 +264,8 @@ def replace_linear(model: nn.Module, old: nn.Linear, new_class: type[nn.Linear])
 
 
 def next_token_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Logits [positions, vocabulary], at least float32, of hidden [positions, hidden size], with the model's cap."""
-    return _capped(at_least_float32(model.get_output_embeddings()(hidden)), logit_cap(model))
+    """Logits [positions, vocabulary], at least float32, of hidden [positions, hidden size], as the model gives them."""
+    return _capped(at_least_float32(model.get_output_embeddings()(_scaled(model, hidden))), logit_cap(model))
 
 
 def logit_cap(model: PreTrainedModel) -> float | None:
@@ -269,18 +274,41 @@ def logit_cap(model: PreTrainedModel) -> float | None:
     return cap
 
 
+def logit_scale(model: PreTrainedModel) -> float:
+    """s if the model's logits are s U h instead of U h, as Granite's and Cohere's; 1 without a scale."""
+    config = model.config.get_text_config()
+    scale = 1.0
+    match config.model_type:
+        case "cohere" | "cohere2" | "cohere2_moe":
+            scale = config.logit_scale
+        case "falcon_h1":
+            scale = config.lm_head_multiplier
+        case "hyperclovax":
+            scale = config.logits_scaling
+        case "granite" | "granite_swa" | "granitemoe" | "granitemoe_swa" | "granitemoehybrid" | "granitemoeshared":
+            scale = 1 / config.logits_scaling
+    return float(scale)
+
+
+def _scaled(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """s h: U (s h) = s U h, at the cost of a hidden state instead of a vocabulary; so it holds for adapters on U."""
+    scale = logit_scale(model)
+    return hidden if scale == 1 else hidden * scale
+
+
 def token_log_probs(model: PreTrainedModel, hidden: Tensor, tokens: Tensor) -> Tensor:
     """ln pi(token) [positions] under the distributions that hidden states [positions, hidden size] predict.
 
     The unembedding, and every part of an adapter on it, is called exactly once, even for zero positions.
     """
     unembedding, cap = model.get_output_embeddings(), logit_cap(model)
+    hidden = _scaled(model, hidden)
     if isinstance(unembedding, lora.Linear) and _is_plain(unembedding):
         low_rank = _low_rank(unembedding, hidden)
         return cast(Tensor, unembedding.base_layer(hidden, tokens=tokens, cap=cap, low_rank=low_rank))
     if isinstance(unembedding, Unembedding | ModulesToSaveWrapper):
         return cast(Tensor, unembedding(hidden, tokens=tokens, cap=cap))
-    return _log_probs(next_token_logits(model, hidden), tokens)  # all logits at once
+    return _log_probs(_capped(at_least_float32(unembedding(hidden)), cap), tokens)  # all logits at once
 
 
 def _is_plain(layer: lora.Linear) -> bool:

@@ -28,18 +28,30 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 from rmkit.encoding.batches import Layout
 
 ARCHITECTURES = (
+    "cohere",
+    "cohere2",
+    "exaone4",
     "gemma",
     "gemma2",
     "gemma3_text",
+    "glm",
+    "glm4",
     "gpt2",
     "gpt_neox",
+    "gpt_oss",
+    "granite",
     "llama",
+    "ministral",
+    "ministral3",
     "mistral",
     "mixtral",
     "olmo2",
+    "olmo3",
     "phi3",
     "qwen2",
     "qwen3",
+    "qwen3_moe",
+    "smollm3",
 )
 """Architectures (`model_type`) for which a test shows that a packed row gives the results of separate sequences."""
 
@@ -202,7 +214,8 @@ def shared_attention(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     output: tuple[Tensor, Tensor | None]
-    if flex and query.is_cuda and not options.get("dropout"):
+    sinks = options.get("s_aux") is not None  # transformers rounds FlexAttention's normaliser before it adds them
+    if flex and query.is_cuda and not sinks and not options.get("dropout"):
         mask = packed_row.block_mask(query.shape[2], sliding_window, query.device)
         output = flex_attention_forward(module, query, key, value, mask, **options)
     else:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rmkit.errors import RmkitError
-from rmkit.models.language_model import logit_cap, segment_sum
+from rmkit.models.language_model import logit_cap, logit_scale, segment_sum
 from rmkit.reward_models import RewardModel
 from rmkit.reward_models.explicit import ExplicitRewardModel
 from rmkit.reward_models.generative import GenerativeRewardModel
@@ -84,7 +84,10 @@ class Unembedding:
 
 @dataclass(frozen=True)
 class Positions:
-    """Predicted tokens [positions], and the hidden states [positions, hidden size] before them."""
+    """Predicted tokens [positions], and the hidden states [positions, hidden size] before them.
+
+    A model with logits s U h (`logit_scale`) is one with logits U h' and hidden states h' = s h, as they are here.
+    """
 
     hidden: Tensor
     tokens: Tensor
@@ -219,15 +222,15 @@ def _(
 ) -> Prediction:
     rewards = reward_model.rewards(outputs(frozen_model, [chosen, rejected]).unflatten(0, (1, 2)), reference)
     scale = loss_slope(rewards[0, 0], rewards[0, 1]) * reward_model.settings.beta**2
-    unembedding = Unembedding.of(frozen_model.model)
+    unembedding, scale_of_logits = Unembedding.of(frozen_model.model), logit_scale(frozen_model.model)
     suffix = len(reward_model.encoder.suffix_ids)
-    source, lengths = response_positions([chosen, rejected])
+    source, lengths = response_positions([chosen, rejected], scale_of_logits)
     signs = torch.tensor([1.0, -1.0], dtype=scale.dtype, device=scale.device).repeat_interleave(lengths)
     in_source_suffix = _at_ends(lengths, suffix)
     sums: list[dict[str, Tensor]] = []
     ranges: dict[str, list[float]] = {"rho": [], "rho_matching": []}
     for some in _grouped(targets, _CHUNK // (4 * len(source.tokens))):
-        target, lengths = response_positions(some)
+        target, lengths = response_positions(some, scale_of_logits)
         rho = coefficients(unembedding, target, source)
         contributions = implicit_contributions(rho, target.hidden, source.hidden, signs) * scale
         same = target.tokens[:, None] == source.tokens
@@ -260,7 +263,7 @@ def _(
     reference: Tensor | None = None,
 ) -> Prediction:
     def verdicts(frozen: Sequence[Frozen], tokens: list[int]) -> Positions:
-        hidden = torch.stack([state.hidden[-1] for state in frozen])
+        hidden = torch.stack([state.hidden[-1] for state in frozen]) * logit_scale(frozen_model.model)
         return Positions(hidden, torch.tensor(tokens, device=hidden.device))
 
     target = verdicts(targets, [reward_model.yes] * len(targets))
@@ -274,11 +277,15 @@ def _(
     return Prediction("Eq. 8", change, {}, ranges)
 
 
-def response_positions(frozen: Sequence[Frozen]) -> tuple[Positions, Tensor]:
-    """Positions of all response tokens including the suffix, joined, and lengths [responses]."""
+def response_positions(frozen: Sequence[Frozen], scale: float = 1.0) -> tuple[Positions, Tensor]:
+    """Positions of all response tokens including the suffix, joined, and lengths [responses].
+
+    Args:
+        scale: the `logit_scale` of the model.
+    """
     hidden, batch = concatenate(frozen)
     tokens = batch["input_ids"].flatten()[batch["response"]]
-    return Positions(hidden[batch["predictor"]], tokens), batch["response_lengths"]
+    return Positions(scale * hidden[batch["predictor"]], tokens), batch["response_lengths"]
 
 
 def _residuals(unembedding: Unembedding, at: Positions, normaliser: Tensor, part: slice) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rmkit.encoding.pairs import EncodedPairs
-from rmkit.models.language_model import logit_cap
+from rmkit.models.language_model import logit_cap, logit_scale
 from rmkit.theory.dynamics import (
     COEFFICIENT_BOUNDS,
     Prediction,
@@ -106,7 +106,8 @@ def coefficient_map(frozen_model: FrozenHeadModel, target: Frozen, source: Froze
     Returns:
         rho as [target tokens][source tokens], the token ids, and the tokens as text.
     """
-    (rows, _), (columns, _) = response_positions([target]), response_positions([source])
+    scale = logit_scale(frozen_model.model)
+    (rows, _), (columns, _) = response_positions([target], scale), response_positions([source], scale)
     rho = coefficients(Unembedding.of(frozen_model.model), rows, columns)[:tokens, :tokens]
 
     content: dict[str, Any] = {"rho": rho.tolist()}

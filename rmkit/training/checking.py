@@ -8,12 +8,14 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PretrainedConfig
 
-from rmkit.config.recipe import Explicit, Generative, Implicit, Recipe, training_arguments
+from rmkit.config.recipe import Explicit, Generative, Implicit, Lora, Recipe, training_arguments
 from rmkit.data.preferences import PreferencePair
 from rmkit.encoding.batches import Layout
 from rmkit.encoding.chat import ChatEncoder
@@ -227,9 +229,41 @@ def empty_model(recipe: Recipe, reward_model: RewardModel[Any], config: Pretrain
             "`pip install kernels` for kernels of the Hub.",
         ) from None
     adapters = lora_config(recipe, reward_model)
-    if adapters is None:
+    if recipe.lora is None or adapters is None:
         return model
     from peft import get_peft_model
 
     with refusals("lora settings"):
-        return get_peft_model(model, adapters, low_cpu_mem_usage=True)
+        adapted = get_peft_model(model, adapters, low_cpu_mem_usage=True)
+    _refuse_unused(recipe.lora, adapted)
+    return adapted
+
+
+def _refuse_unused(settings: Lora, model: nn.Module) -> None:
+    """Refuse names that PEFT ignores silently: patterns of no adapter, and modules to train whole that do not exist.
+
+    Raises:
+        RmkitError: naming the key, the name and the closest module.
+    """
+    from peft.tuners.lora import LoraLayer
+    from peft.utils import ModulesToSaveWrapper
+    from peft.utils.other import get_pattern_key
+
+    modules = {name.removeprefix("base_model.model."): module for name, module in model.named_modules()}
+    adapted = [name for name, module in modules.items() if isinstance(module, LoraLayer)]
+    whole = [name for name, module in modules.items() if isinstance(module, ModulesToSaveWrapper)]
+    for key, patterns in (("rank_pattern", settings.rank_pattern), ("alpha_pattern", settings.alpha_pattern)):
+        for pattern in patterns:
+            if not any(get_pattern_key([pattern], name) == pattern for name in adapted):
+                raise RmkitError(
+                    f"lora.{key}: {pattern} matches no module that has an adapter.",
+                    f"Name one of {', '.join(sorted({name.rpartition('.')[2] for name in adapted}))}, or remove it.",
+                )
+    for module in settings.modules_to_save:
+        if not any(name.endswith(module) for name in whole):
+            candidates = {name.rpartition(".")[2] for name in modules} - {""}
+            closest = get_close_matches(module, sorted(candidates), 1)
+            raise RmkitError(
+                f"lora.modules_to_save: the model has no module {module}.",
+                f"Remove it{f', or write {closest[0]}' if closest else ''}.",
+            )

@@ -172,11 +172,15 @@ def lora_config(recipe: Recipe, reward_model: RewardModel[Any]) -> LoraConfig | 
     """PEFT's configuration of the recipe's adapters; None for full fine-tuning."""
     if recipe.lora is None:
         return None
+    head = ["score"] if reward_model.head else []
     return LoraConfig(
         r=recipe.lora.r,
         lora_alpha=recipe.lora.alpha,
         lora_dropout=recipe.lora.dropout,
         target_modules=recipe.lora.target_modules,
-        modules_to_save=["score"] if reward_model.head else None,
+        use_dora=recipe.lora.use_dora,
+        rank_pattern=dict(recipe.lora.rank_pattern),
+        alpha_pattern=dict(recipe.lora.alpha_pattern),
+        modules_to_save=list(dict.fromkeys(head + recipe.lora.modules_to_save)) or None,
         task_type=TaskType.SEQ_CLS if reward_model.head else TaskType.CAUSAL_LM,
     )

@@ -141,11 +141,13 @@ def test_every_language_model_is_scored_correctly_or_refused():
         "deepseek_v3",
         "qwen3_moe",
         "inkling2_text",
+        "cohere",
+        "granite",
     ):
         assert verdicts[name] in ("agrees", "agrees, both layouts"), name
     for name in ("bert-generation", "xlm", "xlnet"):
         assert verdicts[name] == "refused: not causal", name
-    for name in ("modernbert-decoder", "inkling_text", "cohere", "bert", "electra", "prophetnet"):
+    for name in ("modernbert-decoder", "inkling_text", "bert", "electra", "prophetnet"):
         assert verdicts[name] == "refused: differs", name
 
 

@@ -33,7 +33,7 @@ def models(tmp_path_factory):
 
 @pytest.mark.parametrize("attention", [None, "eager"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "gpt_neox", "gpt_oss", "cohere2"])
 def test_shared_rows_give_the_outputs_of_padded_ones(architecture, dtype, attention):
     """FlexAttention, which a GPU takes by default, and attention sequence by sequence."""
     options = {"attn_implementation": attention} if attention else {}

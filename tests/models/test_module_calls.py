@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from architectures import tiny_model
 from peft import LoraConfig, get_peft_model
-from test_attention import language_model
+from test_attention import EVERY, language_model
 from tiny import TYPES
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
@@ -19,13 +20,15 @@ from rmkit.models import language_model as module
 from rmkit.models.language_model import (
     Unembedding,
     apply_head,
+    bind,
     load,
+    next_token_logits,
     only_read,
     response_log_probs,
     token_log_probs,
     use_unembedding,
 )
-from rmkit.models.shared_attention import ARCHITECTURES, take_shared_rows
+from rmkit.models.shared_attention import take_shared_rows
 from rmkit.reward_models import make_reward_model
 from rmkit.reward_models.loading import load_model
 from rmkit.reward_models.origins import ModelRef
@@ -80,7 +83,7 @@ def few_logits(monkeypatch):
 
 
 @pytest.mark.parametrize("layout", ["shared", "padded"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", EVERY)
 def test_each_architecture_calls_the_same_modules_whatever_the_batch(architecture, layout, few_logits):
     model = language_model(architecture)
     use_unembedding(model)
@@ -182,6 +185,36 @@ def test_log_probabilities_in_chunks_are_those_of_the_models_own_logits(models, 
         with trained.disable_adapter():
             torch.testing.assert_close(ours(), own())
             assert (ours() - expected).abs().max() > 0.01
+
+
+SCALED = {
+    "cohere": {"logit_scale": 0.3},
+    "cohere2": {"logit_scale": 0.3},
+    "falcon_h1": {"lm_head_multiplier": 3.0},
+    "granite": {"logits_scaling": 3.0},
+    "granitemoe": {"logits_scaling": 3.0},
+    "hyperclovax": {"logits_scaling": 3.0},
+}
+
+
+@pytest.mark.parametrize("adapter", [*ADAPTERS, "dora"])
+@pytest.mark.parametrize("architecture", SCALED)
+def test_scaled_logits_are_those_of_the_model(monkeypatch, architecture, adapter):
+    """Log-probabilities within 1e-6, in chunks and whole, with adapters on lm_head; without the scale they differ."""
+    model = bind(tiny_model(AutoModelForCausalLM, architecture, **SCALED[architecture]))
+    use_unembedding(model)
+    if options := (ADAPTERS | {"dora": {"target_modules": ["lm_head"], "use_dora": True}})[adapter]:
+        get_peft_model(model, LoraConfig(**options | {"lora_dropout": 0.0}, init_lora_weights=False)).eval()
+    ids = torch.randint(5, 90, (1, 31), generator=torch.Generator().manual_seed(0))
+    hidden = model.base_model(ids).last_hidden_state[0, :-1]
+    whole = torch.log_softmax(model(ids).logits[0, :-1], -1)
+    for max_logits in (2**25, 500):
+        monkeypatch.setattr(module, "_MAX_LOGITS", max_logits)
+        found = token_log_probs(model, hidden, ids[0, 1:])
+        torch.testing.assert_close(found, whole.gather(-1, ids[0, 1:, None])[:, 0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(next_token_logits(model, hidden).log_softmax(-1), whole, rtol=1e-6, atol=1e-6)
+    monkeypatch.setattr(module, "logit_scale", lambda _: 1.0)
+    assert (token_log_probs(model, hidden, ids[0, 1:]) - found).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])  # untied, tied

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from architectures import tiny_model
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from rmkit.config.recipe import Explicit, Generative, Implicit
 from rmkit.data.preferences import PreferencePair, drop_identical
@@ -158,6 +160,27 @@ def test_a_missing_term_is_detected(architecture: str, models: dict[str, Path]) 
         assert error(rho - terms[missing]) > 1e-2
     # Control: with Gemma-2's cap, leaving out its slope is as wrong as leaving out a term.
     assert (error(torch.stack(terms).sum(0)) > 1e-2) == (architecture == "gemma2")
+
+
+@pytest.mark.parametrize("name", ["implicit", "generative"])
+def test_scaled_logits_are_predicted_with_their_scale(tmp_path: Path, name: str) -> None:
+    """Granite's logits are U h / 3; the control leaves the scale out of the equation."""
+    tokenizer = tiny.tokenizer("qwen2")
+    tokenizer.save_pretrained(tmp_path)
+    tiny_model(AutoModelForCausalLM, "granite", vocab_size=len(tokenizer), logits_scaling=3.0).save_pretrained(tmp_path)
+    frozen_model = frozen_model_for(tmp_path, SETTINGS[name])
+    frozen = peaked(frozen_model, encoded(frozen_model))
+    reference = own_reference(frozen_model, frozen[:2])
+    measured = measured_changes(frozen_model, frozen[0], frozen[1], frozen, [1e-5], reference)[0]
+
+    def error() -> float:
+        prediction = predict(frozen_model.reward_model, frozen_model, frozen[0], frozen[1], frozen, reference)
+        return float((1e-5 * prediction.change - measured).norm() / measured.norm())
+
+    assert error() < 1e-3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(equations, "logit_scale", lambda _: 1.0)
+        assert error() > 0.1
 
 
 def test_coefficients_keep_their_bounds_and_signs(folder: Path) -> None:

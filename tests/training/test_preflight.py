@@ -195,6 +195,35 @@ def test_adapters_without_a_module_are_refused(recipe):
     assert tried(recipe(lora={"target_modules": ["q_proj"]})) == []
 
 
+@pytest.mark.parametrize(
+    ("lora", "cause", "remedy", "better"),
+    [
+        (
+            {"rank_pattern": {"q_porj": 8}},
+            "lora.rank_pattern: q_porj matches no module that has an adapter.",
+            "Name one of down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj, or remove it.",
+            {"rank_pattern": {"q_proj": 8}},
+        ),
+        (
+            {"target_modules": ["q_proj"], "alpha_pattern": {"v_proj": 8}},
+            "lora.alpha_pattern: v_proj matches no module that has an adapter.",
+            "Name one of q_proj, or remove it.",
+            {"target_modules": ["q_proj"], "alpha_pattern": {r"layers.\d.self_attn.q_proj": 8}},
+        ),
+        (
+            {"modules_to_save": ["lm_haed"]},
+            "lora.modules_to_save: the model has no module lm_haed.",
+            "Remove it, or write lm_head.",
+            {"modules_to_save": ["lm_head"]},
+        ),
+    ],
+)
+def test_names_that_peft_would_ignore_are_refused(recipe, lora, cause, remedy, better):
+    error = refusal(recipe(reward_model={"type": "implicit"}, lora=lora))
+    assert (error.cause, error.remedy) == (cause, remedy)
+    assert tried(recipe(reward_model={"type": "implicit"}, lora=better | {"use_dora": True})) == []
+
+
 def test_a_missing_reference_or_one_with_another_tokenizer_is_refused(recipe, models, tmp_path):
     def with_reference(name):
         return recipe(reward_model={"type": "implicit", "reference": str(name)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,40 @@ def test_an_untrained_implicit_model_rewards_everything_0(run, architecture):
     directory = run("implicit", architecture=architecture)
     assert (rewards(directory, "initial")[["chosen_reward", "rejected_reward"]].to_numpy() == 0).all()
     assert (rewards(directory)[["chosen_reward", "rejected_reward"]].to_numpy() != 0).all()
+
+
+LORA = {
+    "dora": {"use_dora": True},
+    "saved": {"modules_to_save": ["lm_head", "norm"]},
+    "patterns": {"rank_pattern": {"q_proj": 2, "o_proj": 6}, "alpha_pattern": {"q_proj": 1}},
+}
+
+
+@pytest.mark.parametrize("option", LORA)
+@pytest.mark.parametrize("type_name", ["explicit", "implicit", "generative"])
+def test_settings_of_peft_train_reload_and_rescore(run, pairs, type_name, option):
+    """The run itself compares the reloaded model with the one in memory; with adapters off it is the base."""
+    lora = {"r": 4} | LORA[option]
+    if type_name == "explicit" and option == "saved":
+        lora["modules_to_save"] = ["norm"]
+    directory = run(type_name, lora=lora, training={"learning_rate": 1e-2})
+    weights = load_file(directory.model / "adapter_model.safetensors")
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    match option:
+        case "dora":
+            assert any("lora_magnitude_vector" in name for name in found)
+        case "saved":
+            assert {
+                module for module in lora["modules_to_save"] if any(f"{module}.weight" in name for name in found)
+            } == {*lora["modules_to_save"]}
+        case _:
+            ranks = {part: {s[0] for name, s in found.items() if f"{part}_proj.lora_A" in name} for part in "qkvo"}
+            assert ranks == {"q": {2}, "k": {4}, "v": {4}, "o": {6}}
+            assert json.loads((directory.model / "adapter_config.json").read_text())["alpha_pattern"] == {"q_proj": 1}
+    if type_name == "implicit":
+        assert (rewards(directory, "initial")[["chosen_reward", "rejected_reward"]].to_numpy() == 0).all()
+    again = load_reward_model(str(directory.model)).score_pairs(load_preferences("test.jsonl", root=pairs), 16)
+    np.testing.assert_array_equal(again, rewards(directory)[["chosen_reward", "rejected_reward"]].to_numpy())
 
 
 @pytest.mark.parametrize("type_name", ["explicit", "implicit", "generative"])
