@@ -37,6 +37,7 @@ TOKENIZER_FILES = (
     "*.model",
     "*.tiktoken",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
 )
 _MODEL_FILES = (
     "*.safetensors",
