@@ -128,6 +128,11 @@ class ChatEncoder:
         self.response_sequences(["x"], ["y"])
 
     @property
+    def plain_template(self) -> bool:
+        """Whether a plain response is what the tokenizer's template writes after the generation prompt, at any time."""
+        return self._place == 0 and not self._end and not self._clock
+
+    @property
     def template_hash(self) -> str:
         """sha256 over the chat template and the pinned date."""
         return hashlib.sha256(f"{self.tokenizer.chat_template}\0{self.date_string}".encode()).hexdigest()

@@ -152,6 +152,7 @@ def make_record(
         layout=layout,
         date_string=reward_model.encoder.date_string,
         template_hash=reward_model.encoder.template_hash,
+        plain_template=reward_model.encoder.plain_template,
         special_tokens=recipe.data.special_tokens,
     )
 
