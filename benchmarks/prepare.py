@@ -12,6 +12,7 @@ from benchmarks.arithmetic import Counts, Work, counts
 from benchmarks.setting import SEED, Setting, Workspace
 from benchmarks.shapes import Shape
 from rmkit.config.recipe import BaseBuild, Explicit, Generative, Implicit, RewardModelSettings
+from rmkit.data.conversations import messages
 from rmkit.data.preferences import PreferenceData, PreferencePair
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.pairs import encode_pairs
@@ -50,7 +51,7 @@ def _tokenizer(shape: Shape, pairs: list[PreferencePair]) -> PreTrainedTokenizer
     So the ids of prompt and response are the same whether they are tokenised together, as TRL does, or apart.
     """
     documents = [
-        [{"role": "user", "content": pair.prompt}, {"role": "assistant", "content": response}]
+        [*messages(pair.prompt), {"role": "assistant", "content": response}]
         for pair in pairs
         for response in (pair.chosen, pair.rejected)
     ]

@@ -31,15 +31,15 @@ def evaluate(
 ) -> None:
     """Score the sets of a suite. Prints accuracy, margin and ties by set, category and section."""
     with exit_on_error():
-        from rmkit.data.sources.use import ignored_split
+        from rmkit.data.sources.use import reading_notes
         from rmkit.evaluation.suites import load_set, load_suite
         from rmkit.files import check_place
 
         check_place(output / "results.json")
         loaded_suite = load_suite(suite, root)
         data = {entry.name: load_set(entry, loaded_suite.root) for entry in loaded_suite.sets}  # all before the model
-        for line in (ignored_split(entry, data[entry.name]) for entry in loaded_suite.sets):
-            if line is not None and is_main_process():
+        for line in [line for entry in loaded_suite.sets for line in reading_notes(entry, data[entry.name])]:
+            if is_main_process():
                 print(line)
         scorer = load_scorer(model, options, layout)
         scored_sets = score_sets(scorer, data, batch_size, max_length, f"{len(data)} sets")

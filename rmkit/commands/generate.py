@@ -101,12 +101,15 @@ def _read_texts(run_dir: RunDirectory, name: str, limit: int | None) -> dict[str
     import pyarrow.parquet as pq
 
     try:
+        conversations = "messages" in pq.read_schema(run_dir.examples(name)).names
         rows = pq.read_table(run_dir.examples(name), columns=["prompt", "chosen", "rejected"])
     except (OSError, ValueError) as error:
         raise RmkitError(
             f"{run_dir.examples(name)} cannot be read: {error}.",
             "Run the recipe again, with evaluation.train_fit: true.",
         ) from None
+    if conversations:
+        raise RmkitError(f"{name} holds conversations, which describe no graph.", "Give a run on Hamiltonian cycles.")
     return {column: rows[column].to_pylist()[:limit] for column in rows.column_names}
 
 

@@ -118,6 +118,8 @@ def rewrite(
             raise RmkitError(f"--style {style} needs a --model to ask.", "Add --model, or use a local: style.")
         tokenize = load_tokenize(summary.tokenizer)
         pairs = load_preferences(data, **asdict(source))
+        if pairs.format is not None:
+            print(f"{pairs.name}: {pairs.format}")
         settings: dict[str, Any] = {"source": data, "split": source.split, "style": style}
         settings |= {"seed": seed} if model_style is None else {"prompt": model_style.prompt, **asking.settings()}
         identity = sets.identity(pairs.fingerprint, settings)

@@ -123,10 +123,9 @@ def _is_on_command_line(context: typer.Context, name: str) -> bool:
 def _dynamics_of_model(
     model: str, data: str, unseen: list[str], split: str, pairs: int, **options: Any
 ) -> dict[str, Any]:
-    from rmkit.data.preferences import load_preferences
     from rmkit.theory.model_dynamics import dynamics_of_model, same_prompts
 
-    training = load_preferences(data, split=split, limit=pairs)
+    training = _load_set(data, split, pairs)
     prompts = [pair.prompt for pair in training]
     rewordings = {name: same_prompts(pairs, prompts) for name, pairs in _sets(unseen, split).items()}
     return dynamics_of_model(model, training, rewordings, **options)
@@ -167,7 +166,6 @@ def separator(
         require_extra("theory", "rmkit theory separator")
         place = _figure_place(json, figure)
         _check_dtype(dtype)
-        from rmkit.data.preferences import load_preferences
         from rmkit.report import theory_figures as figures
         from rmkit.theory.separator import (
             NotSeparable,
@@ -177,7 +175,7 @@ def separator(
             separator_summary,
         )
 
-        training = load_preferences(data, split=split, limit=pairs)
+        training = _load_set(data, split, pairs)
         sets = _sets(unseen or [], unseen_split or split, pairs)
         loading = {"dtype": dtype, "date_string": date_string, "base": base, "verify": not no_verify}
         compute_differences = _difference_function(model, max_length, batch_size, loading)
@@ -366,14 +364,22 @@ def _check_dtype(dtype: str) -> None:
         raise RmkitError(f"--dtype {dtype} is unknown.", "Use float64 or float32.")
 
 
-def _sets(paths: list[str], split: str, limit: int | None = None) -> dict[str, PreferenceData]:
-    """Sets by name, or by path if two have the same name."""
+def _load_set(path: str, split: str, limit: int | None = None) -> PreferenceData:
+    """A set, with a line on its format unless it is plain texts."""
     from rmkit.data.preferences import load_preferences
 
-    files = (".jsonl", ".json", ".parquet")
+    data = load_preferences(path, split=split, limit=limit)
+    if data.format is not None:
+        print(f"{data.name}: {data.format}")
+    return data
+
+
+def _sets(paths: list[str], split: str, limit: int | None = None) -> dict[str, PreferenceData]:
+    """Sets by name, or by path if two have the same name."""
+    files = (".jsonl", ".json", ".parquet", ".csv")
     names = [Path(path).stem if Path(path).suffix in files else Path(path).name for path in paths]
     return {
-        name if names.count(name) == 1 else path: load_preferences(path, split=split, limit=limit)
+        name if names.count(name) == 1 else path: _load_set(path, split, limit)
         for name, path in zip(names, paths, strict=True)
     }
 
@@ -390,7 +396,6 @@ def _single_tokens(
 ) -> Any:
     from accelerate import PartialState
 
-    from rmkit.data.preferences import load_preferences
     from rmkit.theory.loading import freeze_checkpoint, load_as, possible_types
     from rmkit.theory.single_tokens import split_by_tokens, token_pairs
 
@@ -398,8 +403,8 @@ def _single_tokens(
         raise RmkitError(
             f"{model} is a trained reward model.", "Give a language model: both types are trained from it."
         )
-    pairs = load_preferences(data, split=split).pairs
-    others = None if unseen is None else load_preferences(unseen, split=split).pairs
+    pairs = _load_set(data, split).pairs
+    others = None if unseen is None else _load_set(unseen, split).pairs
     checkpoint = load_as(model, "implicit", dtype=dtype, date_string=date_string)
     train, left = split_by_tokens(checkpoint.reward_model.encoder, pairs, training_pairs, others)
     checkpoint.model.to(PartialState().device)

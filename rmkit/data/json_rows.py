@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ _CHUNK = 1000
 _FORM = "Give one object per line, or one list of objects."
 
 
-def read_json(files: Sequence[Path], wanted: Iterable[str]) -> tuple[Any, list[str]]:
+def read_json(files: Sequence[Path], choose: Callable[[list[str]], Iterable[str]]) -> tuple[Any, list[str]]:
     """Read .json and .jsonl files, concatenated. A file is a list of objects, or has one object per line.
 
     The rows are written to Arrow files in the cache of `datasets`, under a hash of their content, and stay on disk.
 
     Args:
-        wanted: the columns to keep. The others may hold anything.
+        choose: the names of all columns -> the columns to keep. The others may hold anything.
 
     Returns:
         A `datasets.Dataset` with the wanted columns that the files have, and the names of all their columns.
@@ -37,13 +37,13 @@ def read_json(files: Sequence[Path], wanted: Iterable[str]) -> tuple[Any, list[s
     import datasets
     import pyarrow as pa
 
-    wanted = list(dict.fromkeys(wanted))
-    names, schema = _infer_schema(files, wanted)
+    names, _ = _infer_schema(files, [])
     if not names:
         raise RmkitError(f"{files[0]} holds no rows.", "Give a file with preference pairs.")
-    columns = [name for name in wanted if name in names]
+    columns = [name for name in dict.fromkeys(choose(names)) if name in names]
     if not columns:
         return datasets.Dataset.from_dict({}), names
+    _, schema = _infer_schema(files, columns)
     key = json.dumps([_VERSION, columns, [_digest(file) for file in files]])
     rows = datasets.Dataset.from_generator(
         _iter_rows,

@@ -10,6 +10,7 @@ from operator import itemgetter
 import numpy as np
 from numpy.typing import NDArray
 
+from rmkit.data.conversations import as_text
 from rmkit.data.preferences import PreferencePair
 
 NGRAM = 13
@@ -91,7 +92,7 @@ def find_overlap(
 
 
 def _texts(pair: PreferencePair) -> tuple[str, str, str]:
-    return pair.prompt.strip(), pair.chosen.strip(), pair.rejected.strip()
+    return as_text(pair.prompt).strip(), pair.chosen.strip(), pair.rejected.strip()
 
 
 def _ngrams(text: str) -> list[tuple[str, ...]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from rmkit.data.conversations import Prompt, as_json, parse_prompt
+from rmkit.data.formats import Columns, PairFormat, find_columns, recognise
 from rmkit.data.rows import Where, iter_rows, load_rows, match_rows
 from rmkit.errors import RmkitError
 
@@ -27,10 +30,11 @@ _CHUNK = 1000
 class PreferencePair:
     """A prompt x, a chosen response y+ and a rejected response y-.
 
+    The prompt is a text (one user turn) or a conversation, see `rmkit.data.conversations`; responses are texts.
     `index` is the row in the source (in the split, over all its files), whatever `where` and `limit` leave out.
     """
 
-    prompt: str
+    prompt: Prompt
     chosen: str
     rejected: str
     index: int = 0
@@ -44,10 +48,11 @@ class PairRows(Sequence[PreferencePair]):
         rows: validated rows with the columns of pairs.
         kept: [pairs] the numbers of the rows to use, ascending.
         index: [rows] the row of each in the source.
+        form: the format of the rows.
     """
 
-    def __init__(self, rows: Any, kept: NDArray[np.int64], index: NDArray[np.int64]):
-        self._rows, self._kept, self._index = rows, kept, index
+    def __init__(self, rows: Any, kept: NDArray[np.int64], index: NDArray[np.int64], form: PairFormat):
+        self._rows, self._kept, self._index, self._form = rows, kept, index, form
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -69,7 +74,11 @@ class PairRows(Sequence[PreferencePair]):
 
     def _read(self, numbers: NDArray[np.int64]) -> list[PreferencePair]:
         rows = iter_rows(self._rows.select(numbers))
-        return [_pair(index, row) for index, row in zip(self._index[numbers].tolist(), rows, strict=True)]
+        converted = (
+            (index, self._form.convert(index, row))
+            for index, row in zip(self._index[numbers].tolist(), rows, strict=True)
+        )
+        return [_pair(index, row) for index, row in converted if not isinstance(row, str)]
 
 
 @dataclass(frozen=True)
@@ -81,12 +90,14 @@ class PreferenceData:
         pairs: the usable pairs, in the order of the source.
         dropped: reason -> number of pairs left out.
         split: the split that was loaded; None if the source has no splits.
+        format: the format that was recognised and the columns that were not used; None for plain texts.
     """
 
     name: str
     pairs: Sequence[PreferencePair]
     dropped: dict[str, int] = field(default_factory=dict)
     split: str | None = None
+    format: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -104,15 +115,15 @@ def fingerprint(pairs: Iterable[PreferencePair]) -> str:
     """sha256 over the texts and margins of pairs, in order. Used in run.json and in the card of a prepared set."""
     digest = hashlib.sha256()
     for pair in pairs:
-        digest.update(json.dumps([pair.prompt, pair.chosen, pair.rejected, pair.margin]).encode())
+        digest.update(json.dumps([as_json(pair.prompt), pair.chosen, pair.rejected, pair.margin]).encode())
     return digest.hexdigest()
 
 
 def dataset_pairs(rows: Any) -> PairRows:
     """The rows of a `datasets.Dataset` as pairs, without validation and without loading them into memory."""
     numbers = np.arange(len(rows))
-    columns = [column for column in (*COLUMNS, "margin") if column in rows.column_names]
-    return PairRows(rows.select_columns(columns), numbers, numbers)
+    form = PairFormat("the set", find_columns(rows.column_names, {}, "the set"))
+    return PairRows(rows.select_columns(form.needed), numbers, numbers, form)
 
 
 def load_preferences(
@@ -126,32 +137,45 @@ def load_preferences(
     where: Where | None = None,
     limit: int | None = None,
     identical: Literal["drop", "error"] = "drop",
+    columns: Columns | None = None,
 ) -> PreferenceData:
-    """Load and validate a set of preference pairs.
+    """Load and validate a set of preference pairs, in any of the formats of `rmkit.data.formats`.
 
     Args:
         path: below `root` (or the working directory): a save_to_disk folder, a folder of parquet or jsonl files, or one
-            .parquet, .jsonl or .json file; otherwise a hub id.
+            .parquet, .jsonl, .json or .csv file; otherwise a hub id.
         split: the split to load, if the source has splits.
         where: keep the rows that have these values in these columns.
         limit: use only the first N of these rows.
         identical: whether pairs with two identical responses are dropped or are an error.
+        columns: field (`rmkit.data.formats.FIELDS`) -> column, for columns with other names.
 
     Raises:
         RmkitError: if the source, the split or a column is missing, a column has the wrong type, a text is empty, a
             margin is not a finite number, or no pair is left.
     """
-    name = name or Path(path).name
-    rows, loaded_split = load_rows(
-        path, split=split, root=root, subset=subset, revision=revision, where=where, columns=COLUMNS
+    name, given = name or Path(path).name, columns or {}
+
+    def choose(names: Sequence[str]) -> list[str]:
+        found = find_columns(names, given, path)
+        return [column for each in found.values() for column in each]
+
+    rows, names, loaded_split = load_rows(
+        path, split=split, root=root, subset=subset, revision=revision, where=where, columns=choose
     )
     index = match_rows(rows, where or {}, path)[:limit]
     rows = rows.select(index)
-    rows = rows.select_columns([column for column in (*COLUMNS, "margin") if column in rows.column_names])
-    pairs = (parse_row(path, number, row) for number, row in zip(index.tolist(), iter_rows(rows), strict=True))
     try:
+        form = recognise(path, rows, names, given, csv=path.endswith(".csv"))
+        rows = rows.select_columns(form.needed)
+        converted = (
+            (number, form.convert(number, row)) for number, row in zip(index.tolist(), iter_rows(rows), strict=True)
+        )
+        pairs = (row if isinstance(row, str) else parse_row(path, number, row) for number, row in converted)
         kept, dropped = _find_usable(pairs, name, identical)
-        return PreferenceData(name, PairRows(rows, np.array(kept), index), dropped, loaded_split)
+        return PreferenceData(
+            name, PairRows(rows, np.array(kept), index, form), dropped, loaded_split, form.description
+        )
     except UnicodeDecodeError:  # Arrow decodes bytes only when a row is read
         raise RmkitError(f"{path} holds text that is not UTF-8.", "Convert the file to UTF-8.") from None
 
@@ -178,10 +202,13 @@ def parse_row(path: str, index: int, row: Mapping[str, Any]) -> PreferencePair:
     """
     for column in COLUMNS:
         text = row[column]
+        if column == "prompt" and isinstance(text, list | tuple) and text:
+            parse_prompt(text, f"{path}: row {index}, the prompt")
+            continue
         if not isinstance(text, str):
             raise RmkitError(
                 f"{path}: row {index}, column {column} holds {type(text).__name__}, not text.",
-                "Convert it to plain text: one prompt, one chosen and one rejected response per row.",
+                "Give text in every row, or lists of messages with role and content as both chosen and rejected.",
             )
         if not text.strip():
             raise RmkitError(f"{path}: row {index} has an empty {column}.", "Remove the row or fill it in.")
@@ -195,14 +222,21 @@ def parse_row(path: str, index: int, row: Mapping[str, Any]) -> PreferencePair:
 
 
 def _find_usable(
-    pairs: Iterable[PreferencePair], name: str, identical: Literal["drop", "error"]
+    pairs: Iterable[PreferencePair | str], name: str, identical: Literal["drop", "error"]
 ) -> tuple[list[int], dict[str, int]]:
-    """The numbers of the pairs that `drop_identical` keeps, and how many it drops by reason, in one pass."""
+    """The numbers of the pairs that `drop_identical` keeps, and how many it drops by reason, in one pass.
+
+    Args:
+        pairs: instead of a pair that cannot be used, the reason.
+    """
     kept: list[int] = []
-    same = with_margin = 0
+    with_margin = 0
+    reasons: Counter[str] = Counter()
     without_margin = None
     for number, pair in enumerate(pairs):
-        if pair.chosen != pair.rejected:
+        if isinstance(pair, str):
+            reasons[pair] += 1
+        elif pair.chosen != pair.rejected:
             kept.append(number)
             if pair.margin is not None:
                 with_margin += 1
@@ -214,10 +248,11 @@ def _find_usable(
                 "Remove such rows, or set data.identical: drop.",
             )
         else:
-            same += 1
+            reasons["identical responses"] += 1
     if not kept:
         raise RmkitError(
-            f"{name} has no usable pair" + (f" ({same} have identical responses)." if same else "."),
+            f"{name} has no usable pair"
+            + (f" ({', '.join(f'{count} have {reason}' for reason, count in reasons.items())})." if reasons else "."),
             "Check the path, the split and the columns.",
         )
     if with_margin and without_margin is not None:  # pandas writes NaN as null
@@ -225,11 +260,10 @@ def _find_usable(
             f"{name}: row {without_margin} has no margin, but others have one.",
             "Fill it in or drop the column margin.",
         )
-    return kept, {"identical responses": same} if same else {}
+    return kept, dict(reasons)
 
 
 def _pair(index: int, row: Mapping[str, Any]) -> PreferencePair:
     margin = row.get("margin")
-    return PreferencePair(
-        row["prompt"], row["chosen"], row["rejected"], index, None if margin is None else float(margin)
-    )
+    prompt = row["prompt"] if isinstance(row["prompt"], str) else parse_prompt(row["prompt"], f"row {index}")
+    return PreferencePair(prompt, row["chosen"], row["rejected"], index, None if margin is None else float(margin))

@@ -1,4 +1,4 @@
-"""The rows of a source as a `datasets.Dataset`: a hub id, a save_to_disk folder, parquet, jsonl or json.
+"""The rows of a source as a `datasets.Dataset`: a hub id, a save_to_disk folder, parquet, jsonl, json or csv.
 
 Nothing here knows which columns make a preference pair; see `rmkit.data.preferences`.
 """
@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,17 @@ Scalar = bool | int | float | str | None
 Where = Mapping[str, Scalar | Sequence[Scalar]]
 """Column -> the value that a row must have, or a list of accepted values."""
 
-_NO_ROWS = ("StopIteration", "corresponds to no data", "BatchSize must be greater than 0")
+_NO_ROWS = ("StopIteration", "corresponds to no data", "BatchSize must be greater than 0", "Empty CSV file")
 """How `datasets` fails on files without rows."""
 _CHUNK = 1000
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
-_FILES = (".parquet", ".jsonl", ".json")
+_FILES = (".parquet", ".jsonl", ".json", ".csv")
 
 Loaded = tuple[Any, list[str], str | None]
 """Rows as a `datasets.Dataset`, the names of all columns of the source, and the split; None without splits."""
+
+Choose = Callable[[list[str]], Sequence[str]]
+"""The names of all columns of a source -> those that are needed."""
 
 
 def load_rows(
@@ -41,33 +44,40 @@ def load_rows(
     subset: str | None = None,
     revision: str | None = None,
     where: Where | None = None,
-    columns: Sequence[str],
-) -> tuple[Any, str | None]:
-    """All rows of a source as a `datasets.Dataset`, and the split that was loaded; None if the source has no splits.
+    columns: Sequence[str] | Choose,
+) -> Loaded:
+    """All rows of a source.
 
     Args:
         path: see `rmkit.data.preferences.load_preferences`.
         where: its columns are loaded too; no row is filtered here (see `match_rows`).
-        columns: columns that the source must have.
+        columns: columns that the source must have, or a function that chooses them from the names of all columns.
 
     Raises:
         RmkitError: if the source, the split or a column is missing.
     """
-    needed = list(dict.fromkeys([*columns, *(where or {})]))
+    fixed = () if callable(columns) else tuple(columns)
+
+    def choose(names: list[str]) -> list[str]:
+        chosen = columns(names) if callable(columns) else [*fixed, "margin"]
+        return [*chosen, *(where or {})]
+
     local = ((Path(root) if root is not None else Path()) / path).absolute()
     if local.exists():
-        rows, names, loaded_split = _load_local(local, split, subset, [*needed, "margin"])
+        rows, names, loaded_split = _load_local(local, split, subset, choose)
     elif _HUB_ID.match(path) and local.suffix not in _FILES and (root is None or path.count("/") == 1):
         rows, names, loaded_split = _take_split(_load_from_hub(path, subset, revision), split, path)
     else:
         raise RmkitError(f"{local} does not exist.", "Check data.root and the path, or give a hub id (owner/name).")
-    for column in needed:
+    if callable(columns):
+        columns(names)  # refuses other formats
+    for column in (*fixed, *(where or {})):
         if column not in names:
             raise RmkitError(
                 f"{path} has no column {column}; it has {', '.join(names) or 'none'}.",
-                f"Give the columns {', '.join(columns)}." if column in columns else "Name one of these in where.",
+                f"Give the columns {', '.join(fixed)}." if column in fixed else "Name one of these in where.",
             )
-    return rows, loaded_split
+    return rows, names, loaded_split
 
 
 def iter_rows(rows: Any) -> Iterator[dict[str, Any]]:
@@ -160,24 +170,26 @@ def _shorten(text: str) -> str:
 # --- sources -------------------------------------------------------------------------------------------------------
 
 
-def _load_local(local: Path, split: str, subset: str | None, wanted: Sequence[str]) -> Loaded:
+def _load_local(local: Path, split: str, subset: str | None, choose: Choose) -> Loaded:
     """Rows of a file or folder.
 
     Args:
-        wanted: columns to load if they exist; in JSON files the others may hold anything and are left out.
+        choose: the columns to load from JSON files, where the others may hold anything.
     """
     import datasets
 
     with quiet_datasets():
         try:
             if local.suffix in (".jsonl", ".json") and local.is_file():
-                return *read_json([local], wanted), None
+                return *read_json([local], choose), None
             if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
                 return _take_split(datasets.load_from_disk(str(local)), split, str(local))
             if local.suffix == ".parquet":
                 return _take_split(datasets.Dataset.from_parquet(str(local)), split, str(local))
+            if local.suffix == ".csv" and local.is_file():
+                return _take_split(_read_csv(local), split, str(local))
             if local.is_dir():
-                return _load_folder(local, split, subset, wanted)
+                return _load_folder(local, split, subset, choose)
         except RmkitError:
             raise
         except Exception as error:  # the readers raise anything on a damaged file
@@ -187,10 +199,26 @@ def _load_local(local: Path, split: str, subset: str | None, wanted: Sequence[st
             raise RmkitError(
                 f"{local} cannot be read: {cause}", "Check that the file is complete and that its suffix is right."
             ) from None
-    raise RmkitError(f"{local}: unsupported file type.", "Give a save_to_disk folder, .parquet, .jsonl or .json.")
+    raise RmkitError(f"{local}: unsupported file type.", "Give a save_to_disk folder, .parquet, .jsonl, .json or .csv.")
 
 
-def _load_folder(folder: Path, split: str, subset: str | None, wanted: Sequence[str]) -> Loaded:
+def _read_csv(file: Path) -> Any:
+    """The rows of a CSV file, every value a text."""
+    import datasets
+    import pyarrow as pa
+    from pyarrow import csv
+
+    read = csv.ReadOptions(block_size=max(file.stat().st_size, 1))  # a row may not be longer than a block
+    parse = csv.ParseOptions(newlines_in_values=True)
+    names = csv.open_csv(file, read, parse).schema.names
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise RmkitError(f"{file} has two columns {twice}.", "Rename one.")
+    convert = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
+    return datasets.Dataset(csv.read_csv(file, read, parse, convert))
+
+
+def _load_folder(folder: Path, split: str, subset: str | None, choose: Choose) -> Loaded:
     """Rows of a folder of parquet or JSON files."""
     import datasets
 
@@ -199,10 +227,11 @@ def _load_folder(folder: Path, split: str, subset: str | None, wanted: Sequence[
     if builder.name == "json":
         files_by_split = {str(name): paths for name, paths in builder.config.data_files.items()}
         _refuse_missing_split(files_by_split, split, str(folder))
-        return *read_json([Path(file) for file in files_by_split[split]], wanted), split
+        return *read_json([Path(file) for file in files_by_split[split]], choose), split
     if builder.name == "csv":  # pandas would turn texts that look like numbers into numbers
         raise RmkitError(
-            f"{folder} holds CSV files, in which texts and numbers look alike.", "Convert them to .jsonl or .parquet."
+            f"{folder} holds CSV files, in which texts and numbers look alike.",
+            "Give one .csv file, whose values are read as texts, or convert them to .jsonl or .parquet.",
         )
     builder.download_and_prepare()
     return _take_split(builder.as_dataset(), split, str(folder))

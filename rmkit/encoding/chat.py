@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,6 +26,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rmkit.config.recipe import VERIFICATION_PROMPT, SpecialTokens
+from rmkit.data.conversations import Message, Prompt, as_text, contents, messages, with_contents
 from rmkit.encoding.control_tokens import ControlTokens, Render
 from rmkit.errors import RmkitError, first_line
 
@@ -36,6 +38,9 @@ _DATE_PROBES = ("11 Nov 1111", "22 Feb 2222")
 _PROMPT_PROBE, _RESPONSE_PROBE = "rmkit-probe-prompt", "rmkit-probe-response"
 _PLAIN_PROBES, _THOUGHTS_PROBE = ("a", "b"), "<think>\nrmkit-probe-thoughts\n</think>\n\nrmkit-probe-response"
 _ANSWER_PROBES = [("x", "y"), ("Is 2 + 2 = 4?", "4."), ("a\n", " b "), ("x", ":")]
+
+Job = tuple[Render, tuple[str, ...], list[int]]
+"""A rendering to encode: contents of messages -> text; the contents; the control tokens that the template writes."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,7 @@ class ChatEncoder:
                 f"The pad token of {self.name} ({tokenizer.pad_token}) also ends responses.",
                 "Load the tokenizer with rmkit.encoding.tokenizer.load_tokenizer, which chooses another.",
             )
+        self._controls_of_roles: dict[tuple[str, ...], tuple[list[int], list[int]]] = {}
         self.response_sequences(["x"], ["y"])
 
     @property
@@ -137,8 +143,8 @@ class ChatEncoder:
         """sha256 over the chat template and the pinned date."""
         return hashlib.sha256(f"{self.tokenizer.chat_template}\0{self.date_string}".encode()).hexdigest()
 
-    def response_sequences(self, prompts: Sequence[str], responses: Sequence[str]) -> list[TokenSequence]:
-        """Encode prompts followed by their responses, including end-of-turn token and suffix.
+    def response_sequences(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[TokenSequence]:
+        """Encode prompts, texts or conversations, followed by their responses with end-of-turn token and suffix.
 
         Raises:
             RmkitError: if a response lacks its end-of-turn token, or a text spells a control token and
@@ -154,21 +160,29 @@ class ChatEncoder:
             found |= zip(rows, made, strict=True)
         return [found[row] for row in range(len(places))]
 
-    def _sequences(self, prompts: Sequence[str], responses: Sequence[str], place: int) -> list[TokenSequence]:
+    def _sequences(self, prompts: Sequence[Prompt], responses: Sequence[str], place: int) -> list[TokenSequence]:
         """The sequences of responses that start at the same one of `_openings`."""
 
         @cache  # a prompt has several responses
-        def opened(prompt: str) -> str:
+        def opened(prompt: Prompt) -> str:
             return self._opened(prompt, place)
 
-        def continued(prompt: str, response: str) -> str:
-            return self._continued(opened(prompt), prompt, response)
+        def opener(prompt: Prompt) -> Job:
+            render = lambda *texts: opened(with_contents(prompt, texts))  # noqa: E731
+            return render, contents(prompt), self._controls(prompt)[0]
+
+        def continuer(prompt: Prompt, response: str) -> Job:
+            def render(*texts: str) -> str:
+                masked = with_contents(prompt, texts[:-1])
+                return self._continued(opened(masked), masked, texts[-1])
+
+            return render, (*contents(prompt), response), self._controls(prompt)[1]
 
         distinct = list(dict.fromkeys(prompts))
-        before = dict(zip(distinct, self._encoded(opened, zip(distinct), self._prompt_controls), strict=True))
-        both = zip(prompts, responses, strict=True)
+        before = dict(zip(distinct, self._encoded(map(opener, distinct)), strict=True))
+        both = [continuer(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         sequences = []
-        for number, (after, response_spells) in enumerate(self._encoded(continued, both, self._response_controls)):
+        for number, (after, response_spells) in enumerate(self._encoded(both)):
             ids, prompt_spells = before[prompts[number]]
             if after[-len(self.suffix_ids) :] != self.suffix_ids:
                 raise RmkitError(
@@ -179,14 +193,17 @@ class ChatEncoder:
         return sequences
 
     def verification_sequences(
-        self, prompts: Sequence[str], responses: Sequence[str], verification_prompt: str = VERIFICATION_PROMPT
+        self, prompts: Sequence[Prompt], responses: Sequence[str], verification_prompt: str = VERIFICATION_PROMPT
     ) -> list[TokenSequence]:
-        """I[x, y] of Appendix A: a user turn that asks whether a response is good, up to the start of the answer."""
-        contents = [
-            (_filled(verification_prompt, prompt, response),)
+        """I[x, y] of Appendix A: a user turn that asks whether a response is good, up to the start of the answer.
+
+        A conversation stands in it as a text, see `rmkit.data.conversations.as_text`.
+        """
+        texts = [
+            _filled(verification_prompt, as_text(prompt), response)
             for prompt, response in zip(prompts, responses, strict=True)
         ]
-        encoded = self._encoded(self._render_user_turn, contents, self._prompt_controls)
+        encoded = self._encoded((self._render_user_turn, (text,), self._prompt_controls) for text in texts)
         return [TokenSequence(ids, len(ids), response_spells=spells) for ids, spells in encoded]
 
     def answer_token(self, word: str, verification_prompt: str = VERIFICATION_PROMPT) -> int:
@@ -217,10 +234,10 @@ class ChatEncoder:
             )
         return token
 
-    def is_templated(self, prompt: str) -> bool:
-        """Whether a prompt starts with a control token, or with the text that opens a prompt in this chat template."""
+    def is_templated(self, prompt: Prompt) -> bool:
+        """Whether a turn starts with a control token, or with the text that opens a prompt in this chat template."""
         starts = self._control_tokens.spellings + ((self._opening,) if self._opening else ())
-        return prompt.lstrip().startswith(starts)
+        return any(text.lstrip().startswith(starts) for text in contents(prompt))
 
     @property
     def end_id(self) -> int:
@@ -245,24 +262,43 @@ class ChatEncoder:
     def _special_ids(self) -> set[int]:
         return {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
 
-    def _openings(self, prompt: str) -> Iterator[str]:
+    def _controls(self, prompt: Prompt) -> tuple[list[int], list[int]]:
+        """The control tokens that the template writes around a prompt and around a response, by the prompt's roles."""
+        if isinstance(prompt, str):
+            return self._prompt_controls, self._response_controls
+        roles = tuple(message.role for message in prompt)
+        if roles not in self._controls_of_roles:
+            if self.folds_system and roles[0] == "system":
+                warnings.warn(
+                    f"The chat template of {self.name} has no system turn: a system message becomes the "
+                    "beginning of the first user message.",
+                    stacklevel=2,
+                )
+            plain = tuple(Message(role, f"{_PROMPT_PROBE}-{number}") for number, role in enumerate(roles))
+            before = self._opened(plain)
+            texts = [before, self._continued(before, plain, _RESPONSE_PROBE)]
+            first, second = map(self._control_tokens.written, texts, self._ids(texts))
+            self._controls_of_roles[roles] = (first, second)
+        return self._controls_of_roles[roles]
+
+    def _openings(self, prompt: Prompt) -> Iterator[str]:
         """The rendered texts after which a response to the prompt may start; the first that fits is taken.
 
         The generation prompt, if the rendering of prompt and response begins with it. Else the text up to where the
         renderings of two responses part, which includes an empty thinking block that the template inserts. Else, for a
         response with thoughts of its own, the text up to where it parts from the generation prompt.
         """
-        generation = self._render([{"role": "user", "content": prompt}], add_generation_prompt=True)
+        generation = self._render(messages(prompt), add_generation_prompt=True)
         yield generation
         for opening in (
             _common_start(*(self._whole(prompt, response) for response in _PLAIN_PROBES)),
             _common_start(generation, self._whole(prompt, _THOUGHTS_PROBE)).rstrip(),
         ):
-            if not _includes(_common_start(generation, opening), prompt):
+            if not _includes(_common_start(generation, opening), contents(prompt)[-1]):
                 raise self._looks_back()
             yield opening
 
-    def _place_of(self, prompt: str, response: str) -> int:
+    def _place_of(self, prompt: Prompt, response: str) -> int:
         """Which of `_openings` a response starts after; that of a plain response, if the template refuses this one."""
         try:
             whole = self._whole(prompt, response)
@@ -273,16 +309,18 @@ class ChatEncoder:
             raise self._looks_back()
         return place
 
-    def _opened(self, prompt: str, place: int | None = None) -> str:
+    def _opened(self, prompt: Prompt, place: int | None = None) -> str:
         """The rendered text up to the start of a response to the prompt; `place`: which of `_openings`."""
         before = self._opening_at(prompt, self._place if place is None else place)
-        self._refuse_changed("prompt", prompt, before)
+        for message in messages(prompt):
+            role = "prompt" if isinstance(prompt, str) else f"{message['role']} message"
+            self._refuse_changed(role, message["content"], before)
         return before
 
-    def _opening_at(self, prompt: str, place: int) -> str:
+    def _opening_at(self, prompt: Prompt, place: int) -> str:
         return next(islice(self._openings(prompt), place, None))
 
-    def _continued(self, before: str, prompt: str, response: str) -> str:
+    def _continued(self, before: str, prompt: Prompt, response: str) -> str:
         """The rendered text of a response, after what `_opened` returns."""
         whole = self._whole(prompt, response)
         if not whole.startswith(before):
@@ -292,9 +330,9 @@ class ChatEncoder:
             self._refuse_changed("response", response, after)
         return after
 
-    def _whole(self, prompt: str, response: str) -> str:
-        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-        return self._render(messages, add_generation_prompt=False) + self._end
+    def _whole(self, prompt: Prompt, response: str) -> str:
+        conversation = [*messages(prompt), {"role": "assistant", "content": response}]
+        return self._render(conversation, add_generation_prompt=False) + self._end
 
     def _looks_back(self) -> RmkitError:
         return RmkitError(
@@ -335,20 +373,13 @@ class ChatEncoder:
     def _render_user_turn(self, content: str) -> str:
         return self._opening_at(content, self._place)
 
-    def _encoded(
-        self, render: Render, contents: Iterable[tuple[str, ...]], controls: list[int]
-    ) -> list[tuple[list[int], bool]]:
-        """The ids of rendered texts, and whether the contents of each spell control tokens.
-
-        Args:
-            render: the contents of messages -> text.
-            controls: the control tokens that the template writes around plain contents.
-        """
-        contents = list(contents)
-        texts = [_render_or_error(render, content) for content in contents]
+    def _encoded(self, jobs: Iterable[Job]) -> list[tuple[list[int], bool]]:
+        """The ids of rendered texts, and whether the contents of each spell control tokens."""
+        jobs = list(jobs)
+        texts = [_render_or_error(render, content) for render, content, _ in jobs]
         encoded = iter(self._ids([text for text in texts if isinstance(text, str)]))
         found = []
-        for content, text in zip(contents, texts, strict=True):
+        for (render, content, controls), text in zip(jobs, texts, strict=True):
             if isinstance(text, str):
                 ids = next(encoded)
                 if self._control_tokens.written(text, ids) == controls:
@@ -371,9 +402,11 @@ class ChatEncoder:
             return ids, True
         if self.special_tokens == "text" and as_text is not None:
             return as_text, True
-        spelled = " ".join(token for token in self._control_tokens.spellings if token in contents[-1])
+        spellings = self._control_tokens.spellings
+        culprit = next((text for text in contents[::-1] if any(map(text.__contains__, spellings))), contents[-1])
+        spelled = " ".join(token for token in spellings if token in culprit)
         raise RmkitError(
-            f"The text {_abbreviate(contents[-1])} spells a control token of {self.name} ({spelled})"
+            f"The text {_abbreviate(culprit)} spells a control token of {self.name} ({spelled})"
             + (", whose tokenizer has no fast version to read it as text." if as_text is None else "."),
             f"Set data.special_tokens (or --special-tokens) to {'keep' if as_text is None else 'text or keep'}.",
         )

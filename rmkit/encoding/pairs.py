@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from rmkit.config.recipe import SpecialTokens
+from rmkit.data.conversations import Prompt
 from rmkit.data.preferences import PreferenceData, PreferencePair
 from rmkit.encoding.batches import Layout, collate, common_prefix, split
 from rmkit.encoding.chat import ChatEncoder, TokenSequence
@@ -31,7 +32,7 @@ class PairReader(Protocol):
 
     reads_responses: ClassVar[bool]
 
-    def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> list[TokenSequence]:
+    def encode(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[TokenSequence]:
         """The sequences that the reward model reads to reward the responses."""
 
 

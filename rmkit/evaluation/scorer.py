@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmkit.data.conversations import Prompt, parse_prompt
 from rmkit.data.preferences import PreferenceData, PreferencePair
 from rmkit.errors import RmkitError
 from rmkit.evaluation.limits import DEFAULT_BATCH_SIZE, WINDOW
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
     from rmkit.evaluation.scoring import Progress
     from rmkit.reward_models.loading import Checkpoint
 
-Pair = PreferencePair | Mapping[str, str] | Sequence[str]
+Pair = PreferencePair | Mapping[str, Any] | Sequence[Any]
+
+Messages = Sequence[Mapping[str, str]]
+"""A conversation as JSON has it, with the keys role and content."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,12 @@ class RewardScorer:
             for model in filter(None, (checkpoint.model, checkpoint.reference)):
                 check_forward(model, self.reward_model, half=checkpoint.record.half)
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str], batch_size: int = 8) -> NDArray[np.float64]:
+    def score(
+        self, prompts: Sequence[Prompt | Messages], responses: Sequence[str], batch_size: int = 8
+    ) -> NDArray[np.float64]:
         """Rewards [responses] of responses to prompts; `batch_size` is the number of responses per forward pass.
+
+        A prompt is a text or a list of messages ({"role": ..., "content": ...}) that ends with the user's.
 
         Warns of texts that are longer than the model was trained for, or that spell control tokens.
 
@@ -124,19 +132,27 @@ class RewardScorer:
                 f"There are {len(prompts)} prompts and {len(responses)} responses.",
                 "Give one prompt per response.",
             )
-        for name, texts in {"prompts": prompts, "responses": responses}.items():
-            for number, text in enumerate(texts):
-                if not isinstance(text, str) or not text.strip():
-                    raise RmkitError(f"{name}[{number}] is empty or not a string.", "Give non-empty texts.")
-        if not prompts:
+        parsed = []
+        for number, prompt in enumerate(prompts):
+            if not isinstance(prompt, str | list | tuple) or not (
+                prompt.strip() if isinstance(prompt, str) else prompt
+            ):
+                raise RmkitError(
+                    f"prompts[{number}] is empty or not a string.", "Give non-empty texts or lists of messages."
+                )
+            parsed.append(parse_prompt(prompt, f"prompts[{number}]"))
+        for number, text in enumerate(responses):
+            if not isinstance(text, str) or not text.strip():
+                raise RmkitError(f"responses[{number}] is empty or not a string.", "Give non-empty texts.")
+        if not parsed:
             return np.zeros(0)
         parts, lengths, control_texts, templated = [], [], 0, 0
-        for start in range(0, len(prompts), 2 * WINDOW):
+        for start in range(0, len(parsed), 2 * WINDOW):
             window = slice(start, start + 2 * WINDOW)
-            sequences = self.reward_model.encode(prompts[window], responses[window])
+            sequences = self.reward_model.encode(parsed[window], responses[window])
             lengths += list(map(len, sequences))
             control_texts += sum(sequence.prompt_spells or sequence.response_spells for sequence in sequences)
-            templated += sum(map(self.reward_model.encoder.is_templated, prompts[window]))
+            templated += sum(map(self.reward_model.encoder.is_templated, parsed[window]))
             parts.append(self.reward_model.rewards(*self.outputs(sequences, batch_size)).numpy())
         for line in self._remarks("score", lengths, control_texts, templated, "responses"):
             warnings.warn(line, stacklevel=2)
@@ -215,7 +231,7 @@ class RewardScorer:
         options: dict[str, Any] = {"known": known, "special_tokens": special_tokens, "unit": unit}
         return remarks(name, lengths, control_texts, templated, **options)
 
-    def token_terms(self, prompt: str, response: str) -> NDArray[np.float64] | None:
+    def token_terms(self, prompt: Prompt, response: str) -> NDArray[np.float64] | None:
         """The terms [tokens] whose sum is the reward of a response; None if rewards are not sums over tokens."""
         import torch
 
@@ -235,7 +251,7 @@ class RewardScorer:
 
         return np.asarray(self.reward_model.rewards(*self._of_both(compute)).numpy(), dtype=np.float64)
 
-    def prefix_rewards(self, prompt: str, response: str, batch_size: int = 8) -> NDArray[np.float64]:
+    def prefix_rewards(self, prompt: Prompt, response: str, batch_size: int = 8) -> NDArray[np.float64]:
         """The reward of every prefix of a response [tokens]; the last is the reward of the response."""
         outputs = self.outputs(self.reward_model.prefixes(prompt, response), batch_size)
         return np.asarray(self.reward_model.rewards(*outputs).numpy(), dtype=np.float64)
@@ -294,7 +310,7 @@ class RewardScorer:
         return outputs, None
 
 
-def _triple(pair: Pair) -> tuple[str, str, str]:
+def _triple(pair: Pair) -> tuple[Prompt | Messages, str, str]:
     if isinstance(pair, PreferencePair):
         return pair.prompt, pair.chosen, pair.rejected
     try:

@@ -85,7 +85,12 @@ def load_set(suite_set: SuiteSet, root: Path | None, identical: Literal["drop", 
     if suite_set.score == "accuracy":
         return load_pairs(suite_set, root=root, identical=identical)
     path = locate(suite_set, root)
-    rows, split = load_rows(
+    if suite_set.columns:
+        raise RmkitError(
+            f"{suite_set.name} has columns, which sets with score: best_of do not take.",
+            "Rename the columns of the data to prompt, chosen and rejected.",
+        )
+    rows, _, split = load_rows(
         path,
         split=suite_set.split,
         root=root,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from rmkit.data.conversations import Prompt, as_text, parse_prompt
 from rmkit.errors import RmkitError
 from rmkit.evaluation.scorer import RewardScorer
 from rmkit.runs.directory import RunDirectory
@@ -26,28 +27,29 @@ from rmkit.runs.rewards import PairRewards
 class WrongResponse:
     """A response of a pair that a run ranks wrong: its texts and the file name of its explanation."""
 
-    prompt: str
+    prompt: Prompt
     response: str
     file: str
 
 
-def explain(scorer: RewardScorer, prompt: str, response: str, batch_size: int = 8) -> Explanation:
+def explain(scorer: RewardScorer, prompt: Prompt, response: str, batch_size: int = 8) -> Explanation:
     """The reward of a response by token: terms for types whose reward is a sum over tokens, else prefix rewards.
 
     Raises:
         RmkitError: if a text is empty.
     """
-    for name, text in {"prompt": prompt, "response": response}.items():
-        if not text.strip():
-            raise RmkitError(f"The {name} is empty.", "Give non-empty texts.")
+    prompt = parse_prompt(prompt, "The prompt")
+    if not response.strip():
+        raise RmkitError("The response is empty.", "Give non-empty texts.")
+    shown = as_text(prompt)
     encoder = scorer.reward_model.encoder
     (sequence,) = encoder.response_sequences([prompt], [response])
     tokens = encoder.response_tokens(sequence)
     terms = scorer.token_terms(prompt, response)
     if terms is not None:
-        return Explanation(prompt=prompt, response=response, tokens=tokens, implicit_terms=terms.tolist())
+        return Explanation(prompt=shown, response=response, tokens=tokens, implicit_terms=terms.tolist())
     rewards = scorer.prefix_rewards(prompt, response, batch_size)
-    return Explanation(prompt=prompt, response=response, tokens=tokens, explicit_prefix_rewards=rewards.tolist())
+    return Explanation(prompt=shown, response=response, tokens=tokens, explicit_prefix_rewards=rewards.tolist())
 
 
 def merge_explanations(explanation: Explanation, against: Explanation | None) -> Explanation:
@@ -78,10 +80,15 @@ def most_wrong(run_dir: RunDirectory, number: int) -> list[WrongResponse]:
         widest = np.argsort(margins, kind="stable")[:number]
         for index in rewards.index[widest[margins[widest] < 0]].tolist():
             found += [
-                WrongResponse(texts[index]["prompt"], texts[index][side], f"{name}_{index}_{side}.json")
+                WrongResponse(_prompt(texts[index]), texts[index][side], f"{name}_{index}_{side}.json")
                 for side in ("chosen", "rejected")
             ]
     return found
+
+
+def _prompt(row: dict[str, Any]) -> Prompt:
+    """The prompt of a row of examples/<set>.parquet; `messages` holds the conversations of a set that has some."""
+    return parse_prompt(row.get("messages") or row["prompt"], "the prompt")
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

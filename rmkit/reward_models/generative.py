@@ -10,6 +10,7 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rmkit.config.recipe import Generative
+from rmkit.data.conversations import Prompt
 from rmkit.encoding.batches import Batch
 from rmkit.encoding.chat import ChatEncoder, TokenSequence
 from rmkit.errors import RmkitError
@@ -65,7 +66,7 @@ class GenerativeRewardModel(RewardModel[Generative]):
     def adapt_model(self, model: PreTrainedModel) -> None:
         use_unembedding(model)
 
-    def encode(self, prompts: Sequence[str], responses: Sequence[str]) -> list[TokenSequence]:
+    def encode(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[TokenSequence]:
         return self.encoder.verification_sequences(prompts, responses, self.settings.verification_prompt)
 
     def outputs(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
@@ -73,7 +74,7 @@ class GenerativeRewardModel(RewardModel[Generative]):
         logits = next_token_logits(model, hidden[batch["last"]])
         return torch.stack([answer_log_prob(logits, self.yes), answer_log_prob(logits, self.no)], dim=-1)
 
-    def prefixes(self, prompt: str, response: str) -> list[TokenSequence]:
+    def prefixes(self, prompt: Prompt, response: str) -> list[TokenSequence]:
         """Verification prompts with the text of every prefix; the tokens that end the response add no text."""
         (whole,) = self.encoder.response_sequences([prompt], [response])
         own = len(whole) - len(self.encoder.suffix_ids)

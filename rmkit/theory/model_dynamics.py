@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import set_seed
 
 from rmkit.config.recipe import Recipe, read_recipe
+from rmkit.data.conversations import Prompt
 from rmkit.data.preferences import PreferenceData
 from rmkit.data.sources.use import load_set
 from rmkit.encoding.chat import TokenSequence
@@ -31,7 +32,7 @@ from rmkit.theory.frozen import FrozenHeadModel, freeze, freeze_backbone
 from rmkit.theory.loading import DTYPES, freeze_checkpoint, load_as, possible_types, reference_outputs
 
 
-def same_prompts(data: PreferenceData, prompts: Sequence[str]) -> PreferenceData:
+def same_prompts(data: PreferenceData, prompts: Sequence[Prompt]) -> PreferenceData:
     """The pairs of a set whose prompts are among `prompts`.
 
     Raises:

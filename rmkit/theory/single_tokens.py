@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rmkit.data.conversations import Prompt
 from rmkit.data.preferences import PreferencePair
 from rmkit.encoding.chat import ChatEncoder, TokenSequence
 from rmkit.errors import RmkitError
@@ -16,7 +17,7 @@ from rmkit.theory.unseen_tokens import TokenPairs
 
 
 def single_token_sequences(
-    encoder: ChatEncoder, prompts: Sequence[str], responses: Sequence[str]
+    encoder: ChatEncoder, prompts: Sequence[Prompt], responses: Sequence[str]
 ) -> list[TokenSequence]:
     """Prompts with responses, without the EOS token and the template's suffix (Assumption 2).
 

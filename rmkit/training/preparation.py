@@ -13,7 +13,7 @@ from transformers import AutoModel, PretrainedConfig
 from rmkit.config.recipe import Recipe, training_arguments
 from rmkit.data.overlap import find_overlap
 from rmkit.data.preferences import PreferenceData, PreferencePair
-from rmkit.data.sources.use import ignored_split, load_set
+from rmkit.data.sources.use import load_set, reading_notes
 from rmkit.encoding.batches import Layout
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.pairs import EncodedPairs, encode_pairs
@@ -39,15 +39,15 @@ def load_data(recipe: Recipe) -> dict[str, PreferenceData]:
 def warnings(
     recipe: Recipe, data: Mapping[str, PreferenceData], used: Mapping[str, Sequence[PreferencePair]]
 ) -> list[str]:
-    """Lines to print about the sets: a split that a file does not have, overlap with the training set.
+    """Lines to print about the sets: their formats, a split that a file does not have, overlap with the training set.
 
     Args:
         used: by set, the pairs that training and scoring use.
     """
     train, *evaluated = (recipe.data.train, *recipe.data.evaluation)
-    ignored = [ignored_split(dataset, data[dataset.name]) for dataset in (train, *evaluated)]
+    notes = [line for dataset in (train, *evaluated) for line in reading_notes(dataset, data[dataset.name])]
     shared = [find_overlap(used[train.name], used[other.name]).warning(other.name) for other in evaluated]
-    return [line for line in (*ignored, *shared) if line is not None]
+    return [line for line in (*notes, *shared) if line is not None]
 
 
 def load_encoder(recipe: Recipe, base: ModelRef) -> tuple[ChatEncoder, list[str]]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import TrainerCallback
 
+from rmkit.data.conversations import as_text, messages
 from rmkit.data.overlap import find_overlap
 from rmkit.encoding.pairs import EncodedPairs
 from rmkit.evaluation.scoring import pair_outputs, pair_rewards
@@ -116,7 +117,13 @@ def write_rewards(run: RunDirectory, state: str, pairs: EncodedPairs, scored: Pa
     """rewards/[state/]<set>.parquet, and once a set examples/<set>.parquet."""
     scored.write(run.rewards(pairs.name, state))
     if not run.examples(pairs.name).exists():
-        texts = {column: [getattr(pair, column) for pair in pairs.pairs] for column in ("prompt", "chosen", "rejected")}
+        texts: dict[str, list[Any]] = {
+            "prompt": [as_text(pair.prompt) for pair in pairs.pairs],
+            "chosen": [pair.chosen for pair in pairs.pairs],
+            "rejected": [pair.rejected for pair in pairs.pairs],
+        }
+        if not all(isinstance(pair.prompt, str) for pair in pairs.pairs):
+            texts["messages"] = [messages(pair.prompt) for pair in pairs.pairs]
         chosen, rejected = zip(*pairs.response_lengths, strict=True)
         tokens = {"chosen_tokens": chosen, "rejected_tokens": rejected}
         write_table(run.examples(pairs.name), {"index": scored.index} | texts | tokens)

@@ -264,6 +264,18 @@ def test_score_with_a_template_from_a_file(place, shelf):
         assert "--chat-template" in run(app, command, "--help").output
 
 
+def test_score_takes_columns_and_says_the_format(place):
+    rows = [{"system": "Be brief.", "question": pair["prompt"], **pair, "prompt": 3} for pair in PAIRS]
+    (place / "named.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = run(app, "score", "explicit", "named.jsonl", "--column", "prompt=question")
+    assert result.exit_code == 0, result.output
+    assert "named.jsonl: standard, prompt from question, with system" in result.stdout
+    for wrong in (["prompt"], ["prompt=question", "prompt=system"]):
+        options = [option for each in wrong for option in ("--column", each)]
+        error, _ = refused(place, app, "score", "explicit", "named.jsonl", *options)
+        assert "--column is not FIELD=COLUMN" in error
+
+
 def test_score_overwrites_its_own_output(place):
     for limit in (2, 3):
         assert run(app, "score", "explicit", "pairs.jsonl", "--limit", limit).exit_code == 0

@@ -496,8 +496,8 @@ def test_text_that_is_not_utf8_is_an_error(tmp_path):
 
 
 def test_unsupported_files_and_folders_are_refused(tmp_path):
-    (tmp_path / "pairs.csv").write_text("prompt,chosen,rejected\na,b,c\n")
-    assert "unsupported file type" in refused(tmp_path / "pairs.csv").cause
+    (tmp_path / "pairs.tsv").write_text("prompt\tchosen\trejected\na\tb\tc\n")
+    assert "unsupported file type" in refused(tmp_path / "pairs.tsv").cause
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "test.csv").write_text("prompt,chosen,rejected\na,007,1.50\n")
     assert "texts and numbers look alike" in refused(tmp_path / "folder").cause

@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from rmkit.config.recipe import Generative
+from rmkit.data.conversations import Message, messages
 from rmkit.encoding.chat import DEFAULT_DATE, ChatEncoder
 from rmkit.encoding.tokenizer import ensure_pad_token, load_tokenizer
 from rmkit.errors import RmkitError
@@ -142,6 +143,36 @@ def test_thoughts_are_encoded_or_refused(path):
     sequences = encoder.response_sequences(["x", "x", "x"], ["y", THOUGHTS, "y"])
     assert sequences[1] == encoder.response_sequences(["x"], [THOUGHTS])[0]
     assert sequences[0] == sequences[2] == encoder.response_sequences(["x"], ["y"])[0]
+
+
+CONVERSATIONS = [
+    (Message("user", "Hi."), Message("assistant", "Hello."), Message("user", "Why?")),
+    (Message("system", "Be brief."), Message("user", "Why?")),
+]
+
+
+@pytest.mark.filterwarnings("ignore:The chat template of .* has no system turn")
+@pytest.mark.parametrize("path", TEXT, ids=by_name)
+def test_conversations_encode(path):
+    """As transformers renders them; where the template has no system turn, the system message opens the user's."""
+    tokenizer = of_bytes(path)
+    encoder = ChatEncoder(tokenizer, DATE)
+    template = re.sub(r"strftime_now\([^)]*\)", "'2024-07-26'", tokenizer.chat_template)
+    for prompt in CONVERSATIONS:
+        if encoder.folds_system and prompt[0].role == "system":
+            prompt = "Be brief.\n\nWhy?"
+        whole = [*messages(prompt), {"role": "assistant", "content": "Because."}]
+        text = tokenizer.apply_chat_template(whole, chat_template=template, tokenize=False, date_string=DATE)
+        assert "".join(parts(encoder, prompt, "Because.")) == text + ("<|user|>" if path.stem == "glm4moe" else "")
+    assert encoder.folds_system == (path.stem in ("gemma", "gemma_training"))
+
+
+def test_a_folded_system_message_is_said_once():
+    encoder = ChatEncoder(of_bytes(next(path for path in TEXT if path.stem == "gemma")))
+    with pytest.warns(UserWarning, match="has no system turn: a system message becomes the beginning") as said:
+        first, second = encoder.response_sequences([CONVERSATIONS[1], "Be brief.\n\nWhy?"], ["y", "y"])
+    assert first == second
+    assert len(said) == 1
 
 
 NEMOTRON = "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n<think>"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rmkit.data.conversations import json_column
 from rmkit.data.preferences import PreferenceData
 from rmkit.data.rewriting.checks import Bounds, problem
 from rmkit.data.rewriting.client import Request, Unanswered
@@ -130,6 +131,7 @@ def assemble(
             f"{data.name}: no pair is left, {count} of {len(data)} for: {reason}.",
             "Look at the answers in the journal; --on-bad keep accepts them unchanged.",
         )
+    rows["prompt"] = json_column(rows["prompt"])
     return rows, left_out
 
 

@@ -39,14 +39,16 @@ def load_set(
         where=settings.where,
         limit=settings.limit,
         identical=identical,
+        columns=settings.columns,
     )
 
 
-def ignored_split(settings: PreferenceSet, data: PreferenceData) -> str | None:
-    """A warning if `split` is given for a file without splits; None otherwise."""
-    if "split" not in settings.model_fields_set or data.split is not None:
-        return None
-    return f"warning: {settings.name}: {settings.path} has no splits: `split: {settings.split}` is ignored"
+def reading_notes(settings: PreferenceSet, data: PreferenceData) -> list[str]:
+    """Lines on how a set was read: its format if it is not plain texts, and a `split` that a file does not have."""
+    lines = [f"{settings.name}: {data.format}"] if data.format else []
+    if "split" in settings.model_fields_set and data.split is None:
+        lines.append(f"warning: {settings.name}: {settings.path} has no splits: `split: {settings.split}` is ignored")
+    return lines
 
 
 def locate(settings: PreferenceSet, root: Path | None) -> str:

@@ -1,0 +1,311 @@
+"""The formats of preference pairs that people have, recognised by their columns, as prompt, chosen and rejected.
+
+- text in all three columns ("standard"), or lists of messages ("conversational"); TRL documents both, with a prompt
+  column or without one, when both responses begin with the prompt;
+- a text as prompt and lists of messages that repeat it (ultrafeedback_binarized), or messages as prompt and texts;
+- transcripts ("\\n\\nHuman: ...\\n\\nAssistant: ...", hh-rlhf), whose last turn is the response;
+- `system`, `history`, and the prompt under another name (`question` in orca_dpo_pairs).
+
+A prompt that is not in a column of its own is the longest common beginning of both responses: whole messages, whole
+turns of a transcript, whole words of a text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rmkit.data.conversations import Conversation, Message, parse_messages, parse_prompt
+from rmkit.errors import RmkitError
+
+FIELDS = ("prompt", "chosen", "rejected", "system", "history", "margin")
+Columns = Mapping[str, str | Sequence[str]]
+"""Field of `FIELDS` -> column. `margin` may also be two columns of scores, whose difference it is."""
+
+SEVERAL_TURNS, EMPTY_TURNS = LEFT_OUT = ("responses of several turns", "empty turns")
+_PROMPTS = ("question", "instruction", "input", "messages")
+_MEANINGFUL = (*_PROMPTS, "system", "history", "context", "documents", "tools", "chat_template_kwargs")
+_IMAGES = ("image", "images")
+_KNOWN = "prompt, chosen and rejected as text or messages, or chosen and rejected that begin with the prompt"
+_MAP = "map other names in the set, for example columns: {prompt: question} (rmkit score: --column prompt=question)"
+_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
+_TEMPLATED = re.compile(r"<\|[^|<>]+\|>|<start_of_turn>|\[INST\]")
+
+
+def find_columns(names: Sequence[str], given: Columns, path: str) -> dict[str, tuple[str, ...]]:
+    """The columns of a source by field; all but `margin` have one.
+
+    Args:
+        names: all columns of the source.
+        given: the columns of fields that have other names.
+
+    Raises:
+        RmkitError: if a column is missing, several could hold the prompt, or there are images.
+    """
+    found = {field: (column,) if isinstance(column, str) else tuple(column) for field, column in given.items()}
+    listed = ", ".join(names) or "none"
+    for field, columns in found.items():
+        if field not in FIELDS or not 1 <= len(columns) <= (2 if field == "margin" else 1):
+            raise RmkitError(
+                f"columns has {field}: {given[field]}, which is not a field with its column.",
+                f"Map {', '.join(FIELDS)} to a column (margin also to a list of two).",
+            )
+        for column in columns:
+            if column not in names:
+                raise RmkitError(f"{path} has no column {column}; it has {listed}.", "Name one of these in columns.")
+    taken = {column for columns in found.values() for column in columns}
+    free = [name for name in names if name not in taken]
+    found |= {field: (field,) for field in FIELDS if field not in found and field in free}
+    if "prompt" not in found:
+        prompts = [name for name in _PROMPTS if name in free]
+        if len(prompts) > 1:
+            raise RmkitError(
+                f"{path} has no column prompt, and several that may hold it: {', '.join(prompts)}.",
+                f"Choose one with columns: {{prompt: {prompts[0]}}} in the set "
+                f"(rmkit score: --column prompt={prompts[0]}).",
+            )
+        if prompts:
+            found["prompt"] = (prompts[0],)
+    for field in ("chosen", "rejected"):
+        if field not in found:
+            raise RmkitError(f"{path} has no column {field}; it has {listed}.", f"Give {_KNOWN}; {_MAP}.")
+    images = [name for name in _IMAGES if name in free]
+    if images:
+        raise RmkitError(
+            f"{path} has the column {images[0]}; rmkit reads text only.",
+            "Use pairs without images, or drop the column.",
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class PairFormat:
+    """How the rows of a source become prompt, chosen and rejected.
+
+    Attributes:
+        path: the source, for errors.
+        columns: as `find_columns` returns them.
+        kind: what the columns chosen and rejected hold.
+        unused: columns that may change what is meant, and are not read.
+        transcript_prompts: whether the prompts look like transcripts; they are read as texts.
+        csv: whether numbers are written as texts.
+    """
+
+    path: str
+    columns: Mapping[str, tuple[str, ...]]
+    kind: str = "standard"
+    unused: tuple[str, ...] = ()
+    transcript_prompts: bool = False
+    csv: bool = False
+
+    @property
+    def needed(self) -> list[str]:
+        """The columns that are read."""
+        return list(dict.fromkeys(column for columns in self.columns.values() for column in columns))
+
+    @property
+    def description(self) -> str | None:
+        """What was recognised, for one line; None for texts in the columns prompt, chosen and rejected."""
+        parts = [self.kind]
+        if "prompt" not in self.columns:
+            parts.append("prompt extracted")
+        parts += [
+            f"{field} from {' - '.join(columns)}" for field, columns in self.columns.items() if columns != (field,)
+        ]
+        parts += [f"with {field}" for field in ("system", "history") if self.columns.get(field) == (field,)]
+        if self.transcript_prompts:
+            parts.append("prompts that look like transcripts are read as one user turn")
+        if self.unused:
+            parts.append(f"not used: {', '.join(self.unused)}")
+        return None if parts == ["standard"] else ", ".join(parts)
+
+    def convert(self, index: int, row: Mapping[str, Any]) -> dict[str, Any] | str:
+        """prompt, chosen, rejected and margin of a row; or why it is left out, one of `LEFT_OUT`.
+
+        Values of columns that hold something else are returned as they are, for `rmkit.data.preferences.parse_row`.
+
+        Raises:
+            RmkitError: naming the row, if it is not of this format or a conversation is not well-formed.
+        """
+        values = {field: row[columns[0]] for field, columns in self.columns.items()}
+        if "margin" in values:
+            values["margin"] = self._margin(index, [row[column] for column in self.columns["margin"]])
+        found = self._with_prompt(index, values)
+        if isinstance(found, str):
+            return found
+        before = self._before(index, values)
+        if before:
+            prompt = found["prompt"]
+            turns = (Message("user", prompt),) if isinstance(prompt, str) else tuple(prompt)
+            found["prompt"] = parse_prompt((*before, *turns), self._where(index, "the prompt"))
+        return found
+
+    def _where(self, index: int, column: str) -> str:
+        return f"{self.path}: row {index}, {column}"
+
+    def _with_prompt(self, index: int, values: dict[str, Any]) -> dict[str, Any] | str:
+        """The row with the prompt taken out of the responses if it stands there."""
+        found = {field: value for field, value in values.items() if field not in ("system", "history")}
+        if self.kind in ("standard", "conversational prompt"):
+            return found if "prompt" in found else found | self._split_texts(index, found)
+        if self.kind == "conversational":
+            both = [self._messages(index, field, values[field]) for field in ("chosen", "rejected")]
+        else:
+            turns = [self._turns(index, field, values[field]) for field in ("chosen", "rejected")]
+            if not all(content for each in turns for _, content in each):
+                return EMPTY_TURNS
+            both = [tuple(Message(_ROLES[name], content) for name, content in each) for each in turns]
+        common = _common(*both)
+        if "prompt" not in values and not common:
+            raise RmkitError(
+                f"{self.path} has no column prompt, and in row {index} chosen and rejected do not begin alike.",
+                f"Give {_KNOWN}.",
+            )
+        responses = [conversation[common:] for conversation in both]
+        if any(len(response) > 1 for response in responses):
+            return SEVERAL_TURNS
+        for field, (response,) in zip(("chosen", "rejected"), responses, strict=True):
+            if response.role != "assistant":
+                raise RmkitError(
+                    f"{self._where(index, field)}: the response is a message of the role {response.role}.",
+                    "End both conversations with the assistant's message.",
+                )
+            found[field] = response.content
+        beginning = both[0][:common]
+        if "prompt" not in values:
+            return found | {"prompt": parse_prompt(beginning, self._where(index, "the prompt"))}
+        if not beginning:
+            return found
+        return found | {"prompt": self._repeated(index, values["prompt"], beginning)}
+
+    def _repeated(self, index: int, prompt: Any, beginning: Conversation) -> Any:
+        """The prompt that the responses begin with, which must be the one of the prompt's column."""
+        parsed = parse_prompt(prompt, self._where(index, "prompt"))
+        users = [message.content for message in beginning if message.role == "user"]
+        if parsed != beginning and not (isinstance(parsed, str) and users and parsed in (users[0], users[-1])):
+            raise RmkitError(
+                f"{self.path}: row {index}: chosen and rejected begin with another conversation than its prompt.",
+                "Correct the row, or remove the column prompt to use what the responses begin with.",
+            )
+        return parse_prompt(beginning, self._where(index, "the prompt"))
+
+    def _split_texts(self, index: int, values: Mapping[str, Any]) -> dict[str, str]:
+        """The common beginning of two texts, up to a space, and what follows it in both."""
+        chosen, rejected = values["chosen"], values["rejected"]
+        if not isinstance(chosen, str) or not isinstance(rejected, str):
+            return {"prompt": "-"}  # parse_row names the column
+        if _TEMPLATED.search(chosen):
+            raise RmkitError(
+                f"{self._where(index, 'chosen')} spells turns of a chat template, which was already applied.",
+                "Give the conversation as messages, before a template is applied.",
+            )
+        pieces = [re.findall(r"\S+\s*", text) for text in (chosen, rejected)]
+        common = 0
+        while common < min(map(len, pieces)) - 1 and pieces[0][common] == pieces[1][common]:
+            common += 1
+        if not common:
+            raise RmkitError(
+                f"{self.path} has no column prompt, and in row {index} chosen and rejected do not begin alike.",
+                f"Give {_KNOWN}; {_MAP}.",
+            )
+        first, second = ("".join(words[common:]) for words in pieces)
+        return {"prompt": "".join(pieces[0][:common]).rstrip(), "chosen": first, "rejected": second}
+
+    def _messages(self, index: int, field: str, value: Any) -> Conversation:
+        where = self._where(index, f"column {self.columns[field][0]}")
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise RmkitError(f"{where} holds {type(value).__name__}, not messages.", "Give messages in every row.")
+        return parse_messages(value, where)
+
+    def _turns(self, index: int, field: str, value: Any) -> list[tuple[str, str]]:
+        """The turns of a transcript as (Human or Assistant, text); a text may be empty."""
+        where = self._where(index, f"column {self.columns[field][0]}")
+        turns = is_transcript(value) and _TURN.split(value)[1:]
+        if not turns:
+            raise RmkitError(f"{where} is not a transcript, unlike the first row.", "Give rows of one format only.")
+        return [(name, text.strip()) for name, text in zip(turns[::2], turns[1::2], strict=True)]
+
+    def _before(self, index: int, values: Mapping[str, Any]) -> Conversation:
+        """The turns of the columns system and history."""
+        system, history = values.get("system"), values.get("history")
+        turns: list[Any] = []
+        if system is not None and not isinstance(system, str):
+            raise RmkitError(
+                f"{self._where(index, 'system')} holds {type(system).__name__}, not text.",
+                "Give text, or map the fields to other columns with columns.",
+            )
+        if system and system.strip():
+            turns.append(Message("system", system))
+        for turn in history or []:
+            if isinstance(turn, list) and len(turn) == 2:
+                turns += [
+                    {"role": role, "content": text} for role, text in zip(("user", "assistant"), turn, strict=True)
+                ]
+            else:
+                turns.append(turn)
+        return parse_messages(turns, self._where(index, "system and history")) if turns else ()
+
+    def _margin(self, index: int, values: Sequence[Any]) -> Any:
+        """The margin, or the difference of two scores."""
+        if self.csv:
+            with contextlib.suppress(ValueError):  # then refused as any text is
+                values = [float(value) for value in values]
+        if len(values) == 1:
+            return values[0]
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise RmkitError(
+                    f"{self._where(index, 'margin')} is from {' and '.join(self.columns['margin'])}, and {value!r} is "
+                    "not a number.",
+                    "Give every row two scores, or do not map margin.",
+                )
+        return values[0] - values[1]
+
+
+def recognise(path: str, rows: Any, names: Sequence[str], given: Columns, csv: bool = False) -> PairFormat:
+    """The format of a source, from its columns and their types, and for texts without a prompt from the first row.
+
+    Args:
+        rows: a `datasets.Dataset` with at least the columns that `find_columns` returns.
+        names: all columns of the source.
+    """
+    columns = find_columns(names, given, path)
+    taken = {column for each in columns.values() for column in each}
+    unused = tuple(name for name in _MEANINGFUL if name in names and name not in taken)
+    schema = rows.features.arrow_schema
+    kind = "standard"
+    if all(_holds_messages(schema.field(columns[field][0]).type) for field in ("chosen", "rejected")):
+        kind = "conversational"
+    elif "prompt" in columns and _holds_messages(schema.field(columns["prompt"][0]).type):
+        kind = "conversational prompt"
+    elif "prompt" not in columns and len(rows) and is_transcript(rows[0][columns["chosen"][0]]):
+        kind = "transcripts"
+    transcript_prompts = (
+        kind == "standard" and "prompt" in columns and len(rows) > 0 and is_transcript(rows[0][columns["prompt"][0]])
+    )
+    return PairFormat(path, columns, kind, unused, transcript_prompts, csv)
+
+
+def is_transcript(value: Any) -> bool:
+    """Whether a text is a transcript of turns."""
+    return isinstance(value, str) and _TURN.match(value) is not None
+
+
+def _holds_messages(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_struct(kind.value_type):
+        return False
+    return {"role", "content"} <= {kind.value_type.field(at).name for at in range(kind.value_type.num_fields)}
+
+
+def _common(first: Conversation, second: Conversation) -> int:
+    """The number of messages that two conversations begin with, without the last message of either."""
+    common = 0
+    while common < min(len(first), len(second)) - 1 and first[common] == second[common]:
+        common += 1
+    return common

@@ -1,0 +1,135 @@
+"""Two pairs in every format that rmkit reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from rmkit.data.conversations import Message
+from rmkit.data.preferences import PreferencePair
+
+
+def _turn(role):
+    return lambda content: {"role": role, "content": content}
+
+
+system, user, assistant = map(_turn, ("system", "user", "assistant"))
+
+ROWS = [
+    {"prompt": "How do I bake bread?", "chosen": "Mix flour.", "rejected": "No."},
+    {"prompt": "Why {x}?", "chosen": "Wait, 12 + 30 = 42.", "rejected": "Bake it."},
+]
+PLAIN = [PreferencePair(**row, index=index) for index, row in enumerate(ROWS)]
+BEFORE = [system("Be brief."), user("Hi"), assistant("Hello, fox")]
+CONVERSATIONS = [
+    PreferencePair(
+        (*(Message(**turn) for turn in BEFORE), Message("user", pair.prompt)), pair.chosen, pair.rejected, pair.index
+    )
+    for pair in PLAIN
+]
+
+
+def _conversational(before, prompt=True, repeated=False):
+    rows = []
+    for row in ROWS:
+        turns = [*before, user(row["prompt"])]
+        start = [] if prompt and not repeated else turns
+        both = {side: [*start, assistant(row[side])] for side in ("chosen", "rejected")}
+        rows.append(both | ({"prompt": turns} if prompt else {}))
+    return rows
+
+
+def _transcripts(before):
+    names = {"user": "Human", "assistant": "Assistant"}
+    opening = "".join(f"\n\n{names[turn['role']]}: {turn['content']}" for turn in before)
+    return [
+        {
+            side: f"{opening}\n\nHuman: {row['prompt']}\n\nAssistant: {row[side]}"
+            for side in ("chosen", "rejected")
+        }
+        for row in ROWS
+    ]  # fmt: skip
+
+
+def _renamed(rows, **names):
+    return [{names.get(key, key): value for key, value in row.items()} for row in rows]
+
+
+Form = tuple[list[dict[str, Any]], dict[str, str], str | None]
+
+SINGLE_TURN: dict[str, Form] = {
+    "standard": (ROWS, {}, None),
+    "standard implicit": (
+        [{side: f"{row['prompt']} {row[side]}" for side in ("chosen", "rejected")} for row in ROWS],
+        {},
+        "standard, prompt extracted",
+    ),
+    "conversational": (_conversational([]), {}, "conversational"),
+    "conversational implicit": (_conversational([], prompt=False), {}, "conversational, prompt extracted"),
+    "prompt repeated": (_conversational([], repeated=True), {}, "conversational"),
+    "ultrafeedback_binarized": (
+        [
+            {**both, "prompt": row["prompt"], "prompt_id": "0", "messages": both["chosen"], "score_chosen": 8.0}
+            for row, both in zip(ROWS, _conversational([], prompt=False), strict=True)
+        ],
+        {},
+        "conversational, not used: messages",
+    ),
+    "Skywork": (
+        [row | {"source": "x"} for row in _conversational([], prompt=False)],
+        {},
+        "conversational, prompt extracted",
+    ),
+    "orca_dpo_pairs": (
+        [{"system": text} | row for text, row in zip(["", None], _renamed(ROWS, prompt="question"), strict=True)],
+        {},
+        "standard, prompt from question, with system",
+    ),
+    "transcripts": (_transcripts([]), {}, "transcripts, prompt extracted"),
+    "columns": (
+        _renamed(ROWS, prompt="q", chosen="better", rejected="worse"),
+        {"prompt": "q", "chosen": "better", "rejected": "worse"},
+        "standard, prompt from q, chosen from better, rejected from worse",
+    ),
+}
+MULTI_TURN: dict[str, Form] = {
+    "conversational": (_conversational(BEFORE), {}, "conversational"),
+    "conversational implicit": (_conversational(BEFORE, prompt=False), {}, "conversational, prompt extracted"),
+    "text responses": (
+        [row | {"prompt": [*BEFORE, user(row["prompt"])]} for row in ROWS],
+        {},
+        "conversational prompt",
+    ),
+    "prompt text": (
+        [
+            both | {"prompt": row["prompt"]}
+            for row, both in zip(ROWS, _conversational(BEFORE, prompt=False), strict=True)
+        ],
+        {},
+        "conversational",
+    ),
+    "system and history": (
+        [row | {"system": "Be brief.", "history": [["Hi", "Hello, fox"]]} for row in ROWS],
+        {},
+        "standard, with system, with history",
+    ),
+    "system and messages": (
+        [row | {"system": "Be brief.", "history": BEFORE[1:]} for row in ROWS],
+        {},
+        "standard, with system, with history",
+    ),
+    "transcripts": (_transcripts(BEFORE[1:]), {}, "transcripts, prompt extracted"),
+}
+
+
+def write(folder: Path, rows: list[dict[str, Any]], suffix: str = "jsonl") -> Path:
+    """Write rows as a .jsonl or .parquet file."""
+    path = folder / f"pairs.{suffix}"
+    if suffix == "parquet":
+        datasets.Dataset.from_list(rows).to_parquet(path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
