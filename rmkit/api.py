@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # heavy, and not needed until a model is loaded
+    from pathlib import Path
+
     import torch
 
     from rmkit.config.recipe import DTypeName, Recipe, SpecialTokens
@@ -28,6 +30,7 @@ def load_reward_model(
     attention: str | None = None,
     layout: Layout | None = None,
     date_string: str | None = None,
+    chat_template: str | Path | None = None,
     special_tokens: SpecialTokens | None = None,
     trust_remote_code: bool = False,
     device: str | torch.device | None = None,
@@ -49,6 +52,7 @@ def load_reward_model(
         attention: transformers' `attn_implementation`; the architecture's default if omitted.
         layout: shared (compute shared prefixes once) or padded; as recorded, else shared.
         date_string: the date for chat templates that print one (Llama 3).
+        chat_template: a Jinja file to use instead of the model's own chat template.
         special_tokens: how to treat control tokens spelled out in texts: text, keep (as tokens) or error; as recorded,
             else text.
         trust_remote_code: run the model's own code.
@@ -70,6 +74,7 @@ def load_reward_model(
         attention=attention,
         layout=layout,
         date_string=date_string,
+        chat_template=chat_template,
         special_tokens=special_tokens,
         trust_remote_code=trust_remote_code,
         base=base,

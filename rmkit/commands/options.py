@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -30,6 +31,9 @@ Beta = Annotated[float | None, typer.Option(help="For implicit models: the facto
 DType = Annotated[str | None, typer.Option(help="float32 or bfloat16. Default: as recorded, else float32.")]
 Layout = Annotated[str | None, typer.Option(help="shared or padded. Default: as recorded, else shared.")]
 DateString = Annotated[str | None, typer.Option(help="The date for chat templates that print one.")]
+ChatTemplate = Annotated[
+    Path | None, typer.Option(help="A Jinja file to use instead of the model's own chat template.")
+]
 SpecialTokens = Annotated[
     str | None,
     typer.Option(
@@ -56,6 +60,7 @@ class ModelOptions:
     beta: Beta = None
     dtype: DType = None
     date_string: DateString = None
+    chat_template: ChatTemplate = None
     special_tokens: SpecialTokens = None
     trust_remote_code: Trust = False
     base: Base = None

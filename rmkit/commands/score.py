@@ -86,6 +86,7 @@ def load_scorer(model: str, options: ModelOptions, layout: str | None = None) ->
         dtype=options.dtype,  # type: ignore[arg-type]
         layout=layout,  # type: ignore[arg-type]
         date_string=options.date_string,
+        chat_template=options.chat_template,
         special_tokens=options.special_tokens,  # type: ignore[arg-type]
         trust_remote_code=options.trust_remote_code,
         base=options.base,

@@ -4,15 +4,24 @@ The chat template renders a conversation to text. The response is everything aft
 end-of-turn token and the template's fixed suffix. Prompt and response are tokenized separately, without adding special
 tokens, as in the paper's released code, so the prompt's ids never depend on the response. `special_tokens` decides what
 happens to texts that spell control tokens; see `rmkit.encoding.control_tokens`.
+
+The prompt's text ends with the generation prompt. Some templates do not write that before a response that is there
+already: DeepSeek-R1's generation prompt opens a thinking block, which a response without thoughts does not have. There
+the response starts where the renderings of two responses part; see `ChatEncoder._openings`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache
+from itertools import islice
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -21,8 +30,13 @@ from rmkit.data.conversations import Message, Prompt, as_text, contents, message
 from rmkit.encoding.control_tokens import ControlTokens, Render
 from rmkit.errors import RmkitError, first_line
 
-_DATE_PROBES = ("11 11 1111", "22 22 2222")
+DEFAULT_DATE = "26 Jul 2024"
+"""The date for templates that print today's, unless `date_string` names another: the one in Llama 3's own template."""
+
+_DATE_FORMATS = ("%d %b %Y", "%d %B %Y", "%Y-%m-%d", "%b %d, %Y", "%B %d, %Y")
+_DATE_PROBES = ("11 Nov 1111", "22 Feb 2222")
 _PROMPT_PROBE, _RESPONSE_PROBE = "rmkit-probe-prompt", "rmkit-probe-response"
+_PLAIN_PROBES, _THOUGHTS_PROBE = ("a", "b"), "<think>\nrmkit-probe-thoughts\n</think>\n\nrmkit-probe-response"
 _ANSWER_PROBES = [("x", "y"), ("Is 2 + 2 = 4?", "4."), ("a\n", " b "), ("x", ":")]
 
 Job = tuple[Render, tuple[str, ...], list[int]]
@@ -53,19 +67,28 @@ class TokenSequence:
         return range(self.response_start + 1, len(self.ids) + 1)
 
 
+class _TemplateError(RmkitError):
+    """The chat template fails on a conversation, as it may on those that it does not know."""
+
+
 class ChatEncoder:
     """Encodes prompts with responses, and verification prompts, through one tokenizer's chat template.
 
     Attributes:
         tokenizer: prepared by `rmkit.encoding.tokenizer.load_tokenizer`.
-        date_string: the date for templates that print one.
+        date_string: the date for templates that print one; `DEFAULT_DATE` if the template prints today's and none is
+            given.
         special_tokens: how to read control tokens that a text spells: `text` reads them as text, `keep` as the tokens
             (like the paper's code), `error` refuses the text.
         suffix_ids: the ids at the end of every response: its end-of-turn token and what the template adds after it.
+        folds_system: whether the template has no system turn, so that a system message becomes the beginning of the
+            first user message, followed by an empty line.
+        notes: what the encoder adds to the template, one line each for the user.
 
     Raises:
-        RmkitError: if the template is unusable: it prints today's date, starts with two BOS tokens, drops or changes
-            texts, or ends a response without an end-of-turn token; or if the pad token also ends responses.
+        RmkitError: if the template is unusable: it starts with two BOS tokens, drops or changes texts, renders a prompt
+            differently once a response follows it, or is for images; if it prints a date and `date_string` is none; if
+            nothing can end a response; or if the pad token also ends responses.
     """
 
     def __init__(
@@ -78,23 +101,28 @@ class ChatEncoder:
         self.date_string = date_string
         self.special_tokens = special_tokens
         self.name = tokenizer.name_or_path or "this model"
-        self._refuse_todays_date()
+        self.folds_system = False
+        self.notes: list[str] = []
+        self._clock, self._end, self._place, self._one_place = "", "", 0, True
+        self._refuse_vision()
+        self._pin_clock()
+        self._place = self._place_of(_PROMPT_PROBE, _RESPONSE_PROBE)
+        self._one_place = self._place_of(_PROMPT_PROBE, _THOUGHTS_PROBE) == self._place
         before = self._opened(_PROMPT_PROBE)
         after = self._continued(before, _PROMPT_PROBE, _RESPONSE_PROBE)
-        before_ids, after_ids = self._ids([before, after])
-        self._refuse_double_bos(before_ids)
-        self._control_tokens = ControlTokens(tokenizer, [*before_ids, *after_ids, *self._system_ids()])
+        suffix = after.rpartition(_RESPONSE_PROBE)[2]
+        if not any(token in self._special_ids for token in self._ids([suffix])[0]):
+            self._end = self._missing_end(suffix)
+            after, suffix = after + self._end, suffix + self._end
+        before_ids, after_ids, ids = self._ids([before, after, suffix])
+        self._refuse_double_bos(before_ids, after_ids)
+        system = self._with_system()
+        self.folds_system = not system
+        self._control_tokens = ControlTokens(tokenizer, [*before_ids, *after_ids, *self._ids([system])[0]])
         self._prompt_controls = self._control_tokens.written(before, before_ids)
         self._response_controls = self._control_tokens.written(after, after_ids)
         self._opening = before.partition(_PROMPT_PROBE)[0].strip()
-        suffix = after.rpartition(_RESPONSE_PROBE)[2]
-        ids = self._ids([suffix])[0] if suffix else []
         special = [number for number, token in enumerate(ids) if token in self._special_ids]
-        if not special:
-            raise RmkitError(
-                f"The chat template of {self.name} ends a response with {suffix!r}, which has no end-of-turn token.",
-                "Put {{ eos_token }} after the assistant's content in a template of your own (base.chat_template).",
-            )
         # Anything before the end-of-turn token, such as a space, may merge with the response's last token.
         self.suffix_ids: list[int] = ids[special[0] :]
         if tokenizer.pad_token_id is None or tokenizer.pad_token_id in self.suffix_ids:
@@ -104,6 +132,11 @@ class ChatEncoder:
             )
         self._controls_of_roles: dict[tuple[str, ...], tuple[list[int], list[int]]] = {}
         self.response_sequences(["x"], ["y"])
+
+    @property
+    def plain_template(self) -> bool:
+        """Whether a plain response is what the tokenizer's template writes after the generation prompt, at any time."""
+        return self._place == 0 and not self._end and not self._clock
 
     @property
     def template_hash(self) -> str:
@@ -117,7 +150,22 @@ class ChatEncoder:
             RmkitError: if a response lacks its end-of-turn token, or a text spells a control token and
                 `special_tokens` is `error`.
         """
-        opened = cache(self._opened)  # a prompt has several responses
+        if self._one_place:
+            return self._sequences(prompts, responses, self._place)
+        places = [self._place_of(*texts) for texts in zip(prompts, responses, strict=True)]
+        found: dict[int, TokenSequence] = {}
+        for place in set(places):
+            rows = [row for row, its in enumerate(places) if its == place]
+            made = self._sequences([prompts[row] for row in rows], [responses[row] for row in rows], place)
+            found |= zip(rows, made, strict=True)
+        return [found[row] for row in range(len(places))]
+
+    def _sequences(self, prompts: Sequence[Prompt], responses: Sequence[str], place: int) -> list[TokenSequence]:
+        """The sequences of responses that start at the same one of `_openings`."""
+
+        @cache  # a prompt has several responses
+        def opened(prompt: Prompt) -> str:
+            return self._opened(prompt, place)
 
         def opener(prompt: Prompt) -> Job:
             render = lambda *texts: opened(with_contents(prompt, texts))  # noqa: E731
@@ -220,6 +268,12 @@ class ChatEncoder:
             return self._prompt_controls, self._response_controls
         roles = tuple(message.role for message in prompt)
         if roles not in self._controls_of_roles:
+            if self.folds_system and roles[0] == "system":
+                warnings.warn(
+                    f"The chat template of {self.name} has no system turn: a system message becomes the "
+                    "beginning of the first user message.",
+                    stacklevel=2,
+                )
             plain = tuple(Message(role, f"{_PROMPT_PROBE}-{number}") for number, role in enumerate(roles))
             before = self._opened(plain)
             texts = [before, self._continued(before, plain, _RESPONSE_PROBE)]
@@ -227,61 +281,97 @@ class ChatEncoder:
             self._controls_of_roles[roles] = (first, second)
         return self._controls_of_roles[roles]
 
-    def _opened(self, prompt: Prompt) -> str:
-        """The rendered text up to the start of a response to the prompt."""
-        before = self._render(messages(prompt), add_generation_prompt=True)
+    def _openings(self, prompt: Prompt) -> Iterator[str]:
+        """The rendered texts after which a response to the prompt may start; the first that fits is taken.
+
+        The generation prompt, if the rendering of prompt and response begins with it. Else the text up to where the
+        renderings of two responses part, which includes an empty thinking block that the template inserts. Else, for a
+        response with thoughts of its own, the text up to where it parts from the generation prompt.
+        """
+        generation = self._render(messages(prompt), add_generation_prompt=True)
+        yield generation
+        for opening in (
+            _common_start(*(self._whole(prompt, response) for response in _PLAIN_PROBES)),
+            _common_start(generation, self._whole(prompt, _THOUGHTS_PROBE)).rstrip(),
+        ):
+            if not _includes(_common_start(generation, opening), contents(prompt)[-1]):
+                raise self._looks_back()
+            yield opening
+
+    def _place_of(self, prompt: Prompt, response: str) -> int:
+        """Which of `_openings` a response starts after; that of a plain response, if the template refuses this one."""
+        try:
+            whole = self._whole(prompt, response)
+        except _TemplateError:
+            return self._place
+        place = next((number for number, each in enumerate(self._openings(prompt)) if whole.startswith(each)), None)
+        if place is None:
+            raise self._looks_back()
+        return place
+
+    def _opened(self, prompt: Prompt, place: int | None = None) -> str:
+        """The rendered text up to the start of a response to the prompt; `place`: which of `_openings`."""
+        before = self._opening_at(prompt, self._place if place is None else place)
         for message in messages(prompt):
             role = "prompt" if isinstance(prompt, str) else f"{message['role']} message"
             self._refuse_changed(role, message["content"], before)
         return before
 
+    def _opening_at(self, prompt: Prompt, place: int) -> str:
+        return next(islice(self._openings(prompt), place, None))
+
     def _continued(self, before: str, prompt: Prompt, response: str) -> str:
         """The rendered text of a response, after what `_opened` returns."""
-        conversation = [*messages(prompt), {"role": "assistant", "content": response}]
-        whole = self._render(conversation, add_generation_prompt=False)
+        whole = self._whole(prompt, response)
         if not whole.startswith(before):
-            raise RmkitError(
-                f"The chat template of {self.name} renders a prompt differently once a response follows it.",
-                "Set a base.chat_template whose generation prompt starts the assistant's turn.",
-            )
+            raise self._looks_back()
         after = whole[len(before) :]
-        self._refuse_changed("response", response, after)
+        if not _overlaps(before, after, response):  # the text before it may end in its beginning, such as `<think>`
+            self._refuse_changed("response", response, after)
         return after
 
+    def _whole(self, prompt: Prompt, response: str) -> str:
+        conversation = [*messages(prompt), {"role": "assistant", "content": response}]
+        return self._render(conversation, add_generation_prompt=False) + self._end
+
+    def _looks_back(self) -> RmkitError:
+        return RmkitError(
+            f"The chat template of {self.name} renders a prompt differently once a response follows it.",
+            "Set a base.chat_template whose generation prompt starts the assistant's turn.",
+        )
+
     def _refuse_changed(self, role: str, text: str, rendered: str) -> None:
-        if text not in rendered and _letters(text) not in _letters(rendered):
+        if not _includes(rendered, text):
             raise RmkitError(
                 f"The chat template of {self.name} drops or changes the {role} {_abbreviate(text)}.",
                 "Set another base.chat_template.",
             )
 
-    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool, template: str | None = None) -> str:
-        variables = {} if self.date_string is None else {"date_string": self.date_string}
+    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool, clock: str | None = None) -> str:
+        """The text of a conversation. `clock`: what to put in front of the template instead of the pinned clock."""
+        clock = self._clock if clock is None else clock
+        if self.folds_system and messages[0]["role"] == "system" and len(messages) > 1:
+            system, user, *others = messages
+            messages = [user | {"content": f"{system['content']}\n\n{user['content']}"}, *others]
         try:
             rendered = self.tokenizer.apply_chat_template(
                 messages,
-                chat_template=template,
+                chat_template=clock + self.tokenizer.get_chat_template() if clock else None,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
-                **variables,
+                **({} if self.date_string is None else {"date_string": self.date_string}),
             )
             return str(rendered)
+        except RmkitError:
+            raise  # its time limit
         except Exception as error:  # a template is a program and may fail in any way
-            raise RmkitError(
+            raise _TemplateError(
                 f"The chat template of {self.name} fails: {first_line(error)}",
                 "Set another base.chat_template.",
             ) from None
 
-    def _system_ids(self) -> list[int]:
-        """The ids of a conversation with a system turn, which the encoder never uses; empty if that fails."""
-        messages = [{"role": "system", "content": _PROMPT_PROBE}, {"role": "user", "content": _PROMPT_PROBE}]
-        try:
-            return self._ids([self._render(messages, add_generation_prompt=False)])[0]
-        except RmkitError:
-            return []
-
     def _render_user_turn(self, content: str) -> str:
-        return self._render([{"role": "user", "content": content}], add_generation_prompt=True)
+        return self._opening_at(content, self._place)
 
     def _encoded(self, jobs: Iterable[Job]) -> list[tuple[list[int], bool]]:
         """The ids of rendered texts, and whether the contents of each spell control tokens."""
@@ -333,31 +423,115 @@ class ChatEncoder:
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
-    def _refuse_todays_date(self) -> None:
-        # transformers gives templates a clock, strftime_now; a macro of that name hides it.
-        template = self.tokenizer.chat_template
-        if not isinstance(template, str) or "strftime_now" not in template:
-            return
+    def _pin_clock(self) -> None:
+        """Give a template that prints today's date a fixed one: as `date_string`, or else as its clock."""
+        if self._prints_clock() and self.date_string is None:
+            self.date_string = DEFAULT_DATE
+            self.notes.append(
+                f"The chat template of {self.name} prints today's date: {DEFAULT_DATE} is used instead "
+                "(another: base.date_string or --date-string)."
+            )
+        if self.date_string is not None and self._prints_clock():
+            self._clock = _clock(self.date_string)
+
+    def _prints_clock(self) -> bool:
+        """Whether what the template writes depends on what `strftime_now` returns."""
+        if "strftime_now" not in str(self.tokenizer.chat_template):
+            return False
         user, assistant = {"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}
         first, second = (
-            [self._render([user], True, clock + template), self._render([user, assistant], False, clock + template)]
-            for clock in ("{% macro strftime_now(_) %}" + date + "{% endmacro %}" for date in _DATE_PROBES)
+            [self._render([user], True, clock), self._render([user, assistant], False, clock), self._with_system(clock)]
+            for clock in ("{% macro strftime_now(_) %}" + date + "{% endmacro %}\n" for date in _DATE_PROBES)
         )
-        if first != second:
+        return first != second
+
+    def _with_system(self, clock: str | None = None) -> str:
+        """The text of a conversation with a system turn; empty if the template refuses or drops the system's text."""
+        messages = [{"role": "system", "content": _RESPONSE_PROBE}, {"role": "user", "content": _PROMPT_PROBE}]
+        try:
+            text = self._render(messages, False, clock)
+        except _TemplateError:
+            return ""
+        return text if _RESPONSE_PROBE in text else ""
+
+    def _refuse_vision(self) -> None:
+        """Refuse a template that shows contents as lists of parts only, which is how images are given."""
+        if _PROMPT_PROBE in self._render([{"role": "user", "content": _PROMPT_PROBE}], True):
+            return
+        parts: Any = [{"type": "text", "text": _PROMPT_PROBE}]
+        try:
+            shown = _PROMPT_PROBE in self._render([{"role": "user", "content": parts}], True)
+        except _TemplateError:
+            return
+        if shown:
             raise RmkitError(
-                f"The chat template of {self.name} prints today's date, so rewards would change from day to day.",
-                'Pin it, for example base.date_string: "26 Jul 2024" (or --date-string).'
-                if self.date_string is None
-                else "It ignores date_string: set another base.chat_template.",
+                f"The chat template of {self.name} is for a vision model: it drops contents that are plain text.",
+                "Set a base.chat_template for text.",
             )
 
-    def _refuse_double_bos(self, ids: list[int]) -> None:
+    def _missing_end(self, suffix: str) -> str:
+        """The end of a response whose turn the template does not end: what it writes before the next turn, else EOS."""
+        user, assistant = {"role": "user", "content": _PROMPT_PROBE}, {"role": "assistant", "content": _RESPONSE_PROBE}
+        try:
+            longer = self._render([user, assistant, user], add_generation_prompt=False)
+        except _TemplateError:
+            longer = ""
+        between = longer.partition(_RESPONSE_PROBE)[2].partition(_PROMPT_PROBE)[0]
+        opener = next((token for token in self._ids([between])[0] if token in self._special_ids), None)
+        if opener is not None and opener != self.tokenizer.bos_token_id:
+            end = str(self.tokenizer.convert_ids_to_tokens(opener))
+            what = "what the template writes before the next turn"
+        else:
+            end, what = self.tokenizer.eos_token or "", "the EOS"
+        if not end:
+            raise RmkitError(
+                f"The chat template of {self.name} ends a response with {suffix!r}, which has no end-of-turn token.",
+                "Put {{ eos_token }} after the assistant's content in a template of your own (base.chat_template).",
+            )
+        self.notes.append(
+            f"The chat template of {self.name} ends a response without an end-of-turn token: {end} is added, {what}."
+        )
+        return end
+
+    def _refuse_double_bos(self, before_ids: list[int], after_ids: list[int]) -> None:
+        """Two BOS tokens at the start are one too many, unless the template also opens later turns with one."""
         bos = self.tokenizer.bos_token_id
-        if bos is not None and ids[:2] == [bos, bos]:
+        if bos is not None and before_ids[:2] == [bos, bos] and bos not in [*before_ids[2:], *after_ids]:
             raise RmkitError(
                 f"The chat template of {self.name} starts with two BOS tokens ({self.tokenizer.bos_token}).",
                 "Set a base.chat_template with one BOS.",
             )
+
+
+def _clock(date_string: str) -> str:
+    """The beginning of a template in which `strftime_now` returns a fixed date, at midnight.
+
+    transformers gives templates a clock of that name, which a macro hides, and lets no function be passed instead.
+
+    Raises:
+        RmkitError: if the text is no date.
+    """
+    date = next((date for date in (_parsed(date_string, each) for each in _DATE_FORMATS) if date is not None), None)
+    if date is None:
+        raise RmkitError(
+            f"The chat template prints a date in its own format, and {date_string!r} is not a date.",
+            f"Write base.date_string (or --date-string) like {DEFAULT_DATE} or 2024-07-26.",
+        )
+    # Jinja removes the line break after the macro, and reads the template from the start of a line, as without it.
+    codes = [f"%-{code}" for code in "dmyHIMSj"] + [f"%{code}" for code in "aAwdbBmyYHIpMSfzZjUWcxXGuVeFDTR"]
+    values = json.dumps({code: date.strftime(code) for code in codes})
+    return (
+        "{% macro strftime_now(format) %}{% set its = namespace(text=format) %}{% for code, value in "
+        + values
+        + ".items() %}{% set its.text = its.text | replace(code, value) %}{% endfor %}{{ its.text }}{% endmacro %}\n"
+    )
+
+
+def _parsed(text: str, form: str) -> datetime | None:
+    try:
+        return datetime.strptime(text.strip(), form)
+    except ValueError:
+        return None
 
 
 def _filled(verification_prompt: str, prompt: str, response: str) -> str:
@@ -371,6 +545,21 @@ def _render_or_error(render: Render, contents: tuple[str, ...]) -> str | RmkitEr
         return render(*contents)
     except RmkitError as error:
         return error
+
+
+def _includes(rendered: str, text: str) -> bool:
+    return text in rendered or _letters(text) in _letters(rendered)
+
+
+def _overlaps(before: str, after: str, text: str) -> bool:
+    """Whether a text begins at the end of `before` and continues in `after`, white space aside."""
+    before, after, text = _letters(before), _letters(after), _letters(text)
+    return any(before.endswith(text[:end]) and after.startswith(text[end:]) for end in range(1, len(text)))
+
+
+def _common_start(first: str, second: str) -> str:
+    differ = (at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return first[: next(differ, min(len(first), len(second)))]
 
 
 def _letters(text: str) -> str:

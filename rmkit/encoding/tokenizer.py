@@ -67,7 +67,7 @@ def load_tokenizer(
     notes = []
     if chat_template is not None:
         try:
-            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+            tokenizer.chat_template = Path(chat_template).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise RmkitError(f"The chat template {chat_template} cannot be read: {error}.", "Check the path.") from None
     elif tokenizer.chat_template is None:
@@ -90,7 +90,10 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
     of the vocabulary is used instead, or `[PAD]` is added.
     """
     enders = {tokenizer.eos_token, *PAPER_SPECIAL_TOKENS} - {None}
-    enders |= {token for token in _special_tokens(tokenizer) if token in (tokenizer.chat_template or "")}
+    named = (
+        tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {"": tokenizer.chat_template or ""}
+    )
+    enders |= {token for token in _special_tokens(tokenizer) if any(token in template for template in named.values())}
     if tokenizer.pad_token is not None and tokenizer.pad_token not in enders:
         return None
     before = tokenizer.pad_token

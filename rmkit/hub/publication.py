@@ -37,6 +37,7 @@ TOKENIZER_FILES = (
     "*.model",
     "*.tiktoken",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
 )
 _MODEL_FILES = (
     "*.safetensors",
@@ -122,7 +123,8 @@ def build_publication(model: Path, content: Mapping[str, Any], hub: Hub) -> Publ
     recipe = portable_recipe(content["recipe"], base, reference)
 
     files = _model_files(model, base)
-    left_out = sorted(file.name for file in model.iterdir() if file.name not in {*files, RECORD})
+    published = {RECORD, *(name.split("/")[0] for name in files)}
+    left_out = sorted(file.name for file in model.iterdir() if file.name not in published)
     for other in (base, reference):
         if other is not None and other.folder is not None and other.name is not None:
             files |= {f"{other.name[2:]}/{name}": file for name, file in _model_files(other.folder).items()}
@@ -202,9 +204,10 @@ def _uploaded(name: str, role: str, hub: Hub, built: bool) -> PublicModel:
 def _model_files(folder: Path, base: PublicModel | None = None) -> Files:
     """The files of a model directory that are published; `base` is the base of an adapter."""
     files: Files = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in _MODEL_FILES):
-            files[path.name] = path
+    for path in sorted([*folder.iterdir(), *folder.glob("additional_chat_templates/*")]):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and any(fnmatchcase(name, pattern) for pattern in _MODEL_FILES):
+            files[name] = path
     for name in set(files) & set(_SMALL):
         before = json.loads((folder / name).read_text(encoding="utf-8"))
         after = {key: value for key, value in before.items() if key not in LOCAL_KEYS}

@@ -59,6 +59,7 @@ def load(
     attention: str | None = None,
     layout: Layout | None = None,
     date_string: str | None = None,
+    chat_template: str | Path | None = None,
     special_tokens: SpecialTokens | None = None,
     trust_remote_code: bool = False,
     policy_only: bool = False,
@@ -71,6 +72,7 @@ def load(
         name: a folder or a hub id, whether published by `rmkit push` or not.
         options: settings that override those of reward_model.json: type, pooling, reference, beta.
         dtype, attention, layout: as recorded, else float32, the architecture's default and shared.
+        chat_template: a Jinja file to use instead of the model's own template.
         special_tokens: how control tokens in texts are treated; as recorded, else text (see `ChatEncoder`).
         policy_only: leave the reference out, for callers that have its outputs.
         base: where the model that training started from is now, if it has moved.
@@ -84,7 +86,7 @@ def load(
         raise RmkitError(f"special_tokens {special_tokens!r} is unknown.", "Use text, keep or error.")
     options = {key: value for key, value in (options or {}).items() if value is not None}
     source = _find_source(name, revision, options, base, trust_remote_code)
-    encoder, notes = _load_encoder(source, date_string, special_tokens, trust_remote_code, verify)
+    encoder, notes = _load_encoder(source, date_string, chat_template, special_tokens, trust_remote_code, verify)
     metadata = source.metadata
     reward_model = make_reward_model(metadata.reward_model, encoder)
     loading: dict[str, Any] = {
@@ -183,6 +185,7 @@ def _find_source(
 def _load_encoder(
     source: _Source,
     date_string: str | None,
+    chat_template: str | Path | None,
     special_tokens: SpecialTokens | None,
     trust_remote_code: bool,
     verify: bool,
@@ -195,17 +198,23 @@ def _load_encoder(
     name, metadata = source.name, source.metadata
     if verify:
         verify_tokenizer(metadata.tokenizer, name)
-    tokenizer, notes = load_tokenizer(name, revision=source.revision, trust_remote_code=trust_remote_code)
+    tokenizer, notes = load_tokenizer(
+        name,
+        revision=source.revision,
+        chat_template=None if chat_template is None else Path(chat_template),
+        trust_remote_code=trust_remote_code,
+    )
     if source.recorded is not None and not verify:
         notes.append("Not verified: base, reference and tokenizer may not be those of training.")
     with template_limit(name):
         encoder = ChatEncoder(tokenizer, date_string or metadata.date_string, special_tokens or metadata.special_tokens)
     if verify and metadata.template_hash not in (None, encoder.template_hash):
         raise RmkitError(
-            f"The chat template in {name} is not the one that the model was trained with.",
-            "Restore its tokenizer files" + (" and remove --date-string." if date_string else "."),
+            f"The chat template {chat_template or f'in {name}'} is not the one that the model was trained with.",
+            ("Remove --chat-template" if chat_template else "Restore its tokenizer files")
+            + (" and remove --date-string." if date_string else "."),
         )
-    return encoder, notes
+    return encoder, notes + encoder.notes
 
 
 def _load_adapted(

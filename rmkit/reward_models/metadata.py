@@ -42,6 +42,7 @@ class ModelMetadata(StrictModel):
     layout: Layout = "shared"
     date_string: str | None = None
     template_hash: str | None = None
+    plain_template: bool = True  # see ChatEncoder
     special_tokens: SpecialTokens = "text"
 
     def precision(self, device: torch.device) -> torch.autocast:

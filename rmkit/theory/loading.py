@@ -70,7 +70,9 @@ def load_as(
         if type not in choices:
             raise RmkitError(f"--type {type} is unknown.", f"Use one of {', '.join(choices)}.")
         tokenizer, notes = load_tokenizer(name)
-        reward_model = make_reward_model(choices[type], ChatEncoder(tokenizer, date_string))
+        encoder = ChatEncoder(tokenizer, date_string)
+        notes += encoder.notes
+        reward_model = make_reward_model(choices[type], encoder)
         torch.manual_seed(seed)
         model = load_model(reward_model, ModelRef(name=name))
         if reward_model.head:

@@ -61,7 +61,7 @@ def load_encoder(recipe: Recipe, base: ModelRef) -> tuple[ChatEncoder, list[str]
     )
     with template_limit(base.name):
         encoder = ChatEncoder(tokenizer, recipe.base.date_string, recipe.data.special_tokens)
-    return encoder, notes + folder_notes(base.name, base.revision)
+    return encoder, notes + encoder.notes + folder_notes(base.name, base.revision)
 
 
 def load_config(recipe: Recipe, base: ModelRef) -> PretrainedConfig:
@@ -150,8 +150,9 @@ def make_record(
         autocast=arguments.bf16 and not whole,
         attention=recipe.base.attention,
         layout=layout,
-        date_string=recipe.base.date_string,
+        date_string=reward_model.encoder.date_string,
         template_hash=reward_model.encoder.template_hash,
+        plain_template=reward_model.encoder.plain_template,
         special_tokens=recipe.data.special_tokens,
     )
 

@@ -140,7 +140,8 @@ def refused(place, command, *arguments):
         (["qwen2", "--type", "generative", "--beta", "1"], "reward_model.beta is not a known key"),
         (["explicit", "--pooling", "maen"], "reward_model.pooling is 'maen'"),
         (["explicit", "--reference", "none"], "reward_model.reference is not a known key"),
-        (["llama", "--type", "generative"], "prints today's date"),
+        (["qwen2", "--type", "generative", "--chat-template", "nothing.jinja"], "nothing.jinja cannot be read"),
+        (["qwen2", "--type", "generative", "--chat-template", "pairs.jsonl"], "The chat template of qwen2 drops"),
         # references
         (["qwen2", "--type", "implicit"], "The reference of qwen2 is unknown"),
         (["qwen2", "--type", "implicit", "--reference", "none"], "beta must be given"),
@@ -229,6 +230,38 @@ def test_score_reports_the_pairs_that_it_leaves_out(place):
     assert list(written) == ["index", "chosen_reward", "rejected_reward"]
     assert written["index"].tolist() == [0, 1, 2, 3]
     assert written["chosen_reward"].dtype == np.float64
+
+
+def test_score_reports_the_date_that_stands_for_todays(place):
+    arguments = ["score", "llama", "pairs.jsonl", "--type", "implicit", "--reference", "none", "--beta", 1, "--output"]
+    said = run(app, *arguments, "default.parquet")
+    assert said.exit_code == 0, said.output
+    assert (
+        "prints today's date: 26 Jul 2024 is used instead (another: base.date_string or --date-string)." in said.stdout
+    )
+    silent = run(app, *arguments, "given.parquet", "--date-string", "26 Jul 2024")
+    assert "today's date" not in silent.stdout
+    assert run(app, *arguments, "other.parquet", "--date-string", "30 Jul 2024").exit_code == 0
+    default, given, other = (pd.read_parquet(f"{name}.parquet") for name in ("default", "given", "other"))
+    assert default.equals(given)
+    assert not default.equals(other)
+
+
+def test_score_with_a_template_from_a_file(place, shelf):
+    """As if the model had that template, to the bit; every command that loads a model takes the option."""
+    template = tiny.CHATML.replace("<|im_start|>", "<|im_start|>the ")
+    (place / "own.jinja").write_text(template)
+    shutil.copytree(shelf / "explicit", place / "edited")
+    (place / "edited" / "chat_template.jinja").write_text(template)
+    assert run(app, "score", "explicit", "pairs.jsonl", "--output", "own.parquet").exit_code == 0
+    option = ["--chat-template", "own.jinja", "--output", "given.parquet"]
+    assert run(app, "score", "explicit", "pairs.jsonl", *option).exit_code == 0
+    assert run(app, "score", "edited", "pairs.jsonl", "--output", "edited.parquet").exit_code == 0
+    own, given, edited = (pd.read_parquet(f"{name}.parquet") for name in ("own", "given", "edited"))
+    assert given.equals(edited)
+    assert not given.equals(own)
+    for command in ("evaluate", "explain"):
+        assert "--chat-template" in run(app, command, "--help").output
 
 
 def test_score_takes_columns_and_says_the_format(place):
@@ -348,7 +381,6 @@ LATER = [
     ("data={train: {name: train, path: pairs.jsonl}, max_length: 3, over_length: error}", "takes"),
     ("base.name=nothing", "No tokenizer could be loaded from nothing"),
     ("base.name=no_tokenizer", "knows no words"),
-    ("base.name=llama", "prints today's date"),
     ("base.chat_template=nothing.jinja", "nothing.jinja cannot be read"),
     ("reward_model={type: generative, yes_token: Correct}", "'Correct' is not one token"),
     ("reward_model={type: implicit, reference: gemma2}", "a different tokenizer"),

@@ -19,7 +19,12 @@ from rmkit.encoding.tokenizer import load_tokenizer
 from rmkit.errors import RmkitError
 from rmkit.reward_models import make_reward_model
 
-TEMPLATES = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
+VISION = ("idefics3", "llava_next", "smolvlm")
+TEMPLATES = [
+    path
+    for path in sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
+    if not path.stem.startswith(VISION)
+]
 SPELLED = re.compile(r"<\|[^<>|'\"{}\s]+\|?>|<[a-z_]+\|>|<｜[^｜<>]+｜>|\[/?[A-Z_]{3,}\]|</?[a-z_]+>")
 CONTENT_TOKENS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "[sep]", "\n\n", "assistant"]
 DATE = "26 Jul 2024"
@@ -60,6 +65,12 @@ def render(tokenizer, *contents):
     return before, tokenizer.apply_chat_template([user, *assistant], **options).removeprefix(before)
 
 
+def render_whole(tokenizer, prompt, response):
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    template = re.sub(r"strftime_now\([^)]*\)", "'2024-07-26'", tokenizer.chat_template)
+    return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, date_string=DATE)
+
+
 def contents(draw, spellings, number):
     """Texts with spelled control tokens, parts of them and other text, in every position."""
     pieces = [
@@ -94,10 +105,7 @@ def controls(encoder, ids):
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 def test_the_control_tokens_are_the_templates(path):
     tokenizer = of_template(path)
-    try:
-        encoder = ChatEncoder(tokenizer, DATE)
-    except RmkitError as error:
-        pytest.skip(error.cause)
+    encoder = ChatEncoder(tokenizer, DATE)
     draw = random.Random(0)
     spellings = [token for token in tokenizer.all_special_tokens]
     number = 30
@@ -107,9 +115,9 @@ def test_the_control_tokens_are_the_templates(path):
     met = 0
     for prompt, response, sequence in zip(prompts, responses, sequences, strict=True):
         assert controls(encoder, sequence.ids) == controls(encoder, plain.ids)
-        before, after = render(tokenizer, prompt, response)
-        assert tokenizer.decode(sequence.ids[: sequence.response_start]) == before
-        assert tokenizer.decode(sequence.ids[sequence.response_start :]) == after
+        before, after = (tokenizer.decode(ids) for ids in halves(sequence))
+        if not encoder.notes:  # else an end is added
+            assert before + after == render_whole(tokenizer, prompt, response)
         kept = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, after)]
         differ = [
             controls(encoder, ids) != controls(encoder, own)

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rmkit.config.recipe import VERIFICATION_PROMPT, Explicit, Generative, Implicit
-from rmkit.encoding.chat import ChatEncoder
+from rmkit.encoding.chat import DEFAULT_DATE, ChatEncoder
 from rmkit.encoding.tokenizer import (
     PAPER_CHAT_TEMPLATE,
     PAPER_SPECIAL_TOKENS,
@@ -145,10 +145,11 @@ def test_templated_texts_are_read_as_text(architecture):
 
 
 @pytest.mark.parametrize("ending", ["", "\n", "</s>", " END"])
-def test_a_response_without_an_end_of_turn_token_is_refused(ending):
-    error = refused(template=tiny.CHATML.replace("<|im_end|>\n", ending))
-    assert "no end-of-turn token" in error.cause
-    assert "eos_token" in error.remedy
+def test_a_response_without_an_end_of_turn_token_ends_where_the_next_turn_opens(ending):
+    made = encoder(template=tiny.CHATML.replace("<|im_end|>\n", ending))
+    (sequence,) = made.response_sequences(["x"], ["y"])
+    assert made.tokenizer.decode(sequence.ids).endswith(f"y{ending}<|im_start|>")
+    assert "<|im_start|> is added" in made.notes[0]
 
 
 def test_a_template_that_ends_only_some_responses_is_refused():
@@ -222,29 +223,34 @@ def test_the_error_of_a_failing_template_is_shown(broken, cause):
         "{% if strftime_now is defined %}{{ strftime_now('%B') | upper }}{% endif %}",
     ],
 )
-def test_a_template_that_prints_todays_date_is_refused(today):
-    error = refused(template=today + tiny.CHATML)
-    assert "prints today's date" in error.cause
-    assert "date_string" in error.remedy
+def test_todays_date_is_a_fixed_one_and_said(today):
+    made = encoder(template=today + tiny.CHATML)
+    assert made.date_string == DEFAULT_DATE
+    assert "prints today's date: 26 Jul 2024 is used instead" in made.notes[0]
+    assert made.tokenizer.decode(made.response_sequences(["x"], ["y"])[0].ids).lower().startswith(("26", "2024", "jul"))
 
 
 def test_a_date_after_the_response_is_found_too():
     dated = "{% if m['role'] == 'assistant' %}{{ strftime_now('%Y') }}{% endif %}<|im_end|>"
-    assert "prints today's date" in refused(template=tiny.CHATML.replace("<|im_end|>", dated)).cause
+    made = encoder(template=tiny.CHATML.replace("<|im_end|>", dated))
+    assert made.tokenizer.decode(made.response_sequences(["x"], ["y"])[0].ids).endswith("y2024<|im_end|>\n")
 
 
 def test_a_pinned_date_is_printed():
-    assert "prints today's date" in refused("llama").cause
-    made = ChatEncoder(ready("llama"), DATE)
+    made = ChatEncoder(ready("llama"), "1 Mar 2025")
     (sequence,) = made.response_sequences(["x"], ["y"])
-    assert f"Today Date: {DATE}" in made.tokenizer.decode(sequence.ids)
+    assert "Today Date: 1 Mar 2025" in made.tokenizer.decode(sequence.ids)
     (verification,) = made.verification_sequences(["x"], ["y"])
-    assert f"Today Date: {DATE}" in made.tokenizer.decode(verification.ids)
+    assert "Today Date: 1 Mar 2025" in made.tokenizer.decode(verification.ids)
+    assert made.notes == []
+    default = ChatEncoder(ready("llama"))
+    assert default.response_sequences(["x"], ["y"]) == encoder("llama").response_sequences(["x"], ["y"])
+    assert len(default.notes) == 1
 
 
-def test_a_template_that_ignores_the_pinned_date_is_refused():
-    error = refused(template="{{ strftime_now('%Y') }}" + tiny.CHATML, date=DATE)
-    assert "ignores date_string" in error.remedy
+def test_a_template_that_ignores_the_pinned_date_gets_it_as_its_clock():
+    made = ChatEncoder(ready(template="{{ strftime_now('%Y') }}" + tiny.CHATML), "1 Mar 2025")
+    assert made.tokenizer.decode(made.response_sequences(["x"], ["y"])[0].ids).startswith("2025<|im_start|>")
 
 
 def test_a_clock_that_is_not_printed_is_accepted():

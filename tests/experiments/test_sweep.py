@@ -408,8 +408,10 @@ def test_the_command(folder, models, monkeypatch):
     known = said(["grid.yaml", "--dry-run", f"base.name={models['qwen2']}", "base.dtype=float32"])
     parameters = sum(each.numel() for each in AutoModelForCausalLM.from_pretrained(models["qwen2"]).parameters())
     assert f"{16 * parameters / 2**30:.3g} GiB" in known.output  # weights, gradients and two moments of four bytes
-    undated = said(["grid.yaml", "--dry-run", f"base.name={models['llama']}"])
-    assert "unknown: The chat" in undated.output  # template prints today's date: better known now than later
+    broken = Path("broken.jinja")
+    broken.write_text("{{ raise_exception('never') }}")
+    refused = said(["grid.yaml", "--dry-run", f"base.name={models['qwen2']}", f"base.chat_template={broken}"])
+    assert "unknown: The chat" in refused.output  # template fails: better known now than later
     failed = said(["grid.yaml", "--output", "out"])
     assert failed.exit_code == 1
     assert "3 of 4 points are finished in out" in failed.output

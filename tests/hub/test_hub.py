@@ -157,6 +157,27 @@ def test_a_published_model_scores_elsewhere_as_it_does_here(run, server, case, m
         assert scope["reward"] == pytest.approx(local[0], rel=1e-5 if case != "bfloat16" else 0.2, abs=1e-6)
 
 
+def test_a_template_that_rmkit_adds_to_is_recorded_published_and_said(recipe, models, server, tmp_path):
+    """It has names, prints a date in its own format, opens thoughts before responses, and never ends them."""
+    base = shutil.copytree(models["qwen2"], tmp_path / "base")
+    template = tiny.CHATML.replace("<|im_end|>", "").replace("assistant\n", "assistant\n<think>")
+    (base / "chat_template.jinja").write_text("{{ strftime_now('%Y') }}" + template)
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
+    directory = train(recipe("explicit", base={"name": str(base)}))
+    record = json.loads((directory.model / "reward_model.json").read_text())
+    assert record["date_string"] == "26 Jul 2024"
+    assert not record["plain_template"]
+    scorer = load_reward_model(str(directory.model))
+    (sequence,) = scorer.checkpoint.reward_model.encode(["x"], ["y"])
+    text = scorer.checkpoint.reward_model.encoder.tokenizer.decode(sequence.ids)
+    assert text == "2024<|im_start|>user\nx\n<|im_start|>assistant\ny\n<|im_start|>"
+    push(directory, to())
+    assert (load_reward_model(REPO).score(*PAIR) == scorer.score(*PAIR)).all()
+    assert len(snippets(server)) == 1
+    assert "rmkit adds to what this model's chat template writes" in server.files(REPO)["README.md"].decode()
+
+
 @pytest.mark.parametrize(
     ("case", "uploaded"), [("explicit", set()), ("implicit", {"base"}), ("other", {"reference"}), ("lora", {"base"})]
 )

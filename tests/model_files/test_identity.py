@@ -146,6 +146,17 @@ def test_config_values_identify_a_model_and_its_formatting_does_not(place):
         reward(run)
 
 
+def test_another_template_is_refused_unless_told_to_go_on(place, tmp_path):
+    model, file = place / "runs" / "whole" / "model", tmp_path / "own.jinja"
+    file.write_text((model / "chat_template.jinja").read_text())
+    assert load_reward_model(str(model), chat_template=file).score(*PAIR) == reward(model.parent)
+    file.write_text(file.read_text() + "{# another #}")
+    with pytest.raises(RmkitError, match="is not the one that the model was trained with") as error:
+        load_reward_model(str(model), chat_template=file)
+    assert error.value.remedy == "Remove --chat-template."
+    assert load_reward_model(str(model), chat_template=file, verify=False).score(*PAIR).size == 1
+
+
 @pytest.mark.parametrize(
     ("file", "changes"),
     [
