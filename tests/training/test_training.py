@@ -72,7 +72,10 @@ LORA = {
 
 
 @pytest.mark.parametrize("option", LORA)
-@pytest.mark.parametrize("type_name", ["explicit", "implicit", "generative"])
+@pytest.mark.parametrize(
+    "type_name",
+    ["implicit", pytest.param("explicit", marks=pytest.mark.slow), pytest.param("generative", marks=pytest.mark.slow)],
+)
 def test_settings_of_peft_train_reload_and_rescore(run, pairs, type_name, option):
     """The run itself compares the reloaded model with the one in memory; with adapters off it is the base."""
     lora = {"r": 4} | LORA[option]
