@@ -28,30 +28,27 @@ def cut_pairs_table(runs: Runs, setting: str, sets: Sequence[SetPairs]) -> Table
     rows: list[dict[str, Any]] = []
     counts: dict[str, tuple[int, int]] = {}
     for pairs in sets:
-        run = str(pairs.frame["run"].iloc[0])
-        cut = _cut(runs, run, pairs, sets)
+        cut = _cut(runs, str(pairs.frame["run"].iloc[0]), pairs, sets)
         if not cut:
             continue
         whole = ~np.isin(pairs.index, list(cut))
         counts[pairs.dataset] = (len(cut), len(pairs.index))
-        for at, row in pairs.frame.iterrows():
-            found = {"accuracy": np.nanmean(pairs.correct[at]), "whole": np.nanmean(pairs.correct[at][whole])}
-            rows.append(
-                {key: row[key] for key in ("reward_model", "model", "seed")} | {"dataset": pairs.dataset} | found
-            )
+        for run, correct in zip(pairs.frame.to_dict("records"), pairs.correct, strict=True):
+            row = {key: run[key] for key in ("dataset", "reward_model", "model", "seed")}
+            rows.append(row | {"accuracy": np.nanmean(correct), "whole": np.nanmean(correct[whole])})
     if not rows:
         return None
     frame = pd.DataFrame(rows)
     by = ["dataset", "reward_model"]
-    means = {column: over_seeds(frame, by, column).set_index(by) for column in ("accuracy", "whole")}
-    body, data = [], []
+    means = [over_seeds(frame, by, column).set_index(by) for column in ("accuracy", "whole")]
+    body: list[list[Cell]] = []
+    data: list[dict[str, Any]] = []
     for dataset, (number, total) in counts.items():
         for reward_model in in_order(frame["reward_model"]):
-            found = [means[column].loc[(dataset, reward_model)] for column in means]
-            cells = [Cell(spread(float(value["mean"]), float(value["sd"]), 3)) for value in found]
-            body.append(
-                [Cell(dataset, number=False), Cell(f"{number} of {total}"), Cell(reward_model, number=False), *cells]
-            )
+            every, whole_pairs = (found.loc[(dataset, reward_model)] for found in means)
+            heads = [Cell(dataset, number=False), Cell(f"{number} of {total}"), Cell(reward_model, number=False)]
+            cells = [Cell(spread(float(of["mean"]), float(of["sd"]), 3)) for of in (every, whole_pairs)]
+            body.append([*heads, *cells])
             data.append(
                 {
                     "training": setting,
@@ -59,8 +56,9 @@ def cut_pairs_table(runs: Runs, setting: str, sets: Sequence[SetPairs]) -> Table
                     "cut_pairs": number,
                     "pairs": total,
                     "reward_model": reward_model,
+                    "accuracy": float(every["mean"]),
+                    "whole": float(whole_pairs["mean"]),
                 }
-                | {column: float(value["mean"]) for column, value in zip(means, found, strict=True)}
             )
     note = (
         "A pair counts as cut if one of its responses ends in a letter or digit, and that response's original does "
