@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 import typer
 from synthetic_runs import CATEGORIES, SETTINGS, from_scores, with_accuracy, write_run
 from typer.testing import CliRunner
@@ -411,6 +412,23 @@ def test_train_fit_is_flagged_outside_the_papers_limits(tmp_path):
     flagged = {row[0].text: [cell.warning for cell in row] for row in table.rows}
     assert flagged["EX-RM"] == [False, False, True, False, False, False, True]
     assert flagged["IM-RM"] == [False, False, False, False, True, False, True]
+
+
+def test_ties_of_probabilities_in_three_precisions(tmp_path):
+    """Four pairs: apart; apart beyond bfloat16; beyond float32, whose spacing at 1 is 6e-8; and equal."""
+    chosen = np.array([0.9, 1 - 1e-4, 1 - 1e-9, 0.5])
+    rewards = np.stack([chosen, np.array([0.1, 1 - 2e-4, 1 - 2e-9, 0.5])], axis=1)
+    sets, logs = {"ultrafeedback": rewards}, {"ultrafeedback": np.log(rewards)}
+    write_run(tmp_path / "grm", sets, settings="generative", log_rewards=logs)
+    found = load([tmp_path])
+    row = pair_statistics.tie_table(found, "UltraFeedback", sets_of_pairs(found, "UltraFeedback")).data.iloc[0]
+    assert (row["log"], row["single"], row["half"]) == (0.25, 0.5, 0.75)
+    values = np.random.default_rng(0).uniform(-3, 3, 1000).astype(np.float32)[:, None]
+    rounded = torch.tensor(values).to(torch.bfloat16).float().numpy()
+    assert np.array_equal(pair_statistics._as_bfloat16(values), rounded)
+    write_run(tmp_path / "exrm" / "run", sets)
+    found = load([tmp_path / "exrm"])
+    assert pair_statistics.tie_table(found, "UltraFeedback", sets_of_pairs(found, "UltraFeedback")) is None
 
 
 def test_length_follows_tokens_and_baselines(tmp_path):
