@@ -1,4 +1,4 @@
-"""The recipes, suites, sweeps and accelerate configurations that ship with rmkit, and how they are found by name.
+"""The recipes, suites, sweeps, chat templates and accelerate configurations that ship with rmkit, found by name.
 
 In the repository they are the top-level folders recipes/ and accelerate_configs/. rmkit/ holds symbolic links to both,
 which the build follows: a clone, an editable install and a wheel all have them at the same place inside the package.
@@ -14,7 +14,7 @@ from rmkit.errors import RmkitError
 
 _PACKAGE = Path(str(files("rmkit")))
 RECIPES = (_PACKAGE / "recipes").resolve()  # messages show the path in the repository, not the link
-SUITES, SWEEPS = RECIPES / "suites", RECIPES / "sweeps"
+SUITES, SWEEPS, TEMPLATES = RECIPES / "suites", RECIPES / "sweeps", RECIPES / "templates"
 ACCELERATE_CONFIGS = (_PACKAGE / "accelerate_configs").resolve()
 
 
@@ -42,6 +42,13 @@ def find_sweep(name: Path | str) -> Path:
     return _find(name, _by_name(SWEEPS), "sweep")
 
 
+def find_template(name: Path | str) -> Path:
+    """The file of a chat template, by path or shipped name."""
+    return _find(
+        Path(name).expanduser(), {path.stem: path for path in sorted(TEMPLATES.glob("*.jinja"))}, "chat template"
+    )
+
+
 def find_accelerate_config(name: Path | str) -> Path:
     """The file of an accelerate configuration, by path or shipped name."""
     return _find(name, _by_name(ACCELERATE_CONFIGS), "accelerate configuration")
@@ -57,7 +64,9 @@ def _find(name: Path | str, shipped: dict[str, Path], what: str) -> Path:
         return path
     if str(name) in shipped:
         return shipped[str(name)]
-    nearby = difflib.get_close_matches(path.name, [file.name for file in path.parent.glob("*.yaml")], n=1)
+    nearby = difflib.get_close_matches(
+        path.name, [file.name for file in path.parent.glob(f"*{path.suffix or '.yaml'}")], n=1
+    )
     known = {Path(name).name: name for name in shipped} | {name: name for name in shipped}
     near = difflib.get_close_matches(str(name), known, n=1) or difflib.get_close_matches(path.stem, known, n=1)
     closest = [str(path.with_name(nearby[0]))] if nearby else [known[match] for match in near]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from rmkit.config.resources import TEMPLATES, find_template
 from rmkit.errors import RmkitError
 from rmkit.library_errors import library_errors
 from rmkit.model_files.adapters import TOKENIZER, chain
@@ -18,14 +19,7 @@ from rmkit.model_files.gguf import plain_folder
 from rmkit.model_files.weights import check_config, model_file
 
 PAPER_SPECIAL_TOKENS = ["[USER]", "[ASSISTANT]", "[EOS]"]
-PAPER_CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}[USER]{{ message['content'] }}"
-    "{% elif message['role'] == 'assistant' %}[ASSISTANT]{{ message['content'] }}[EOS]"
-    "{% else %}{{ raise_exception('the template has no ' + message['role'] + ' role') }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}[ASSISTANT]{% endif %}"
-)
+PAPER_CHAT_TEMPLATE = (TEMPLATES / "paper.jinja").read_text(encoding="utf-8").rstrip("\n")
 """[USER]{prompt}[ASSISTANT]{response}[EOS] (Appendix D), for models without a chat template."""
 
 PAD_TOKEN = "[PAD]"
@@ -67,7 +61,7 @@ def load_tokenizer(
     notes = []
     if chat_template is not None:
         try:
-            tokenizer.chat_template = Path(chat_template).expanduser().read_text(encoding="utf-8")
+            tokenizer.chat_template = find_template(chat_template).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise RmkitError(f"The chat template {chat_template} cannot be read: {error}.", "Check the path.") from None
     elif tokenizer.chat_template is None:

@@ -70,8 +70,12 @@ def training_set(name: str, path: str) -> str:
     return known[:1].upper() + known[1:]
 
 
-def variant(settings: dict[str, Any], lora: bool) -> str:
-    """The type's label with what differs from the standard variant: EX-RM (all repr), IM-RM (no ref) (Figure 7)."""
+def variant(settings: dict[str, Any], lora: bool, template: str | None = None) -> str:
+    """The type's label with what differs from the standard variant: EX-RM (all repr), IM-RM (no ref) (Figure 7).
+
+    Args:
+        template: a chat template that most runs of the language model do not have, see `other_template`.
+    """
     notes = []
     if settings.get("pooling") == "mean":
         notes.append("all repr")
@@ -82,8 +86,16 @@ def variant(settings: dict[str, Any], lora: bool) -> str:
         notes.append(f"λ {settings['generation_weight']:g}")
     if lora:
         notes.append("LoRA")
+    if template is not None:
+        notes.append(f"{template} template")
     name = type_label(settings["type"])
     return f"{name} ({', '.join(notes)})" if notes else name
+
+
+def other_template(template: str | None, templates: Sequence[str | None]) -> str | None:
+    """The name of a run's chat template, if the most frequent one of comparable runs is another."""
+    usual = Counter(templates).most_common(1)[0][0]
+    return None if template == usual else _last(template).removesuffix(".jinja") if template else "default"
 
 
 def model_names(bases: Iterable[dict[str, Any]]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from rmkit.report import statistics
 from rmkit.report.aggregate import over_seeds, sets_in_order
@@ -71,6 +72,39 @@ def length_table(runs: Runs, setting: str, sets: Sequence[SetPairs]) -> Table:
         "response. Means over models, ± standard deviation over seeds."
     )
     return _by_set_and_type(setting, "lengths", "Rewards and the length of responses.", rows, columns, note)
+
+
+def tie_table(runs: Runs, setting: str, sets: Sequence[SetPairs]) -> Table | None:
+    """Ties of types whose rewards are probabilities P, by ln P and by P in two precisions; None without such types."""
+    rows: list[dict[str, Any]] = []
+    for pairs in sets:
+        for run, model, seed, name in _keys(pairs.frame):
+            scored = runs.scores[run, pairs.name]
+            if scored.log_rewards is None:
+                continue
+            single = scored.rewards.astype(np.float32)
+            values: dict[str, NDArray[Any]] = {
+                "log": scored.log_rewards,
+                "single": single,
+                "half": _as_bfloat16(single),
+            }
+            row = {"dataset": pairs.dataset, "category": pairs.category, "reward_model": name, "model": model}
+            rows.append(row | {"seed": seed} | {key: np.mean(of[:, 0] == of[:, 1]) for key, of in values.items()})
+    if not rows:
+        return None
+    note = (
+        "Share of pairs with equal values for both responses. rmkit ranks by ln P; the released code by P in the "
+        "model's dtype, where confident answers round to 1. Means over models, ± standard deviation over seeds."
+    )
+    columns = {"log": "ln P", "single": "P in float32", "half": "P in bfloat16"}
+    return _by_set_and_type(setting, "ties", "Ties of probabilities.", rows, columns, note)
+
+
+def _as_bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Values rounded to bfloat16, the upper half of a float32, to nearest and ties to even."""
+    bits = values.view(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)
+    return rounded.astype(np.uint32).view(np.float32)
 
 
 def _keys(frame: pd.DataFrame) -> Iterator[tuple[str, str, int, str]]:

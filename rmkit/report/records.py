@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from rmkit.config.training_arguments import BATCH_SIZE, TRAINING_DEFAULTS
 from rmkit.errors import RmkitError, first_line
+from rmkit.report import names
 from rmkit.runs.directory import RunDirectory
 from rmkit.runs.rewards import PairRewards
 
@@ -139,6 +140,16 @@ class LoadedRun:
     @property
     def train(self) -> SetLocation:
         return self.record.recipe.data.train
+
+    @property
+    def model_key(self) -> str:
+        """Identifies the language model, see `rmkit.report.names`."""
+        return names.model_key(self.record.recipe.base)
+
+    @property
+    def template(self) -> str | None:
+        """The chat template that the recipe gives the language model."""
+        return self.record.recipe.base.get("chat_template")
 
     @property
     def learning_rate(self) -> float:

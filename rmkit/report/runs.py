@@ -151,7 +151,11 @@ def find(paths: Iterable[Path | str]) -> tuple[dict[str, Path], list[Problem]]:
 
 
 def _comparable(loaded: list[LoadedRun]) -> tuple[list[LoadedRun], list[Problem]]:
-    """Per training set, the runs with the most frequent evaluation sets and training options, without repetitions."""
+    """Per training set, the runs with the most frequent evaluation sets, without repetitions.
+
+    Of each language model also the most frequent training options: types are compared within a language model, and the
+    paper's runs differ in gradient clipping from one to another.
+    """
     kept: list[LoadedRun] = []
     problems: list[Problem] = []
     by_training: dict[str, list[LoadedRun]] = {}
@@ -160,15 +164,17 @@ def _comparable(loaded: list[LoadedRun]) -> tuple[list[LoadedRun], list[Problem]
     for group in by_training.values():
         usual_sets = _usual(run.evaluation_sets for run in group)
         same_sets = [run for run in group if run.evaluation_sets == usual_sets]
-        usual_options = _usual(run.options for run in same_sets)
+        options: dict[str, list[str]] = {}
+        for run in same_sets:
+            options.setdefault(run.model_key, []).append(run.options)
         seen: dict[Hashable, str] = {}
         for run in group:
             settings = json.dumps([run.settings, run.record.recipe.lora], sort_keys=True)
-            key = (names.model_key(run.record.recipe.base), settings, run.learning_rate, run.seed)
+            key = (run.model_key, run.template, settings, run.learning_rate, run.seed)
             if run.evaluation_sets != usual_sets:
                 problems.append(Problem(run.name, _difference(dict(run.evaluation_sets), dict(usual_sets))))
-            elif run.options != usual_options:
-                problems.append(Problem(run.name, _option_difference(run.options, usual_options)))
+            elif run.options != (usual := _usual(options[run.model_key])):
+                problems.append(Problem(run.name, _option_difference(run.options, usual)))
             elif key in seen:
                 problems.append(Problem(run.name, f"repeats {seen[key]} (same recipe and seed)"))
             else:
@@ -195,20 +201,29 @@ def _difference(sets: dict[str, str], usual: dict[str, str]) -> str:
 def _option_difference(options: str, usual: str) -> str:
     mine, others = json.loads(options), json.loads(usual)
     key = next(key for key in sorted({*mine, *others}) if mine.get(key) != others.get(key))
-    return f"training option {key} is {mine.get(key)!r}, but {others.get(key)!r} in the other runs of its training set"
+    return (
+        f"training option {key} is {mine.get(key)!r}, but {others.get(key)!r} in the other runs of its language model"
+    )
 
 
 def _runs_frame(loaded: list[LoadedRun]) -> pd.DataFrame:
     models = names.model_names(run.record.recipe.base for run in loaded)
     settings = names.distinct_names({run.training_fingerprint: _setting_candidates(run) for run in loaded})
+    templates: dict[tuple[str, str], list[str | None]] = {}
+    for run in loaded:
+        templates.setdefault((run.training_fingerprint, run.model_key), []).append(run.template)
     frame = pd.DataFrame(
         {
             "run": run.name,
             "setting": settings[run.training_fingerprint],
             "training_path": run.train.place,
-            "model": models[names.model_key(run.record.recipe.base)],
+            "model": models[run.model_key],
             "reward_model": names.type_label(run.settings["type"]),
-            "variant": names.variant(run.settings, run.record.recipe.lora is not None),
+            "variant": names.variant(
+                run.settings,
+                lora=run.record.recipe.lora is not None,
+                template=names.other_template(run.template, templates[run.training_fingerprint, run.model_key]),
+            ),
             "seed": run.seed,
             "learning_rate": run.learning_rate,
             "beta": run.beta,

@@ -17,6 +17,7 @@ from rmkit.report.comparison import (
     slug,
     win_rates,
 )
+from rmkit.report.cut_pairs import cut_pairs_table
 from rmkit.report.html import Drawing, Item, Section
 from rmkit.report.names import EX, GRM
 from rmkit.report.runs import Runs
@@ -220,6 +221,8 @@ def _pair_statistics(runs: Runs, setting: str, sets: Sequence[SetPairs]) -> list
         pair_statistics.calibration_table(runs, setting, sets),
         pair_statistics.length_table(runs, setting, sets),
     ]
+    extra = (pair_statistics.tie_table(runs, setting, sets), cut_pairs_table(runs, setting, sets))
+    items += [table for table in extra if table is not None]
     table, matrix, labels = pair_statistics.agreement(sets)
     if len(labels) > 1:
         means = "" if len(labels) == len(table) else " Means over pairs of runs."

@@ -140,7 +140,10 @@ def refused(place, command, *arguments):
         (["qwen2", "--type", "generative", "--beta", "1"], "reward_model.beta is not a known key"),
         (["explicit", "--pooling", "maen"], "reward_model.pooling is 'maen'"),
         (["explicit", "--reference", "none"], "reward_model.reference is not a known key"),
-        (["qwen2", "--type", "generative", "--chat-template", "nothing.jinja"], "nothing.jinja cannot be read"),
+        (
+            ["qwen2", "--type", "generative", "--chat-template", "nothing.jinja"],
+            "Chat template not found: nothing.jinja",
+        ),
         (["qwen2", "--type", "generative", "--chat-template", "pairs.jsonl"], "The chat template of qwen2 drops"),
         # references
         (["qwen2", "--type", "implicit"], "The reference of qwen2 is unknown"),
@@ -381,7 +384,7 @@ LATER = [
     ("data={train: {name: train, path: pairs.jsonl}, max_length: 3, over_length: error}", "takes"),
     ("base.name=nothing", "No tokenizer could be loaded from nothing"),
     ("base.name=no_tokenizer", "knows no words"),
-    ("base.chat_template=nothing.jinja", "nothing.jinja cannot be read"),
+    ("base.chat_template=nothing.jinja", "Chat template not found: nothing.jinja"),
     ("reward_model={type: generative, yes_token: Correct}", "'Correct' is not one token"),
     ("reward_model={type: implicit, reference: gemma2}", "a different tokenizer"),
     ("base.name=no_weights", "No model could be loaded from no_weights"),

@@ -22,6 +22,7 @@ def elsewhere(tmp_path, monkeypatch):
         (resources.find_recipe, "quickstart/exrm", "recipes/quickstart/exrm.yaml"),
         (resources.find_suite, "math", "recipes/suites/math.yaml"),
         (resources.find_sweep, "math", "recipes/sweeps/math.yaml"),
+        (resources.find_template, "released", "recipes/templates/released.jinja"),
         (resources.find_accelerate_config, "zero3", "accelerate_configs/zero3.yaml"),
     ],
 )

@@ -43,6 +43,20 @@ def test_every_set_gets_its_short_name(tmp_path, clone):
     assert "orig_chosen" in french.column_names
 
 
+def test_the_card_counts_rewrites_that_end_in_the_middle(tmp_path, clone):
+    folder = clone / "data_files" / FOLDERS["ultrafeedback_french"]
+    pairs = [("A.", "Un.", "B", "Deux"), ("A.", "Un", "B.", "Deux"), ("A)", "Un (", "B!", "Deux")]
+    columns = ("orig_chosen", "chosen", "orig_rejected", "rejected")
+    texts = dict(zip(columns, map(list, zip(*pairs, strict=True)), strict=True))
+    rewritten = datasets.Dataset.from_dict({"prompt": ["x", "y", "z"]} | texts)  # cut: neither, both, rejected
+    shutil.rmtree(folder)
+    datasets.DatasetDict({"test": rewritten, "train": rewritten.select([0])}).save_to_disk(str(folder))
+    card = prepare_all(ReleasedOptions(source=clone), tmp_path / "data")["ultrafeedback_french"]
+    assert card["cut"] == {"test": 2, "train": 0}
+    text = (tmp_path / "data" / "ultrafeedback_french" / "README.md").read_text()
+    assert "2 of the 3 pairs of test have a response that ends in a letter or digit, unlike its original" in text
+
+
 def test_damaged_folders_are_named_and_left_out(tmp_path, clone):
     shard(clone, "rewardmath", "train").unlink()
     cut = shard(clone, "ultrafeedback_french", "test")

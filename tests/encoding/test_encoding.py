@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rmkit.config.recipe import VERIFICATION_PROMPT, Explicit, Generative, Implicit
+from rmkit.data.conversations import Message
 from rmkit.encoding.chat import DEFAULT_DATE, ChatEncoder
 from rmkit.encoding.tokenizer import (
     PAPER_CHAT_TEMPLATE,
@@ -447,9 +450,32 @@ def test_a_template_file_overrides_the_tokenizers_template(models, tmp_path):
     made = ChatEncoder(tokenizer)
     assert made.tokenizer.decode(made.response_sequences(["x"], ["y"])[0].ids).startswith("<|im_start|>>user")
     file.write_bytes(b"\xff\xfe")
-    for path in (file, tmp_path / "missing.jinja", tmp_path):
-        with pytest.raises(RmkitError, match="cannot be read"):
+    with pytest.raises(RmkitError, match="cannot be read"):
+        load_tokenizer(models["qwen2"], chat_template=file)
+    for path in (tmp_path / "missing.jinja", tmp_path):
+        with pytest.raises(RmkitError, match="Chat template not found"):
             load_tokenizer(models["qwen2"], chat_template=path)
+
+
+def test_the_templates_of_base_models(models, tmp_path, monkeypatch):
+    """The paper's text (Appendix D), and the released code: the model's own EOS, also after the prompt."""
+    monkeypatch.chdir(tmp_path)
+    prompt = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+    end = AutoTokenizer.from_pretrained(models["gpt_neox"]).eos_token
+    for template, tokens, whole, response in (
+        (None, [], "[USER]a[ASSISTANT]b[EOS][USER]c[ASSISTANT]d[EOS]", "d[EOS]"),
+        (
+            Path("released"),
+            ["<|user|>", "<|assistant|>"],
+            f"<|user|>a{end}<|assistant|>b{end}<|user|>c{end}<|assistant|>d{end}",
+            f"d{end}",
+        ),
+    ):
+        tokenizer, _ = load_tokenizer(models["gpt_neox"], chat_template=template, added_tokens=tokens)
+        (sequence,) = ChatEncoder(tokenizer).response_sequences([prompt], ["d"])
+        assert tokenizer.decode(sequence.ids) == whole
+        assert tokenizer.decode(sequence.ids[sequence.response_start :]) == response
+        assert len(sequence.ids) == (10 if template is None else 12)
 
 
 @pytest.mark.parametrize(

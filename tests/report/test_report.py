@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 import typer
 from synthetic_runs import CATEGORIES, SETTINGS, from_scores, with_accuracy, write_run
 from typer.testing import CliRunner
@@ -23,6 +24,7 @@ from rmkit.commands.report import report as report_command
 from rmkit.errors import RmkitError
 from rmkit.report import attachments, build, figures, pair_statistics, paired_tests, paper_tables, sections
 from rmkit.report.comparison import compare, win_rates
+from rmkit.report.cut_pairs import cut_pairs_table
 from rmkit.report.html import Drawing, Section, Texts, page
 from rmkit.report.published import COLUMNS, published, to_csv
 from rmkit.report.runs import Problem, load
@@ -180,6 +182,38 @@ def test_models_with_the_same_short_name_get_longer_names(tmp_path):
     assert list(load([tmp_path]).runs["model"]) == ["org/base", "other/base", "else"]
 
 
+def test_training_options_may_differ_between_language_models_but_not_within_one(tmp_path):
+    """The released runs clip gradients on four GPUs only, so not those of the 1B model."""
+    scores = {"ultrafeedback": with_accuracy(3, 5)}
+    for at, (model, clip) in enumerate([(LLAMA, 0.0), (LLAMA, 0.0), (QWEN, 1.0), (QWEN, 1.0), (QWEN, 0.0)]):
+        write_run(tmp_path / str(at), scores, model=model, seed=at, options={"max_grad_norm": clip})
+    found = load([tmp_path])
+    assert list(found.runs["run"]) == ["0", "1", "2", "3"]
+    assert [problem.reason for problem in found.problems] == [
+        "training option max_grad_norm is 0.0, but 1.0 in the other runs of its language model"
+    ]
+
+
+def test_another_template_of_a_language_model_is_a_variant(tmp_path):
+    scores = {"ultrafeedback": with_accuracy(3, 5)}
+    for at, template in enumerate(["released", "released", None, "mine/short.jinja"]):
+        run = write_run(tmp_path / str(at), scores, seed=at % 2)
+        content = json.loads((run / "run.json").read_text())
+        content["recipe"]["base"]["chat_template"] = template
+        (run / "run.json").write_text(json.dumps(content))
+    write_run(tmp_path / "instruct", scores, model=QWEN)  # without a template of the recipe, as all runs of its model
+    found = load([tmp_path])
+    assert not found.problems
+    assert list(found.runs["variant"]) == [
+        "EX-RM",
+        "EX-RM",
+        "EX-RM (default template)",
+        "EX-RM (short template)",
+        "EX-RM",
+    ]
+    assert list(found.runs["main"]) == [True, True, False, False, True]
+
+
 def test_another_training_set_of_the_same_name_is_another_setting(tmp_path):
     for at in range(2):
         folder = write_run(tmp_path / str(at), {"ultrafeedback": with_accuracy(3, 5)}, seed=at)
@@ -320,6 +354,32 @@ def test_differences_on_the_same_pairs(runs):
     assert one["low"] < one["difference"] < one["high"]
 
 
+def test_accuracy_with_and_without_rewrites_that_are_cut(tmp_path):
+    """Of four French pairs the first two are cut, in one response or in both; the originals end in full stops."""
+    prompts = list("abcd")
+    originals = {"prompt": prompts, "chosen": ["Yes."] * 4, "rejected": ["No."] * 4}
+    french = {"prompt": prompts, "chosen": ["Ou", "Ou", "Oui.", "Oui."], "rejected": ["Non.", "No", "Non.", "Non."]}
+    sets = {"ultrafeedback": from_scores([1.0] * 4), "ultrafeedback_french": from_scores([0.0, 1.0, 1.0, 1.0])}
+    write_run(tmp_path / "run", sets, texts={"ultrafeedback": originals, "ultrafeedback_french": french})
+    found = load([tmp_path])
+    table = cut_pairs_table(found, "UltraFeedback", sets_of_pairs(found, "UltraFeedback"))
+    assert table.data.to_dict("records") == [
+        {
+            "training": "UltraFeedback",
+            "dataset": "UF: French",
+            "cut_pairs": 2,
+            "pairs": 4,
+            "reward_model": "EX-RM",
+            "accuracy": 0.75,
+            "whole": 1.0,
+        }
+    ]
+    whole = {"ultrafeedback": originals, "ultrafeedback_french": originals}
+    write_run(tmp_path / "whole", sets, texts=whole)
+    found = load([tmp_path / "whole"])
+    assert cut_pairs_table(found, "UltraFeedback", sets_of_pairs(found, "UltraFeedback")) is None
+
+
 def test_pairs_with_the_same_prompt_are_one_unit(tmp_path):
     sets = {"ultrafeedback": from_scores([1.0, 1.0, 0.0, 0.0])}, {"ultrafeedback": from_scores([0.0, 0.0, 0.0, 1.0])}
     texts = {"ultrafeedback": {"prompt": ["a", "a", "b", "c"], "chosen": list("1234"), "rejected": list("5678")}}
@@ -352,6 +412,23 @@ def test_train_fit_is_flagged_outside_the_papers_limits(tmp_path):
     flagged = {row[0].text: [cell.warning for cell in row] for row in table.rows}
     assert flagged["EX-RM"] == [False, False, True, False, False, False, True]
     assert flagged["IM-RM"] == [False, False, False, False, True, False, True]
+
+
+def test_ties_of_probabilities_in_three_precisions(tmp_path):
+    """Four pairs: apart; apart beyond bfloat16; beyond float32, whose spacing at 1 is 6e-8; and equal."""
+    chosen = np.array([0.9, 1 - 1e-4, 1 - 1e-9, 0.5])
+    rewards = np.stack([chosen, np.array([0.1, 1 - 2e-4, 1 - 2e-9, 0.5])], axis=1)
+    sets, logs = {"ultrafeedback": rewards}, {"ultrafeedback": np.log(rewards)}
+    write_run(tmp_path / "grm", sets, settings="generative", log_rewards=logs)
+    found = load([tmp_path])
+    row = pair_statistics.tie_table(found, "UltraFeedback", sets_of_pairs(found, "UltraFeedback")).data.iloc[0]
+    assert (row["log"], row["single"], row["half"]) == (0.25, 0.5, 0.75)
+    values = np.random.default_rng(0).uniform(-3, 3, 1000).astype(np.float32)[:, None]
+    rounded = torch.tensor(values).to(torch.bfloat16).float().numpy()
+    assert np.array_equal(pair_statistics._as_bfloat16(values), rounded)
+    write_run(tmp_path / "exrm" / "run", sets)
+    found = load([tmp_path / "exrm"])
+    assert pair_statistics.tie_table(found, "UltraFeedback", sets_of_pairs(found, "UltraFeedback")) is None
 
 
 def test_length_follows_tokens_and_baselines(tmp_path):

@@ -112,6 +112,10 @@ Lengths are means in {{ card.splits[splits[0]].lengths.unit }}.
 Of the {{ shared.pairs }} pairs of {{ name }}, {{ shared.prompt }} have their prompt, {{ shared.chosen }} their chosen
 response and {{ shared.prompt_and_chosen }} both in one pair of the training set.
 {% endfor %}
+{% for name, number in (card.cut or {}).items() -%}
+{{ number }} of the {{ card.splits[name].rows }} pairs of {{ name }} have a response that ends in a letter or digit, \
+unlike its original: it was probably cut.
+{% endfor %}
 Options: `{{ card.options | tojson }}`
 """
 

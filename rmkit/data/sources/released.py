@@ -21,6 +21,7 @@ from typing import Any
 
 from rmkit.config.strict_yaml import StrictModel
 from rmkit.data.preferences import COLUMNS
+from rmkit.data.rewriting.checks import ends_early
 from rmkit.data.sources.base import Source
 from rmkit.data.sources.card import Card, describe, read_card, refuse_to_replace, write_card
 from rmkit.errors import RmkitError, Unreachable, first_line
@@ -84,7 +85,20 @@ class Released(Source):
         steps = [{"step": found.name, "rows": {split: len(rows) for split, rows in splits.items()}}]
         revision = options.revision if options.source is None else _head(options.source)
         where = WHERE if options.source is None else str(options.source)
-        return describe(splits, self.name, where, revision, options, steps)
+        return describe(splits, self.name, where, revision, options, steps) | _cut(splits)
+
+
+def _cut(splits: Any) -> Card:
+    """`cut`: split -> pairs of a rewritten set with a response that ends in the middle, unlike its original."""
+    return {
+        "cut": {
+            split: sum(
+                any(ends_early(row[f"orig_{name}"], row[name]) for name in ("chosen", "rejected")) for row in rows
+            )
+            for split, rows in splits.items()
+            if {"orig_chosen", "orig_rejected"} <= set(rows.column_names)
+        }
+    }
 
 
 _FETCH = "Clone the authors' repository completely (with Git LFS, if it uses it), or leave --source out."

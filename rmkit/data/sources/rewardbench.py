@@ -1,8 +1,10 @@
 """The math and code subsets of RewardBench: domain shifts of the paper (Appendix D.3).
 
-Draws (see `sources.base`): a permutation of the subset's rows, of which the last 400 (math) or 492 (code) are for
-testing; after the length filter, a permutation of the training rows and one of the test rows. For math the paper's log
-counts 47, 34, 34 training and 400, 279, 200 test rows. The whole of RewardBench is a suite (recipes/suites).
+Draws (see `sources.base`): a permutation of the subset's rows, of which the last 400 (math) or 900 (code) are for
+testing; after the length filter, a permutation of the training rows and one of the test rows. The paper's logs count
+47, 34, 34 training and 400, 279, 200 test rows for math, and 84, 84, 84 and 900, 899, 200 for code. (The released code
+holds out 492 of code; the released set and its log are of a run with 900.) The whole of RewardBench is a suite
+(recipes/suites).
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class MathOptions(FilteredOptions):
 class CodeOptions(MathOptions):
     """The options for math with the paper's `held_out` for code."""
 
-    held_out: PositiveInt = 492
+    held_out: PositiveInt = 900
 
 
 def splits(preparation: Preparation, subset: str) -> Splits:
