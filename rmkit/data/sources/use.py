@@ -15,6 +15,7 @@ from rmkit.data.sources import find
 from rmkit.data.sources.card import read_card
 from rmkit.data.sources.prepare import prepare_source
 from rmkit.data.sources.released import PREFIX as RELEASED
+from rmkit.data.splits import ignored_split
 from rmkit.errors import RmkitError, Unreachable
 from rmkit.files import rmkit_cache
 
@@ -47,7 +48,8 @@ def reading_notes(settings: PreferenceSet, data: PreferenceData) -> list[str]:
     """Lines on how a set was read: its format if it is not plain texts, and a `split` that a file does not have."""
     lines = [f"{settings.name}: {data.format}"] if data.format else []
     if "split" in settings.model_fields_set and data.split is None:
-        lines.append(f"warning: {settings.name}: {settings.path} has no splits: `split: {settings.split}` is ignored")
+        written = f"`split: {settings.split}`"
+        lines.append(f"warning: {settings.name}: {ignored_split(settings.path, settings.split, written)}")
     return lines
 
 
