@@ -10,7 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -72,6 +72,10 @@ class PairRows(Sequence[PreferencePair]):
         for start in range(0, len(self), _CHUNK):
             yield from self[start : start + _CHUNK]
 
+    def select(self, numbers: NDArray[np.int64]) -> PairRows:
+        """The pairs of these numbers, also on disk."""
+        return PairRows(self._rows, self._kept[numbers], self._index, self._form)
+
     def _read(self, numbers: NDArray[np.int64]) -> list[PreferencePair]:
         rows = iter_rows(self._rows.select(numbers))
         converted = (
@@ -103,6 +107,12 @@ class PreferenceData:
     def fingerprint(self) -> str:
         """The fingerprint of the usable pairs."""
         return fingerprint(self.pairs)
+
+    def select(self, numbers: NDArray[np.int64]) -> PreferenceData:
+        """The set with only the pairs of these numbers, in their order."""
+        if isinstance(self.pairs, PairRows):
+            return replace(self, pairs=self.pairs.select(numbers))
+        return replace(self, pairs=[self.pairs[number] for number in numbers.tolist()])
 
     def __len__(self) -> int:
         return len(self.pairs)
