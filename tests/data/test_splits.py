@@ -12,6 +12,8 @@ from rmkit.config.recipe import PreferenceSet
 from rmkit.data.preferences import load_preferences
 from rmkit.data.sources.use import load_set, reading_notes
 from rmkit.errors import RmkitError
+from rmkit.evaluation.suites import SuiteSet
+from rmkit.evaluation.suites import load_set as load_suite_set
 
 TRAIN = [{"prompt": f"p{number}", "chosen": "c", "rejected": "r", "odd": str(number % 2)} for number in range(30)]
 TEST = [{"prompt": f"t{number}", "chosen": "c", "rejected": "r", "odd": "0"} for number in range(7)]
@@ -91,6 +93,20 @@ def test_a_hub_set_is_sliced(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: SPLITS)
     found = load_preferences("owner/name", split="test[-2:]+train[:1]")
     assert [(pair.prompt, pair.index) for pair in found] == [("t5", 5), ("t6", 6), ("p0", 7)]
+
+
+def test_a_prepared_source_is_sliced(tmp_path):
+    graphs = {"name": "hamiltonian", "vertices": 5, "train": 4, "test": 3}
+    whole = list(load_set(PreferenceSet(name="a", source=graphs, split="train"), root=tmp_path))
+    assert list(load_set(PreferenceSet(name="a", source=graphs, split="train[-50%:]"), root=tmp_path)) == whole[2:]
+
+
+def test_a_best_of_set_is_sliced(tmp_path):
+    _write_jsonl(
+        tmp_path / "test.jsonl", [{"prompt": f"p{n}", "chosen": "c", "rejected": ["r", "s"]} for n in range(4)]
+    )
+    suite_set = SuiteSet(name="a", path="test.jsonl", split="test[1:3]", score="best_of")
+    assert [pair.index for pair in load_suite_set(suite_set, tmp_path)] == [1, 1, 2, 2]
 
 
 def test_where_and_limit_come_after_the_slice(tmp_path):

@@ -19,6 +19,7 @@ from rmkit.hub.publication import build_publication
 from rmkit.report import runs as report_runs
 from rmkit.reward_models import make_reward_model
 from rmkit.reward_models.origins import ModelRef
+from rmkit.theory.model_dynamics import _encode_sets
 from rmkit.training.preparation import encode, load_encoder
 
 TRAIN = [
@@ -73,17 +74,34 @@ def test_a_mixture_with_validation_trains_and_is_reported(run, pairs, tmp_path):
     assert "every set of the mixture" in (tmp_path / "report" / "index.html").read_text()
 
 
-def test_the_pairs_of_an_epoch_by_hand(pairs, models, tmp_path):
+def test_the_dynamics_of_a_run_read_the_same_sets(pairs, models, tmp_path):
+    data = {"root": str(pairs), "train": TRAIN, "validation": 4, "evaluation": [{"name": "test", "path": "test.jsonl"}]}
+    recipe, reward_model = _load(tmp_path, models, data)
+    sets = load_sets(recipe.data)
+    training, unseen = _encode_sets(recipe, reward_model, 100)
+    assert list(training.pairs) == [*sets["short"], *sets["long"]]
+    assert {name: list(each.pairs) for name, each in unseen.items()} == {
+        name: list(sets[name]) for name in ("validation", "test")
+    }
+
+
+def _load(folder, models, data):
+    """A recipe, and its reward model."""
     content = {
         "base": {"name": str(models["qwen2"])},
         "reward_model": {"type": "generative"},
-        "data": {"root": str(pairs), "train": TRAIN},
-        "output_dir": str(tmp_path / "run"),
+        "data": data,
+        "output_dir": str(folder / "run"),
     }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
-    recipe = load_recipe(tmp_path / "recipe.yaml")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(content))
+    recipe = load_recipe(folder / "recipe.yaml")
     encoder, _ = load_encoder(recipe, ModelRef(name=content["base"]["name"]))
-    encoded = encode(recipe, load_sets(recipe.data), make_reward_model(recipe.reward_model, encoder))
+    return recipe, make_reward_model(recipe.reward_model, encoder)
+
+
+def test_the_pairs_of_an_epoch_by_hand(pairs, models, tmp_path):
+    recipe, reward_model = _load(tmp_path, models, {"root": str(pairs), "train": TRAIN})
+    encoded = encode(recipe, load_sets(recipe.data), reward_model)
     rows = training_rows(recipe.data, encoded)
     mixed = mix(encoded, rows)
     wanted = [*encoded["short"].pairs, *encoded["short"].pairs, *encoded["long"].pairs]
