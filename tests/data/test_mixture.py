@@ -131,12 +131,25 @@ def test_nothing_left_on_a_side_is_refused(data, share):
     error = refused(data(CHAT, validation=share))
     assert error.cause.startswith(f"data.validation: {share} takes")
     assert "of the 20 prompts of chat" in error.cause
+    assert error.remedy == "Give a number or fraction that leaves prompts on both sides."
+    for enough in (1, 19, 0.05, 0.95):
+        assert all(len(each) for each in load_sets(data(CHAT, validation=enough)).values())
 
 
 def test_a_set_without_pairs_left_is_named(data, tmp_path):
     write(tmp_path / "small.jsonl", [row("chat 1")])
     error = refused(data(CHAT, ("small", {}), validation=19))
     assert error.cause == "data.validation: 19 leaves no pair of small."
+    assert error.remedy == "Lower it, or change data.seed."
+    for lower in ({"validation": 1}, {"validation": 19, "seed": _seed_that_keeps("chat 1", 20)}):
+        assert len(load_sets(data(CHAT, ("small", {}), **lower))["small"]) == 1
+
+
+def _seed_that_keeps(prompt, prompts):
+    """A seed whose cut of all but one of `prompts` prompts of chat leaves `prompt`."""
+    sets = [PreferenceData("chat", [PreferencePair(f"chat {number}", "a", "b") for number in range(prompts)])]
+    kept = (cut_validation(sets, prompts - 1, seed)[0][0].pairs[0].prompt for seed in range(1000))
+    return next(seed for seed, left in enumerate(kept) if left == prompt)
 
 
 # --- shares --------------------------------------------------------------------------------------------------------
@@ -162,7 +175,10 @@ def test_a_weight_below_1_draws_pairs_of_the_set(data):
 
 
 def test_a_weight_that_leaves_nothing_is_refused(data):
-    assert refused(data(CHAT, ("code", {"weight": 0.01}))).cause == "code: weight 0.01 leaves none of its 30 pairs."
+    error = refused(data(CHAT, ("code", {"weight": 0.01})))
+    assert error.cause == "code: weight 0.01 leaves none of its 30 pairs."
+    assert error.remedy == "Raise the weight of the set."
+    assert len(load_sets(data(CHAT, ("code", {"weight": 0.03})))["code"]) == 1
 
 
 def test_margins_in_one_set_only_are_refused(data, tmp_path):

@@ -146,8 +146,11 @@ def test_bad_splits_are_refused(tmp_path, split, cause):
 
 
 def test_one_file_is_not_read_twice(tmp_path):
-    with pytest.raises(RmkitError, match="would read its rows twice"):
-        load_preferences(str(jsonl(tmp_path)), split="train+test")
+    path = str(jsonl(tmp_path))
+    with pytest.raises(RmkitError, match="would read its rows twice") as error:
+        load_preferences(path, split="train[:2]+test[:2]")
+    assert error.value.remedy == "Name one split; its slice is used."
+    assert len(load_preferences(path, split="train[:2]+train[4:6]")) == 4
 
 
 def test_splits_of_other_types_are_refused(tmp_path):
