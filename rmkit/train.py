@@ -23,7 +23,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import time
-from functools import partial
+from functools import cache, partial
 from typing import Annotated, Any
 
 import typer
@@ -140,7 +140,7 @@ def _make_trainer(run: TrainingRun, references: References) -> tuple[Any, list[C
             processing_class=tokenizer,
             peft_config=lora_config(recipe, reward_model),
             reward_model=reward_model,
-            reference_outputs=partial(references.get, recipe.data.train.name),
+            reference_outputs=cache(partial(references.select, run.training_rows)),
         )
     if not running_sharding(run.arguments).startswith("zero"):  # a sharded model runs only in training
         with metadata.precision(run.arguments.device):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from rmkit.commands.options import Overrides, RecipeName
@@ -30,13 +31,14 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
         from rich.console import Console
 
         from rmkit.config.recipe import load_recipe
+        from rmkit.data.mixture import join
         from rmkit.training import launch, preparation
 
         console = Console()
         loaded = load_recipe(recipe, overrides or [])
         plan = launch.plan(loaded)
         data = preparation.load_data(loaded)
-        base = _find_base(loaded, data[loaded.data.train.name])
+        base = _find_base(loaded, join([data[each.name] for each in loaded.data.training_sets]))
         if base is None:
             _check_without_base(console, loaded, data)
         else:
@@ -62,6 +64,7 @@ def _check_with_base(
     console: Console, recipe: Recipe, data: Mapping[str, PreferenceData], base: ModelRef, plan: LaunchPlan | None
 ) -> None:
     """Encode the sets, and run every check that precedes training."""
+    from rmkit.encoding.pairs import mix, training_rows
     from rmkit.evaluation.tables import set_remarks
     from rmkit.models.shared_attention import possible_layout
     from rmkit.reward_models import make_reward_model
@@ -70,7 +73,7 @@ def _check_with_base(
     encoder, notes = preparation.load_encoder(recipe, base)
     reward_model = make_reward_model(recipe.reward_model, encoder)
     encoded = preparation.encode(recipe, data, reward_model)
-    pairs = encoded[recipe.data.train.name]
+    pairs = mix(encoded, training_rows(recipe.data, encoded))
     _print_sets(console, recipe, data, encoded)
     _print_warnings(console, preparation.warnings(recipe, data, {name: kept.pairs for name, kept in encoded.items()}))
     _print_examples(console, recipe, checking.examples(recipe, encoder, pairs.pairs[0]))
@@ -121,6 +124,7 @@ def _print_sets(
     for reason in reasons:
         table.add_column(escape(textwrap.fill(f"lost: {reason}", 12)), justify="right")
     used = {name: encoded[name].pairs if name in encoded else loaded.pairs for name, loaded in data.items()}
+    training = [each.name for each in recipe.data.training_sets]
     for name, pairs in used.items():
         lengths = ["?"] * 3
         if name in encoded:
@@ -131,8 +135,8 @@ def _print_sets(
                 f"{baselines['shorter_wins']:.3f}",
             ]
         shared = ["", ""]
-        if name != recipe.data.train.name:
-            overlap = find_overlap(used[recipe.data.train.name], pairs, ngrams=True)
+        if name not in training:
+            overlap = find_overlap(chain.from_iterable(used[other] for other in training), pairs, ngrams=True)
             assert overlap.ngram is not None
             shared = [_highlight(int(overlap.prompt.sum())), _highlight(int(overlap.ngram.sum()))]
         lost = [dropped[name].get(reason, 0) for reason in reasons]

@@ -16,7 +16,7 @@ RecipeName = Annotated[
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Recipe keys to change, as section.key=value.")]
 Model = Annotated[str, typer.Argument(help="A run's model/ folder, any transformers model folder, or a hub id.")]
-Split = Annotated[str, typer.Option(help="The split to read.")]
+Split = Annotated[str, typer.Option(help="The split to read, or a slice: test[:100].")]
 Subset = Annotated[str | None, typer.Option(help="The configuration of a hub data set.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N pairs.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Responses per forward pass.")]

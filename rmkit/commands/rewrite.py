@@ -29,7 +29,7 @@ OnBad = Literal["keep-out", "retry", "keep", "error"]
 class SourceOptions:
     """The set to rewrite."""
 
-    split: Annotated[str, typer.Option(help="The split to rewrite.")] = "test"
+    split: Annotated[str, typer.Option(help="The split to rewrite, or a slice: test[:100].")] = "test"
     subset: Subset = None
     revision: Annotated[str | None, typer.Option(help="The revision of a hub data set.")] = None
     limit: Limit = None
@@ -111,6 +111,7 @@ def rewrite(
         from rmkit.data.rewriting import sets
         from rmkit.data.rewriting.styles import load_local_style, load_style
         from rmkit.data.rewriting.token_overlap import load_tokenize
+        from rmkit.data.splits import split_names
 
         local_style = load_local_style(style)
         model_style = load_style(style) if local_style is None else None
@@ -118,6 +119,7 @@ def rewrite(
             raise RmkitError(f"--style {style} needs a --model to ask.", "Add --model, or use a local: style.")
         tokenize = load_tokenize(summary.tokenizer)
         pairs = load_preferences(data, **asdict(source))
+        split = "_".join(split_names(source.split))  # a split of `datasets` has no slice in its name
         if pairs.format is not None:
             print(f"{pairs.name}: {pairs.format}")
         settings: dict[str, Any] = {"source": data, "split": source.split, "style": style}
@@ -137,8 +139,8 @@ def rewrite(
             card = {"identity": identity, **settings, "pairs": len(rows["prompt"]), "left_out": dict(left_out)}
             problems = _problems_by_row(pairs, rewrites)
             card |= {"fingerprint": pairs.fingerprint, "problems": problems, "tokens": tokens}
-            sets.write_set(output, source.split, rows, card)
-        overlaps = sets.overlaps(sets.read_set(output, source.split), tokenize)
+            sets.write_set(output, split, rows, card)
+        overlaps = sets.overlaps(sets.read_set(output, split), tokenize)
         _print_summary(output, card, overlaps, summary.tokenizer)
         _print_cost(card["tokens"], summary.input_price, summary.output_price)
 

@@ -22,7 +22,9 @@ def score(
     model: Model,
     data: Annotated[str, typer.Argument(help="A save_to_disk folder, .parquet, .jsonl, .json, .csv, or a hub id.")],
     options: ModelOptions,
-    split: Annotated[str | None, typer.Option(help="The split to score.", show_default="test")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="The split to score, or a slice, test[:100].", show_default="test")
+    ] = None,
     output: Annotated[Path, typer.Option(help="The parquet file to write.")] = Path("rewards.parquet"),
     layout: Layout = None,
     batch_size: BatchSize = 16,
@@ -39,6 +41,7 @@ def score(
     """Score the pairs of a set. Prints accuracy, margin and ties."""
     with exit_on_error():
         from rmkit.data.preferences import load_preferences
+        from rmkit.data.splits import ignored_split
         from rmkit.evaluation.tables import print_scores
         from rmkit.files import check_place
 
@@ -48,7 +51,7 @@ def score(
         if pairs.format is not None and is_main_process():
             print(f"{pairs.name}: {pairs.format}")
         if split is not None and pairs.split is None and is_main_process():
-            print(f"warning: {data} has no splits: --split {split} is ignored")
+            print(f"warning: {ignored_split(data, split, f'--split {split}')}")
         scorer = load_scorer(model, options, layout)
         scored = score_sets(scorer, {pairs.name: pairs}, batch_size, max_length, pairs.name)[pairs.name]
         summary = scored.summary()  # rejects non-finite rewards

@@ -20,16 +20,28 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    Tag,
     field_validator,
     model_validator,
 )
 
 from rmkit.config.resources import find_recipe
-from rmkit.config.strict_yaml import Seed, StrictModel, apply_override, dotted_keys, load_yaml, to_yaml, validate
+from rmkit.config.strict_yaml import (
+    ONE,
+    SEVERAL,
+    Seed,
+    StrictModel,
+    apply_override,
+    dotted_keys,
+    load_yaml,
+    to_yaml,
+    validate,
+)
 from rmkit.config.training_arguments import training_fields, training_options
 from rmkit.errors import RmkitError
 
@@ -168,9 +180,10 @@ class PreferenceSet(StrictModel):
     """The location of a set of pairs.
 
     `path` is relative to `data.root`, or a hub id. `source` prepares the set if nothing exists at `path`; without a
-    path, rmkit stores the set in its cache. `subset` is a hub configuration. `where` keeps the rows whose columns have
-    the given value, or one of a list of values. `columns` names the columns of prompt, chosen, rejected, system,
-    history and margin where they have other names; margin may be two columns of scores, whose difference it is.
+    path, rmkit stores the set in its cache. `split` may be a slice or a sum, see `rmkit.data.splits`; `where` and
+    `limit` apply to its rows. `subset` is a hub configuration. `where` keeps the rows whose columns have the given
+    value, or one of a list of values. `columns` names the columns of prompt, chosen, rejected, system, history and
+    margin where they have other names; margin may be two columns of scores, whose difference it is.
     """
 
     name: SetName
@@ -194,9 +207,14 @@ Category = Literal["in-distribution", "token-level shift", "domain shift", "cont
 
 
 class TrainingSet(PreferenceSet):
-    """The training set; its split defaults to `train`."""
+    """A training set; its split defaults to `train`.
+
+    `weight` is the share of its pairs in an epoch: 0.5 draws half of them, once for the whole run; 2 takes every pair
+    twice, and 2.5 half of them a third time.
+    """
 
     split: str = "train"
+    weight: PositiveFloat = 1.0
 
 
 class EvaluationSet(PreferenceSet):
@@ -205,15 +223,32 @@ class EvaluationSet(PreferenceSet):
     category: Category | None = None
 
 
-class Data(StrictModel):
-    """The training set, the evaluation sets, and how to treat pairs that cannot be used.
+VALIDATION = "validation"
+"""The name of the set that `data.validation` cuts off the training sets."""
 
-    `special_tokens` decides how control tokens spelled out in a prompt or response are read: as text, as the tokens (as
-    in the paper's code), or as an error.
+
+def _check_validation(value: Any) -> Any:
+    """Validate `data.validation`; see `rmkit.data.mixture.cut_validation`."""
+    if value is None or (type(value) is int and value > 0) or (type(value) is float and 0 < value < 1):
+        return value
+    raise ValueError("it must be a fraction of the prompts, above 0 and below 1, or a number of prompts")
+
+
+class Data(StrictModel):
+    """The training set or sets, the evaluation sets, and how to treat pairs that cannot be used.
+
+    `validation` cuts an evaluation set of this name off the training sets, by prompt. `seed` decides its prompts and
+    what a `weight` draws. `special_tokens` decides how control tokens spelled out in a prompt or response are read: as
+    text, as the tokens (as in the paper's code), or as an error.
     """
 
     root: LocalPath | None = None
-    train: TrainingSet
+    train: Annotated[
+        Annotated[TrainingSet, Tag(ONE)] | Annotated[list[TrainingSet], Tag(SEVERAL), Field(min_length=1)],
+        Discriminator(lambda value: SEVERAL if isinstance(value, list) else ONE),
+    ]
+    validation: Annotated[Any, AfterValidator(_check_validation)] = None
+    seed: Seed = 0
     evaluation: list[EvaluationSet] = []
     max_length: PositiveInt | None = None
     over_length: Literal["drop", "error"] = "drop"
@@ -222,11 +257,23 @@ class Data(StrictModel):
 
     @model_validator(mode="after")
     def _require_unique_names(self) -> Data:
-        names = [self.train.name, *(evaluation_set.name for evaluation_set in self.evaluation)]
+        names = [each.name for each in (*self.training_sets, *self.evaluation)]
+        names += [VALIDATION] if self.validation is not None else []
         duplicates = sorted({name for name in names if names.count(name) > 1})
         if duplicates:
             raise ValueError(f"two sets are named {duplicates[0]}: every set needs a unique name")
         return self
+
+    @property
+    def training_sets(self) -> list[TrainingSet]:
+        """The training sets, whether `train` is one or a list."""
+        return self.train if isinstance(self.train, list) else [self.train]
+
+    @property
+    def categories(self) -> dict[str, Category | None]:
+        """The category of every set that is evaluated."""
+        cut: dict[str, Category | None] = {} if self.validation is None else {VALIDATION: "in-distribution"}
+        return cut | {each.name: each.category for each in self.evaluation}
 
 
 class Evaluation(StrictModel):

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Tag, ValidationError
 
 from rmkit.errors import RmkitError
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """A seed that NumPy accepts."""
+ONE, SEVERAL = "[one]", "[several]"
+"""Tags of a key that takes a section or a list of them; pydantic adds them to the locations of errors."""
 
 
 class StrictModel(BaseModel):
@@ -150,7 +152,8 @@ def _explain(
     section: type[BaseModel], error: Any, source: str, other_keys: Callable[[], Iterable[str]]
 ) -> tuple[str, str]:
     """The cause and the remedy of pydantic's first error."""
-    location, problem, value = error["loc"], error["type"], error.get("input")
+    location = [part for part in error["loc"] if part not in (ONE, SEVERAL)]
+    problem, value = error["type"], error.get("input")
     parts = [str(part) for at, part in enumerate(location) if not (at and location[at - 1] == "reward_model")]
     key = ".".join(parts) or "recipe"
     remedy = f"Fix {key}; docs/recipes.md describes it."
@@ -193,6 +196,7 @@ _EXPECTED = {
     "string_pattern_mismatch": "letters, digits, dots, dashes and underscores",
     "string_too_short": "longer",
     "string_type": "text",
+    "too_short": "longer",
 }
 
 
@@ -213,6 +217,8 @@ def dotted_keys(section: Any, prefix: str = "") -> Iterator[str]:
     fields = getattr(section, "model_fields", None)
     if fields is None:
         for inner in typing.get_args(section):
+            if Tag(SEVERAL) in getattr(inner, "__metadata__", ()):  # the same keys as those of one section
+                continue
             yield from dotted_keys(inner, f"{prefix}0." if typing.get_origin(section) is list else prefix)
         return
     for name, field in fields.items():

@@ -91,8 +91,13 @@ def find_overlap(
     return Overlap(prompt, chosen, prompt_and_chosen, whole, ngram)
 
 
+def prompt_text(pair: PreferencePair) -> str:
+    """The text by which prompts are compared: conversations as text, without whitespace at the ends."""
+    return as_text(pair.prompt).strip()
+
+
 def _texts(pair: PreferencePair) -> tuple[str, str, str]:
-    return as_text(pair.prompt).strip(), pair.chosen.strip(), pair.rejected.strip()
+    return prompt_text(pair), pair.chosen.strip(), pair.rejected.strip()
 
 
 def _ngrams(text: str) -> list[tuple[str, ...]]:

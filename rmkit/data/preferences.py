@@ -10,7 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -31,7 +31,7 @@ class PreferencePair:
     """A prompt x, a chosen response y+ and a rejected response y-.
 
     The prompt is a text (one user turn) or a conversation, see `rmkit.data.conversations`; responses are texts.
-    `index` is the row in the source (in the split, over all its files), whatever `where` and `limit` leave out.
+    `index` is the row in the source (in the split, over all its files), whatever slices, `where` and `limit` leave out.
     """
 
     prompt: Prompt
@@ -72,6 +72,10 @@ class PairRows(Sequence[PreferencePair]):
         for start in range(0, len(self), _CHUNK):
             yield from self[start : start + _CHUNK]
 
+    def select(self, numbers: NDArray[np.int64]) -> PairRows:
+        """The pairs of these numbers, also on disk."""
+        return PairRows(self._rows, self._kept[numbers], self._index, self._form)
+
     def _read(self, numbers: NDArray[np.int64]) -> list[PreferencePair]:
         rows = iter_rows(self._rows.select(numbers))
         converted = (
@@ -103,6 +107,12 @@ class PreferenceData:
     def fingerprint(self) -> str:
         """The fingerprint of the usable pairs."""
         return fingerprint(self.pairs)
+
+    def select(self, numbers: NDArray[np.int64]) -> PreferenceData:
+        """The set with only the pairs of these numbers, in their order."""
+        if isinstance(self.pairs, PairRows):
+            return replace(self, pairs=self.pairs.select(numbers))
+        return replace(self, pairs=[self.pairs[number] for number in numbers.tolist()])
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -144,7 +154,8 @@ def load_preferences(
     Args:
         path: below `root` (or the working directory): a save_to_disk folder, a folder of parquet or jsonl files, or one
             .parquet, .jsonl, .json or .csv file; otherwise a hub id.
-        split: the split to load, if the source has splits.
+        split: the split to load, or slices and sums as `datasets` writes them (`train[:95%]`, `train+test`). A source
+            without splits is read whole, or sliced. `where` and `limit` apply to the rows of the slice.
         where: keep the rows that have these values in these columns.
         limit: use only the first N of these rows.
         identical: whether pairs with two identical responses are dropped or are an error.
@@ -160,13 +171,11 @@ def load_preferences(
         found = find_columns(names, given, path)
         return [column for each in found.values() for column in each]
 
-    rows, names, loaded_split = load_rows(
-        path, split=split, root=root, subset=subset, revision=revision, where=where, columns=choose
-    )
-    index = match_rows(rows, where or {}, path)[:limit]
-    rows = rows.select(index)
+    loaded = load_rows(path, split=split, root=root, subset=subset, revision=revision, where=where, columns=choose)
+    chosen = match_rows(loaded.rows, where or {}, path)[:limit]
+    rows, index = loaded.rows.select(chosen), loaded.index[chosen]
     try:
-        form = recognise(path, rows, names, given, csv=path.endswith(".csv"))
+        form = recognise(path, rows, loaded.names, given, csv=path.endswith(".csv"))
         rows = rows.select_columns(form.needed)
         converted = (
             (number, form.convert(number, row)) for number, row in zip(index.tolist(), iter_rows(rows), strict=True)
@@ -174,7 +183,7 @@ def load_preferences(
         pairs = (row if isinstance(row, str) else parse_row(path, number, row) for number, row in converted)
         kept, dropped = _find_usable(pairs, name, identical)
         return PreferenceData(
-            name, PairRows(rows, np.array(kept), index, form), dropped, loaded_split, form.description
+            name, PairRows(rows, np.array(kept), index, form), dropped, loaded.split, form.description
         )
     except UnicodeDecodeError:  # Arrow decodes bytes only when a row is read
         raise RmkitError(f"{path} holds text that is not UTF-8.", "Convert the file to UTF-8.") from None

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmkit.data.json_rows import read_json
+from rmkit.data.splits import Loaded, SplitRows, load_split
 from rmkit.errors import RmkitError, Unreachable, first_line
 
 Scalar = bool | int | float | str | None
@@ -28,9 +29,6 @@ _NO_ROWS = ("StopIteration", "corresponds to no data", "BatchSize must be greate
 _CHUNK = 1000
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 _FILES = (".parquet", ".jsonl", ".json", ".csv")
-
-Loaded = tuple[Any, list[str], str | None]
-"""Rows as a `datasets.Dataset`, the names of all columns of the source, and the split; None without splits."""
 
 Choose = Callable[[list[str]], Sequence[str]]
 """The names of all columns of a source -> those that are needed."""
@@ -46,9 +44,10 @@ def load_rows(
     where: Where | None = None,
     columns: Sequence[str] | Choose,
 ) -> Loaded:
-    """All rows of a source.
+    """All rows of a split of a source.
 
     Args:
+        split: a name, slices of it or a sum, see `rmkit.data.splits`. A source without splits is read whole, or sliced.
         path: see `rmkit.data.preferences.load_preferences`.
         where: its columns are loaded too; no row is filtered here (see `match_rows`).
         columns: columns that the source must have, or a function that chooses them from the names of all columns.
@@ -64,20 +63,21 @@ def load_rows(
 
     local = ((Path(root) if root is not None else Path()) / path).absolute()
     if local.exists():
-        rows, names, loaded_split = _load_local(local, split, subset, choose)
+        loaded = load_split(split, lambda name: _load_local(local, name, subset, choose), path)
     elif _HUB_ID.match(path) and local.suffix not in _FILES and (root is None or path.count("/") == 1):
-        rows, names, loaded_split = _take_split(_load_from_hub(path, subset, revision), split, path)
+        splits = _load_from_hub(path, subset, revision)
+        loaded = load_split(split, lambda name: _take_split(splits, name, path), path)
     else:
         raise RmkitError(f"{local} does not exist.", "Check data.root and the path, or give a hub id (owner/name).")
     if callable(columns):
-        columns(names)  # refuses other formats
+        columns(loaded.names)  # refuses other formats
     for column in (*fixed, *(where or {})):
-        if column not in names:
+        if column not in loaded.names:
             raise RmkitError(
-                f"{path} has no column {column}; it has {', '.join(names) or 'none'}.",
+                f"{path} has no column {column}; it has {', '.join(loaded.names) or 'none'}.",
                 f"Give the columns {', '.join(fixed)}." if column in fixed else "Name one of these in where.",
             )
-    return rows, names, loaded_split
+    return loaded
 
 
 def iter_rows(rows: Any) -> Iterator[dict[str, Any]]:
@@ -170,7 +170,7 @@ def _shorten(text: str) -> str:
 # --- sources -------------------------------------------------------------------------------------------------------
 
 
-def _load_local(local: Path, split: str, subset: str | None, choose: Choose) -> Loaded:
+def _load_local(local: Path, split: str, subset: str | None, choose: Choose) -> SplitRows:
     """Rows of a file or folder.
 
     Args:
@@ -181,7 +181,7 @@ def _load_local(local: Path, split: str, subset: str | None, choose: Choose) -> 
     with quiet_datasets():
         try:
             if local.suffix in (".jsonl", ".json") and local.is_file():
-                return *read_json([local], choose), None
+                return SplitRows(*read_json([local], choose), None)
             if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
                 return _take_split(datasets.load_from_disk(str(local)), split, str(local))
             if local.suffix == ".parquet":
@@ -218,7 +218,7 @@ def _read_csv(file: Path) -> Any:
     return datasets.Dataset(csv.read_csv(file, read, parse, convert))
 
 
-def _load_folder(folder: Path, split: str, subset: str | None, choose: Choose) -> Loaded:
+def _load_folder(folder: Path, split: str, subset: str | None, choose: Choose) -> SplitRows:
     """Rows of a folder of parquet or JSON files."""
     import datasets
 
@@ -227,7 +227,7 @@ def _load_folder(folder: Path, split: str, subset: str | None, choose: Choose) -
     if builder.name == "json":
         files_by_split = {str(name): paths for name, paths in builder.config.data_files.items()}
         _refuse_missing_split(files_by_split, split, str(folder))
-        return *read_json([Path(file) for file in files_by_split[split]], choose), split
+        return SplitRows(*read_json([Path(file) for file in files_by_split[split]], choose), split)
     if builder.name == "csv":  # pandas would turn texts that look like numbers into numbers
         raise RmkitError(
             f"{folder} holds CSV files, in which texts and numbers look alike.",
@@ -270,12 +270,12 @@ def _load_from_hub(path: str, subset: str | None, revision: str | None) -> Any:
         ) from None
 
 
-def _take_split(loaded: Any, split: str, path: str) -> Loaded:
+def _take_split(loaded: Any, split: str, path: str) -> SplitRows:
     """A split of a `DatasetDict`, or a `Dataset` as a whole."""
     if not hasattr(loaded, "keys"):
-        return loaded, list(loaded.column_names), None
+        return SplitRows(loaded, list(loaded.column_names), None)
     _refuse_missing_split(loaded, split, path)
-    return loaded[split], list(loaded[split].column_names), split
+    return SplitRows(loaded[split], list(loaded[split].column_names), split)
 
 
 def _refuse_missing_split(splits: Iterable[str], split: str, path: str) -> None:

@@ -7,7 +7,7 @@ and `PairCollator` looks up the ids when it builds a batch.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, overload
 
@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rmkit.config.recipe import SpecialTokens
+from rmkit.config.recipe import Data, SpecialTokens
 from rmkit.data.conversations import Prompt
+from rmkit.data.mixture import draw
 from rmkit.data.preferences import PreferenceData, PreferencePair
 from rmkit.encoding.batches import Layout, collate, common_prefix, split
 from rmkit.encoding.chat import ChatEncoder, TokenSequence
@@ -138,6 +139,17 @@ class EncodedPairs:
             for chosen, rejected in both
         ]
 
+    def __getitem__(self, number: int) -> EncodedPair:
+        chosen = self.chosen[number]
+        shared = self.chosen_responses is self.chosen
+        return EncodedPair(
+            self.pairs[number],
+            chosen,
+            self.rejected[number],
+            chosen if shared else self.chosen_responses[number],
+            self.response_lengths[number],
+        )
+
     def head(self, number: int) -> EncodedPairs:
         """The first pairs only."""
         return EncodedPairs(
@@ -249,6 +261,30 @@ def collect(name: str, encoded: Iterable[EncodedPair], dropped: dict[str, int]) 
         control_texts,
         templated,
     )
+
+
+def training_rows(data: Data, sets: Mapping[str, Sized]) -> dict[str, NDArray[np.int64]]:
+    """By training set, the numbers of its pairs that make up an epoch; a pair may stand several times.
+
+    Args:
+        sets: the sets of `rmkit.data.sources.use.load_sets`, encoded or not.
+    """
+    weights = {each.name: max(each.weight, 1.0) for each in data.training_sets}  # lower ones have been applied
+    return {name: draw(len(sets[name]), weight, data.seed) for name, weight in weights.items()}
+
+
+def mix(encoded: Mapping[str, EncodedPairs], rows: Mapping[str, NDArray[np.int64]]) -> EncodedPairs:
+    """The pairs of an epoch as one set; a single set that stands in it once is returned as it is.
+
+    Args:
+        rows: see `training_rows`.
+    """
+    if len(rows) == 1:
+        ((name, numbers),) = rows.items()
+        if len(numbers) == len(encoded[name]):
+            return encoded[name]
+    pairs = (encoded[name][number] for name, numbers in rows.items() for number in numbers.tolist())
+    return collect(" + ".join(rows), pairs, {})
 
 
 def remarks(

@@ -91,7 +91,7 @@ def load_set(suite_set: SuiteSet, root: Path | None, identical: Literal["drop", 
             f"{suite_set.name} has columns, which sets with score: best_of do not take.",
             "Rename the columns of the data to prompt, chosen and rejected.",
         )
-    rows, names, split = load_rows(
+    loaded = load_rows(
         path,
         split=suite_set.split,
         root=root,
@@ -100,12 +100,12 @@ def load_set(suite_set: SuiteSet, root: Path | None, identical: Literal["drop", 
         where=suite_set.where,
         columns=COLUMNS,
     )
-    index = match_rows(rows, suite_set.where, path)[: suite_set.limit]
-    numbered = zip(index.tolist(), iter_rows(rows.select(index)), strict=True)
+    chosen = match_rows(loaded.rows, suite_set.where, path)[: suite_set.limit]
+    numbered = zip(loaded.index[chosen].tolist(), iter_rows(loaded.rows.select(chosen)), strict=True)
     pairs = [pair for number, row in numbered for pair in _best_of_pairs(path, number, row)]
-    unused = ", ".join(find_unused(names, COLUMNS))
+    unused = ", ".join(find_unused(loaded.names, COLUMNS))
     form = f"best of several, not used: {unused}" if unused else None
-    return replace(drop_identical(pairs, suite_set.name, identical), split=split, format=form)
+    return replace(drop_identical(pairs, suite_set.name, identical), split=loaded.split, format=form)
 
 
 def _best_of_pairs(path: str, index: int, row: Mapping[str, object]) -> list[PreferencePair]:

@@ -48,9 +48,8 @@ def print_metrics(record: Mapping[str, Any]) -> None:
     """
     type_name = record["reward_model"]["reward_model"]["type"]
     initial = record["history"][0]["sets"]
-    fit = {
-        name: record["train_fit"] for name, data in record["data"].items() if data["training"] and record["train_fit"]
-    }
+    final = record["history"][-1]["sets"]
+    fit = {name: final[name] for name, data in record["data"].items() if data["training"] and name in final}
     rows = {
         name: {"initial": initial.get(name, {}).get("accuracy")} | record["data"][name] | metrics
         for name, metrics in (record["metrics"] | fit).items()

@@ -184,7 +184,7 @@ def _pair_settings(folder: str) -> list[str]:
     places = ["train", *(f"evaluation.{number}" for number in range(len(content.evaluation)))]
     return [
         setting
-        for place, preferences in zip(places, (content.train, *content.evaluation), strict=True)
+        for place, preferences in zip(places, (*content.training_sets, *content.evaluation), strict=True)
         for setting in (
             f"data.{place}.path={folder}",
             f"data.{place}.source=null",

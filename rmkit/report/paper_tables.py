@@ -24,7 +24,7 @@ from rmkit.report.comparison import (
     win_rates,
 )
 from rmkit.report.names import CATEGORIES, IM
-from rmkit.report.runs import Runs
+from rmkit.report.runs import TRAINING, Runs
 from rmkit.report.style import in_order
 from rmkit.report.tables import Cell, Table, number, signed, spread
 
@@ -290,9 +290,6 @@ def hyperparameter_table(runs: Runs, setting: str) -> Table:
     title = f"Accuracy of reward models trained on {setting} by learning rate and β."
     name = f"{slug(setting)}_accuracy_by_hyperparameters"
     return Table(name, title, header, rows, means.assign(training=setting), _seeds_note(frame))
-
-
-TRAINING = "training set"
 
 
 def _all_sets(runs: Runs, setting: str) -> pd.DataFrame:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,7 @@ class SetLocation(_Part):
     name: str
     path: str | None = None
     source: dict[str, Any] | None = None
+    weight: float = 1.0
 
     @property
     def place(self) -> str:
@@ -87,9 +90,14 @@ class SetLocation(_Part):
 
 
 class _RecipeData(_Part):
-    train: SetLocation
+    train: SetLocation | list[SetLocation]
+    seed: int = 0
     evaluation: list[SetLocation]
     max_length: int | None = None
+
+    @property
+    def training_sets(self) -> list[SetLocation]:
+        return self.train if isinstance(self.train, list) else [self.train]
 
 
 class _Recipe(_Part):
@@ -123,6 +131,11 @@ class RunRecord(_Part):
     theory: dict[str, Any] = {}
 
 
+def mixture(labels: Iterable[str]) -> str:
+    """The name of several training sets that are one in training: chat + code."""
+    return " + ".join(labels)
+
+
 @dataclass(frozen=True)
 class LoadedRun:
     """A run that can be reported: its name in the report, its record, and set -> the rewards after training."""
@@ -138,8 +151,24 @@ class LoadedRun:
         return self.record.reward_model.reward_model.model_dump()
 
     @property
-    def train(self) -> SetLocation:
-        return self.record.recipe.data.train
+    def training_sets(self) -> list[SetLocation]:
+        return self.record.recipe.data.training_sets
+
+    @property
+    def train_fit(self) -> dict[str, tuple[SetMetrics, SetFacts]]:
+        """The training set after training; of a mixture first the whole of it, then every set. Nothing if unscored."""
+        fit, final = self.record.train_fit, self.record.history[-1].sets if self.record.history else {}
+        names = [each.name for each in self.training_sets]
+        if fit is None:
+            return {}
+        if len(names) == 1:
+            return {names[0]: (fit, self.record.data[names[0]])}
+        parts = {name: (final[name], self.record.data[name]) for name in names if name in final}
+        pairs = [final[each.name].pairs * max(each.weight, 1.0) for each in self.training_sets if each.name in parts]
+        longer = float(np.average([facts.longer_wins for _, facts in parts.values()], weights=pairs))
+        shorter = float(np.average([facts.shorter_wins for _, facts in parts.values()], weights=pairs))
+        whole = SetFacts(fingerprint=self.training_fingerprint, training=True, longer_wins=longer, shorter_wins=shorter)
+        return {mixture(names): (fit, whole), **parts}
 
     @property
     def model_key(self) -> str:
@@ -178,7 +207,11 @@ class LoadedRun:
 
     @property
     def training_fingerprint(self) -> str:
-        return self.record.data[self.train.name].fingerprint
+        """The fingerprint of the only training set; of several sets or a weight above 1, of all that trains."""
+        parts = [(self.record.data[each.name].fingerprint, max(each.weight, 1.0)) for each in self.training_sets]
+        if len(parts) == 1 and parts[0][1] == 1:
+            return parts[0][0]
+        return hashlib.sha256(json.dumps([parts, self.record.recipe.data.seed]).encode()).hexdigest()
 
     @property
     def training_pairs(self) -> str:
@@ -197,7 +230,8 @@ def load_run(name: str, path: Path) -> LoadedRun:
         record = RunRecord.model_validate(directory.read())
     except ValidationError as error:
         raise RmkitError(f"run.json: {describe_error(error)}.", "") from None
-    missing = [name for name in (*record.metrics, record.recipe.data.train.name) if name not in record.data]
+    needed = [*record.metrics, *(each.name for each in record.recipe.data.training_sets)]
+    missing = [set_name for set_name in needed if set_name not in record.data]
     if missing:
         raise RmkitError(f"run.json: data.{missing[0]} is missing.", "")
     scores = {set_name: _read_scores(directory, set_name) for set_name in record.metrics}

@@ -29,11 +29,12 @@ import pyarrow.parquet as pq
 
 from rmkit.errors import RmkitError
 from rmkit.report import names
-from rmkit.report.records import LoadedRun, load_run
+from rmkit.report.records import LoadedRun, load_run, mixture
 from rmkit.runs.directory import FINAL, RunDirectory
 from rmkit.runs.rewards import PairRewards
 
 PAPER_LEARNING_RATE, PAPER_BETA = 1e-6, 0.01
+TRAINING = "training set"
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,17 @@ class Runs:
 
     @cached_property
     def train_fit(self) -> pd.DataFrame:
-        """The rows of `metrics` for training sets after training."""
-        return self.metrics[(self.metrics["state"] == FINAL) & self.metrics["training"]].reset_index(drop=True)
+        """The rows of `metrics` for the training set after training, of a mixture for the whole of it."""
+        return self._after_training[self._after_training["dataset"] == TRAINING].reset_index(drop=True)
+
+    @cached_property
+    def mixed_fit(self) -> pd.DataFrame:
+        """The rows of `metrics` for every set of a mixture after training."""
+        return self._after_training[self._after_training["dataset"] != TRAINING].reset_index(drop=True)
+
+    @property
+    def _after_training(self) -> pd.DataFrame:
+        return self.metrics[(self.metrics["state"] == FINAL) & self.metrics["training"]]
 
     @property
     def settings(self) -> list[str]:
@@ -216,7 +226,7 @@ def _runs_frame(loaded: list[LoadedRun]) -> pd.DataFrame:
         {
             "run": run.name,
             "setting": settings[run.training_fingerprint],
-            "training_path": run.train.place,
+            "training_path": mixture(each.place for each in run.training_sets),
             "model": models[run.model_key],
             "reward_model": names.type_label(run.settings["type"]),
             "variant": names.variant(
@@ -256,9 +266,10 @@ def _usual_number(values: pd.Series, papers: float) -> float:
 
 
 def _setting_candidates(run: LoadedRun) -> list[str]:
-    train = run.train
-    label = names.training_set(train.name, train.place)
-    prepared = [f"{label} ({train.options})"] if train.options else []
+    sets = run.training_sets
+    label = mixture(names.training_set(each.name, each.place) for each in sets)
+    options = ", ".join(each.options for each in sets if each.options)
+    prepared = [f"{label} ({options})"] if options else []
     return [label, *prepared, f"{label} ({run.training_pairs})", f"{label} [{run.training_fingerprint[:8]}]"]
 
 
@@ -269,26 +280,30 @@ def _metrics_frame(loaded: list[LoadedRun], runs: pd.DataFrame) -> pd.DataFrame:
 
 def _metric_rows(run: LoadedRun) -> Iterable[dict[str, Any]]:
     record = run.record
-    paths = {location.name: location.place for location in (run.train, *record.recipe.data.evaluation)}
+    paths = {location.name: location.place for location in record.recipe.data.evaluation}
     epochs = {state.epoch for state in record.history if state.state != FINAL}
     last = max((state.epoch for state in record.history), default=0.0)
     states = [(state.state, state.epoch, state.sets) for state in record.history if state.state != FINAL]
-    final = dict(record.metrics) | ({run.train.name: record.train_fit} if record.train_fit else {})
-    for state, epoch, sets in [*states, (FINAL, last, final)]:
-        for name, metrics in sets.items():
-            if name not in record.data:
-                continue
-            facts = record.data[name]
-            yield {
-                "run": run.name,
-                "set": name,
-                "dataset": names.dataset(name, paths.get(name, "")) if not facts.training else "training set",
-                "category": "Training" if facts.training else names.CATEGORIES.get(facts.category, str(facts.category)),
-                "training": facts.training,
-                "state": state,
-                "epoch": epoch,
-                "repeats_epoch": state == FINAL and epoch in epochs,
-                "longer_wins": facts.longer_wins,
-                "shorter_wins": facts.shorter_wins,
-                **metrics.model_dump(),
-            }
+    found = [
+        (state, epoch, name, metrics, record.data[name])
+        for state, epoch, sets in [*states, (FINAL, last, record.metrics)]
+        for name, metrics in sets.items()
+        if name in record.data
+    ]
+    found += [(FINAL, last, name, metrics, facts) for name, (metrics, facts) in run.train_fit.items()]
+    whole = next(iter(run.train_fit), None)
+    for state, epoch, name, metrics, facts in found:
+        training = TRAINING if name == whole else f"{TRAINING}: {name}"
+        yield {
+            "run": run.name,
+            "set": name,
+            "dataset": training if facts.training else names.dataset(name, paths.get(name, "")),
+            "category": "Training" if facts.training else names.CATEGORIES.get(facts.category, str(facts.category)),
+            "training": facts.training,
+            "state": state,
+            "epoch": epoch,
+            "repeats_epoch": state == FINAL and epoch in epochs,
+            "longer_wins": facts.longer_wins,
+            "shorter_wins": facts.shorter_wins,
+            **metrics.model_dump(),
+        }

@@ -24,7 +24,7 @@ from rmkit.report.runs import Runs
 from rmkit.report.set_pairs import SetPairs, sets_of_pairs
 from rmkit.report.style import in_order
 from rmkit.report.tables import plain_table
-from rmkit.report.train_fit import train_fit_table
+from rmkit.report.train_fit import mixed_fit_table, train_fit_table
 from rmkit.report.wrong_pairs import wrong_pairs
 
 _PAPER_TEXT = {  # two figures whose numbers the paper gives only in words
@@ -204,8 +204,7 @@ def _tests(runs: Runs, setting: str, compared: Sequence[Comparison], sets: Seque
         items.append(paired_tests.paired_table(comparison, rows))
         if several:
             items.append(paired_tests.paired_by_model(comparison, rows))
-    fit = train_fit_table(runs, setting)
-    return [*items, *([fit] if fit else [])]
+    return [*items, *filter(None, (train_fit_table(runs, setting), mixed_fit_table(runs, setting)))]
 
 
 def _pair_statistics(runs: Runs, setting: str, sets: Sequence[SetPairs]) -> list[Item]:

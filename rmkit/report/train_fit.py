@@ -1,4 +1,4 @@
-"""How well each type fits its training set, against the limits of Appendix D.3."""
+"""How well each type fits its training set, or every set of a mixture, against the limits of Appendix D.3."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rmkit.report.comparison import papers_training, slug
 from rmkit.report.names import EX, GRM, IM
 from rmkit.report.runs import Runs
 from rmkit.report.style import in_order
-from rmkit.report.tables import Cell, Table, number
+from rmkit.report.tables import Cell, Table, number, plain_table
 
 LOSS_LIMITS = {"UltraFeedback": 0.04, "RewardMATH": 0.005}
 ACCURACY_LIMIT = 0.993
@@ -56,3 +56,18 @@ def train_fit_table(runs: Runs, setting: str) -> Table | None:
     header = ["Reward model", "Runs", "Mean loss", "Highest", "Mean accuracy", "Lowest", "Limits"]
     name = f"{slug(setting)}_train_fit"
     return Table(name, f"Fit of the training set, {setting}.", header, rows, pd.DataFrame(data), note)
+
+
+def mixed_fit_table(runs: Runs, setting: str) -> Table | None:
+    """Loss and accuracy by type on every set of a mixture; None for a single training set."""
+    frame = runs.mixed_fit[(runs.mixed_fit["setting"] == setting) & runs.mixed_fit["main"]]
+    if frame.empty:
+        return None
+    columns = {"set": "Training set", "reward_model": "Reward model"}
+    means = frame.groupby(list(columns), sort=False).agg(
+        runs=("run", "nunique"), pairs=("pairs", "max"), loss=("loss", "mean"), accuracy=("accuracy", "mean")
+    )
+    data = means.reset_index().rename(columns=columns)
+    return plain_table(
+        f"{slug(setting)}_mixture", f"Fit of every set of the mixture, {setting}.", data, "Means over runs.", digits=4
+    )

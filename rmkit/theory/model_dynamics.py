@@ -15,8 +15,9 @@ from transformers import set_seed
 
 from rmkit.config.recipe import Recipe, read_recipe
 from rmkit.data.conversations import Prompt
+from rmkit.data.mixture import join
 from rmkit.data.preferences import PreferenceData
-from rmkit.data.sources.use import load_set
+from rmkit.data.sources.use import load_sets
 from rmkit.encoding.chat import TokenSequence
 from rmkit.encoding.pairs import EncodedPairs, collect, encode_pairs, iter_encoded
 from rmkit.errors import RmkitError
@@ -196,16 +197,15 @@ def _encode_sets(
     recipe: Recipe, reward_model: RewardModel[Any], pairs: int
 ) -> tuple[EncodedPairs, dict[str, EncodedPairs]]:
     """The first training pairs, and the first pairs of every evaluation set plus those with the same prompts."""
-    root, identical, max_length = recipe.data.root, recipe.data.identical, recipe.data.max_length
-    data = load_set(recipe.data.train, root=root, identical=identical)
-    encoded = iter_encoded(data, reward_model, {}, max_length=max_length)
-    training = collect(data.name, list(islice(encoded, pairs)), {})
+    max_length, data = recipe.data.max_length, load_sets(recipe.data)
+    joined = join([data.pop(each.name) for each in recipe.data.training_sets])
+    encoded = iter_encoded(joined, reward_model, {}, max_length=max_length)
+    training = collect(joined.name, list(islice(encoded, pairs)), {})
     prompts = {pair.prompt for pair in training.pairs}
     unseen = {}
-    for settings in recipe.data.evaluation:
-        evaluated = load_set(settings, root=root, identical=identical)
+    for name, evaluated in data.items():
         kept = [pair for at, pair in enumerate(evaluated) if at < pairs or pair.prompt in prompts]
-        unseen[settings.name] = encode_pairs(PreferenceData(settings.name, kept), reward_model, max_length=max_length)
+        unseen[name] = encode_pairs(PreferenceData(name, kept), reward_model, max_length=max_length)
     return training, unseen
 
 

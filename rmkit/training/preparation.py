@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType
 from transformers import AutoModel, PretrainedConfig
 
-from rmkit.config.recipe import Recipe, training_arguments
-from rmkit.data.overlap import find_overlap
+from rmkit.config.recipe import VALIDATION, Recipe, training_arguments
+from rmkit.data.overlap import find_overlap, prompt_text
 from rmkit.data.preferences import PreferenceData, PreferencePair
-from rmkit.data.sources.use import load_set, reading_notes
+from rmkit.data.sources.use import load_sets, reading_notes
 from rmkit.encoding.batches import Layout
 from rmkit.encoding.chat import ChatEncoder
-from rmkit.encoding.pairs import EncodedPairs, encode_pairs
+from rmkit.encoding.pairs import EncodedPairs, encode_pairs, training_rows
 from rmkit.encoding.tokenizer import load_tokenizer
 from rmkit.errors import RmkitError, first_line
 from rmkit.library_errors import template_limit
@@ -31,23 +32,36 @@ from rmkit.training.launch import accumulation_steps
 
 
 def load_data(recipe: Recipe) -> dict[str, PreferenceData]:
-    """The training set, which comes first, and the evaluation sets."""
-    sets = (recipe.data.train, *recipe.data.evaluation)
-    return {dataset.name: load_set(dataset, root=recipe.data.root, identical=recipe.data.identical) for dataset in sets}
+    """The sets of a recipe, see `rmkit.data.sources.use.load_sets`; the training sets come first."""
+    return load_sets(recipe.data)
 
 
 def warnings(
     recipe: Recipe, data: Mapping[str, PreferenceData], used: Mapping[str, Sequence[PreferencePair]]
 ) -> list[str]:
-    """Lines to print about the sets: their formats, a split that a file does not have, overlap with the training set.
+    """Lines to print about the sets: how they were read, the mixture, the validation set, overlap with training sets.
 
     Args:
         used: by set, the pairs that training and scoring use.
     """
-    train, *evaluated = (recipe.data.train, *recipe.data.evaluation)
-    notes = [line for dataset in (train, *evaluated) for line in reading_notes(dataset, data[dataset.name])]
-    shared = [find_overlap(used[train.name], used[other.name]).warning(other.name) for other in evaluated]
-    return [line for line in (*notes, *shared) if line is not None]
+    settings, training = recipe.data, [each.name for each in recipe.data.training_sets]
+    sets = (*settings.training_sets, *settings.evaluation)
+    notes = [line for each in sets for line in reading_notes(each, data[each.name])]
+    if len(training) > 1 or any(each.weight != 1 for each in settings.training_sets):
+        shares = [f"{len(numbers)} pairs of {name}" for name, numbers in training_rows(settings, used).items()]
+        notes.append(f"An epoch has {' and '.join(shares)}.")
+    if settings.validation is not None:
+        cut, prompts = used[VALIDATION], len({prompt_text(pair) for pair in used[VALIDATION]})
+        notes.append(f"{VALIDATION}: {len(cut)} pairs of {prompts} prompts, cut from {' and '.join(training)}")
+    for number, name in enumerate(training[1:], 1):
+        others, pairs = training[:number], used[name]
+        count = int(find_overlap(chain.from_iterable(used[other] for other in others), pairs).prompt.sum())
+        if count:
+            notes.append(f"warning: {name}: {count} of {len(pairs)} pairs have their prompt in {' or '.join(others)}")
+    for each in settings.evaluation:
+        overlap = find_overlap(chain.from_iterable(used[name] for name in training), used[each.name])
+        notes += filter(None, [overlap.warning(each.name)])
+    return notes
 
 
 def load_encoder(recipe: Recipe, base: ModelRef) -> tuple[ChatEncoder, list[str]]:

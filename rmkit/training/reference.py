@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from accelerate import PartialState
+from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -44,6 +47,12 @@ class References:
             KeyError: if they have not been computed yet.
         """
         return None if self.reward_model.reference is None else self.outputs[name]
+
+    def select(self, rows: Mapping[str, NDArray[np.int64]]) -> Tensor | None:
+        """Outputs on these pairs of several sets, one set after the other; see `get`."""
+        if self.reward_model.reference is None:
+            return None
+        return torch.cat([self.outputs[name][torch.from_numpy(numbers)] for name, numbers in rows.items()])
 
     def compute_from_policy(self, encoded: Mapping[str, EncodedPairs], trainer: Any, resumed: bool) -> None:
         """Compute the base's outputs, with the policy if it is untrained or has adapters that can be disabled."""

@@ -8,10 +8,11 @@ from typing import Any
 
 from rmkit.data.overlap import find_overlap
 from rmkit.encoding.pairs import EncodedPairs
-from rmkit.evaluation.statistics import by_category, length_baselines
+from rmkit.evaluation.statistics import by_category, length_baselines, summary
 from rmkit.processes import running_sharding
 from rmkit.runs import environment
 from rmkit.runs.directory import FORMAT
+from rmkit.runs.rewards import concatenate
 from rmkit.training.scoring_callback import ScoringCallback
 from rmkit.training.training_run import TrainingRun
 
@@ -26,8 +27,8 @@ def run_record(
     """
     recipe, training_set = run.recipe, run.training_set
     final = scoring.history[-1]["sets"]
-    categories = {dataset.name: dataset.category for dataset in recipe.data.evaluation}
-    evaluated = {name: metrics for name, metrics in final.items() if name != training_set.name}
+    categories = recipe.data.categories
+    evaluated = {name: metrics for name, metrics in final.items() if name not in run.training_rows}
     seconds = train_metrics.get("train_runtime", 0.0) - scoring.seconds_in_training
     tokens = sum(map(len, [*training_set.chosen, *training_set.rejected]))
     accuracies = {name: metrics["accuracy"] for name, metrics in evaluated.items()}
@@ -41,7 +42,7 @@ def run_record(
         "distributed": run.plan.name if run.plan else None,
         "gradient_accumulation_steps": trainer.args.gradient_accumulation_steps,
         "data": _describe_sets(run),
-        "train_fit": final.get(training_set.name),
+        "train_fit": _train_fit(run, scoring),
         "metrics": evaluated,
         "accuracy_by_category": by_category(accuracies, categories),
         "history": scoring.history,
@@ -60,10 +61,22 @@ def run_record(
     }
 
 
+def _train_fit(run: TrainingRun, scoring: ScoringCallback) -> dict[str, float] | None:
+    """Metrics of the training set, of several sets over all pairs of an epoch; None if it was not scored.
+
+    The history has those of every set.
+    """
+    fits = [metrics for name, metrics in scoring.history[-1]["sets"].items() if name in run.training_rows]
+    if len(fits) < 2:
+        return fits[0] if fits else None
+    scored = concatenate([scoring.scored[name][numbers] for name, numbers in run.training_rows.items()])
+    return summary(scored.rewards, scored.log_rewards)
+
+
 def _describe_sets(run: TrainingRun) -> dict[str, dict[str, Any]]:
     """Size, origin and baselines of every set; of evaluation sets also what they share with the training set."""
     training_set = run.training_set
-    categories = {dataset.name: dataset.category for dataset in run.recipe.data.evaluation}
+    categories = run.recipe.data.categories
     return {
         name: {
             "fingerprint": run.data[name].fingerprint,
@@ -72,8 +85,8 @@ def _describe_sets(run: TrainingRun) -> dict[str, dict[str, Any]]:
             "dropped": pairs.dropped,
             "control_texts": pairs.control_texts,
             "category": categories.get(name),
-            "training": name == training_set.name,
-            **(_count_shared(training_set, pairs) if name != training_set.name else {}),
+            "training": name in run.training_rows,
+            **(_count_shared(training_set, pairs) if name not in run.training_rows else {}),
             **length_baselines(pairs.response_lengths),
         }
         for name, pairs in run.encoded.items()

@@ -34,7 +34,6 @@ class ScoringCallback(TrainerCallback):
 
     def __init__(self, run: TrainingRun, trainer: Any, references: References):
         self.run, self.trainer, self.references = run, trainer, references
-        self.training_set = run.training_set.name
         self.history: list[dict[str, Any]] = []
         self.scored: dict[str, PairRewards] = {}
         self.scored_step = -1
@@ -79,7 +78,7 @@ class ScoringCallback(TrainerCallback):
             self.scored, self.scored_step = {}, step
         sets = {}
         for name, pairs in self.run.encoded.items():
-            if name == self.training_set and not (state == FINAL and self.run.recipe.evaluation.train_fit):
+            if name in self.run.training_rows and not (state == FINAL and self.run.recipe.evaluation.train_fit):
                 continue
             if name not in self.scored:  # the last epoch's rewards are the final ones
                 self.scored[name] = self._rewards(pairs, f"{state}: {name}")
@@ -94,10 +93,10 @@ class ScoringCallback(TrainerCallback):
 
     def _on_unseen_prompts(self, name: str) -> dict[str, float]:
         """Additional metrics of an evaluation set that shares prompts with the training set."""
-        if name == self.training_set:
+        if name in self.run.training_rows:
             return {}
         if name not in self.unseen_prompts:
-            overlap = find_overlap(self.run.encoded[self.training_set].pairs, self.run.encoded[name].pairs)
+            overlap = find_overlap(self.run.training_set.pairs, self.run.encoded[name].pairs)
             self.unseen_prompts[name] = ~overlap.prompt
         return unseen_prompt_accuracy(self.unseen_prompts[name], self.scored[name].ranking)
 

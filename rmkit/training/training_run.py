@@ -8,11 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
+from numpy.typing import NDArray
 
 from rmkit.config.recipe import Recipe
+from rmkit.data.mixture import join
 from rmkit.data.preferences import PreferenceData
-from rmkit.encoding.pairs import EncodedPairs
+from rmkit.encoding.pairs import EncodedPairs, mix, training_rows
 from rmkit.evaluation.tables import print_counts
 from rmkit.model_files.identity import on_main_process, saved_tokenizer_digests
 from rmkit.models.shared_attention import possible_layout
@@ -42,10 +45,12 @@ class TrainingRun:
     Attributes:
         arguments: transformers' TrainingArguments, of the class of the type's trainer.
         plan: how the run is spread over processes; None if neither recipe nor launcher decides it.
-        data: the preference sets by name, the training set first.
+        data: the preference sets by name, the training sets first.
         base: the language model that training starts from, at the commit that is recorded.
         metadata: what is saved with the model (reward_model.json).
         encoded: the sets as token sequences, without the pairs that are too long or identical.
+        training_rows: by training set, the numbers of its pairs in an epoch.
+        training_set: these pairs as one set.
         checkpoint: the one to resume from; None to start from the base.
         started: `time.time()` at the start.
     """
@@ -58,6 +63,8 @@ class TrainingRun:
     reward_model: RewardModel[Any]
     metadata: ModelMetadata
     encoded: Mapping[str, EncodedPairs]
+    training_rows: Mapping[str, NDArray[np.int64]]
+    training_set: EncodedPairs
     checkpoint: Path | None
     started: float
 
@@ -65,11 +72,6 @@ class TrainingRun:
     def directory(self) -> RunDirectory:
         """Where the run writes its results."""
         return RunDirectory(self.recipe.output_dir)
-
-    @property
-    def training_set(self) -> EncodedPairs:
-        """The encoded training set."""
-        return self.encoded[self.recipe.data.train.name]
 
 
 def plan_training(recipe: Recipe) -> tuple[Any, launch.LaunchPlan | None]:
@@ -104,13 +106,15 @@ def prepare_run(
     """
     with PartialState().main_process_first():
         data = load_data(recipe)
-        base = _find_base(recipe, data[recipe.data.train.name])
+        base = _find_base(recipe, join([data[each.name] for each in recipe.data.training_sets]))
     checkpoint = newest_complete(Path(arguments.output_dir)) if resume else None
     commits = recorded_commits(checkpoint)
     base = base.model_copy(update={"revision": commits.get("base", base.revision)})
     identified = identify(base, RunDirectory(recipe.output_dir).model)
     base = base.model_copy(update={"revision": identified.revision})  # of a hub id the recorded commit
     reward_model, metadata = _make_reward_model(recipe, base, arguments, commits.get("reference"))
+    encoded = _encode(recipe, data, reward_model, base)
+    rows = training_rows(recipe.data, encoded)
     return TrainingRun(
         recipe=recipe,
         arguments=arguments,
@@ -119,7 +123,9 @@ def prepare_run(
         base=base,
         reward_model=reward_model,
         metadata=metadata.model_copy(update={"base": identified}),
-        encoded=_encode(recipe, data, reward_model, base),
+        encoded=encoded,
+        training_rows=rows,
+        training_set=mix(encoded, rows),
         checkpoint=checkpoint,
         started=started,
     )

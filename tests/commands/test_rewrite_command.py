@@ -283,6 +283,13 @@ def test_local_styles_need_no_endpoint(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "pairs.jsonl"]
 
 
+def test_a_slice_is_rewritten_into_a_split_without_it(tmp_path: Path) -> None:
+    data, output = write_pairs(tmp_path / "pairs.jsonl", 5), tmp_path / "out"
+    result = run(str(data), "--style", "local:casing", "--output", str(output), "--split", "test[1:3]")
+    assert result.exit_code == 0
+    assert [row["orig_index"] for row in rows_of(output)] == [1, 2]
+
+
 # --- the Batch API -------------------------------------------------------------------------------------------------
 
 

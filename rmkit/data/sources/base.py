@@ -133,12 +133,12 @@ class Preparation:
                     f"The source {local} is one file, but the splits {' and '.join(sorted(self._read))} are needed.",
                     "Give a folder with one file per split.",
                 )
-            return load_rows(str(local.absolute()), split=split, columns=columns)[0]
+            return load_rows(str(local.absolute()), split=split, columns=columns).rows
         if self.revision is None:
             self.revision = self.options.revision or _newest(self.origin)
         if file is not None:
-            return load_rows(_hub_file(self.origin, file, self.revision), split=split, columns=columns)[0]
-        return load_rows(self.origin, split=split, revision=self.revision, columns=columns)[0]
+            return load_rows(_hub_file(self.origin, file, self.revision), split=split, columns=columns).rows
+        return load_rows(self.origin, split=split, revision=self.revision, columns=columns).rows
 
     def count(self, step: str, splits: Mapping[str, Sequence[Any]]) -> None:
         """Log the number of rows after a step."""

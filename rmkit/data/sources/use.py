@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from rmkit.config.recipe import PreferenceSet
+from rmkit.config.recipe import Data, PreferenceSet
 from rmkit.config.strict_yaml import validate
+from rmkit.data.mixture import cut_validation, refuse_mixed_margins, sample
 from rmkit.data.preferences import PreferenceData, load_preferences
 from rmkit.data.sources import find
 from rmkit.data.sources.card import read_card
 from rmkit.data.sources.prepare import prepare_source
 from rmkit.data.sources.released import PREFIX as RELEASED
+from rmkit.data.splits import ignored_split
 from rmkit.errors import RmkitError, Unreachable
 from rmkit.files import rmkit_cache
 
@@ -43,11 +46,30 @@ def load_set(
     )
 
 
+def load_sets(data: Data) -> dict[str, PreferenceData]:
+    """All sets of a recipe by name: the training sets, what `data.validation` cuts off them, the evaluation sets.
+
+    A weight below 1 has been applied; one above 1 is left to `rmkit.encoding.pairs.training_rows`.
+
+    Raises:
+        RmkitError: see `load_set` and `rmkit.data.mixture`.
+    """
+    load = partial(load_set, root=data.root, identical=data.identical)
+    training, cut = [load(each) for each in data.training_sets], []
+    refuse_mixed_margins(training)
+    if data.validation is not None:
+        training, validation = cut_validation(training, data.validation, data.seed)
+        cut = [validation]
+    training = [sample(each, of.weight, data.seed) for each, of in zip(training, data.training_sets, strict=True)]
+    return {each.name: each for each in (*training, *cut, *map(load, data.evaluation))}
+
+
 def reading_notes(settings: PreferenceSet, data: PreferenceData) -> list[str]:
     """Lines on how a set was read: its format if it is not plain texts, and a `split` that a file does not have."""
     lines = [f"{settings.name}: {data.format}"] if data.format else []
     if "split" in settings.model_fields_set and data.split is None:
-        lines.append(f"warning: {settings.name}: {settings.path} has no splits: `split: {settings.split}` is ignored")
+        written = f"`split: {settings.split}`"
+        lines.append(f"warning: {settings.name}: {ignored_split(settings.path, settings.split, written)}")
     return lines
 
 

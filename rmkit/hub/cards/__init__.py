@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 import rmkit
+from rmkit.config.recipe import EvaluationSet
 from rmkit.hub.publication import Publication
 
 _PIPELINES = {"explicit": "text-classification"}  # the Hub has no tag for the others
@@ -54,16 +55,20 @@ def model_card(publication: Publication, content: Mapping[str, Any], repo_id: st
 
 
 def _rows(publication: Publication, content: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """Name, category and metrics of every set; the training set last."""
+    """Name, category and metrics of every set; the training sets last."""
     rows = [(name, content["data"][name]["category"] or "", metrics) for name, metrics in content["metrics"].items()]
-    fit = content["train_fit"]
-    return [*rows, *([(publication.recipe.data.train.name, "training set", fit)] if fit else [])]
+    final, training = content["history"][-1]["sets"], publication.recipe.data.training_sets
+    return [*rows, *((each.name, "training set", final[each.name]) for each in training if each.name in final)]
 
 
 def _metadata(publication: Publication, content: Mapping[str, Any], repo_id: str) -> ModelCardData:
     type_name, adapter = publication.record["reward_model"]["type"], publication.record["adapter"]
     base = publication.base.hub_id
-    results = [result for name in content["metrics"] for result in _results(publication, content, name)]
+    results = [
+        result
+        for source in publication.recipe.data.evaluation  # a set cut off the training set is nowhere else
+        for result in _results(source, content)
+    ]
     return ModelCardData(
         model_name=repo_id.split("/")[-1],
         base_model=base,
@@ -71,14 +76,14 @@ def _metadata(publication: Publication, content: Mapping[str, Any], repo_id: str
         library_name="peft" if adapter else "transformers",
         pipeline_tag=_PIPELINES.get(type_name),
         tags=["reward-model", f"{type_name}-reward-model", "rmkit"],
-        datasets=[name] if (name := _hub_set(publication.recipe.data.train)) else None,
+        datasets=list(filter(None, map(_hub_set, publication.recipe.data.training_sets))) or None,
         metrics=["accuracy"],
         eval_results=results or None,
     )
 
 
-def _results(publication: Publication, content: Mapping[str, Any], name: str) -> list[EvalResult]:
-    source = next(item for item in publication.recipe.data.evaluation if item.name == name)
+def _results(source: EvaluationSet, content: Mapping[str, Any]) -> list[EvalResult]:
+    name = source.name
     metrics, data = content["metrics"][name], content["data"][name]
     return [
         EvalResult(
