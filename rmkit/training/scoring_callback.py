@@ -48,7 +48,8 @@ class ScoringCallback(TrainerCallback):
         self.run, self.trainer, self.references = run, trainer, references
         self.training_set = run.training_set.name
         self.history: list[dict[str, Any]] = []
-        self.scored: dict[str, tuple[PairRewards, dict[str, float]]] = {}  # by set: rewards, metrics
+        self.scored: dict[str, PairRewards] = {}
+        self.losses: dict[str, float] = {}
         self.scored_step = -1
         self.unseen_prompts: dict[str, NDArray[np.bool_]] = {}
         self.seconds = 0.0
@@ -104,9 +105,10 @@ class ScoringCallback(TrainerCallback):
             if name == self.training_set and not (state == FINAL and self.run.recipe.evaluation.train_fit):
                 continue
             if name not in self.scored:  # the last epoch's rewards are the final ones
-                self.scored[name] = self._score_set(pairs, f"{state}: {name}")
-            scored, metrics = self.scored[name]
-            sets[name] = dict(metrics)
+                self.scored[name], self.losses[name] = self._rewards(pairs, f"{state}: {name}")
+            scored = self.scored[name]
+            means = {"margin": float(scored.margins.mean()), "training_loss": self.losses[name]}
+            sets[name] = summary(scored.rewards, scored.log_rewards) | means | self._on_unseen_prompts(name)
             if self.trainer.is_world_process_zero() and not state.startswith("step_"):
                 write_rewards(self.run.directory, state, pairs, scored)
         self.history.append({"state": state, "epoch": epoch, "step": step, "sets": sets})
@@ -117,17 +119,17 @@ class ScoringCallback(TrainerCallback):
         for name, metrics in sets.items():
             self.trainer.log_scores({f"eval_{name}/{metric}": metrics[key] for metric, key in LOGGED.items()})
 
-    def _on_unseen_prompts(self, name: str, scored: PairRewards) -> dict[str, float]:
+    def _on_unseen_prompts(self, name: str) -> dict[str, float]:
         """Additional metrics of an evaluation set that shares prompts with the training set."""
         if name == self.training_set:
             return {}
         if name not in self.unseen_prompts:
             overlap = find_overlap(self.run.encoded[self.training_set].pairs, self.run.encoded[name].pairs)
             self.unseen_prompts[name] = ~overlap.prompt
-        return unseen_prompt_accuracy(self.unseen_prompts[name], scored.ranking)
+        return unseen_prompt_accuracy(self.unseen_prompts[name], self.scored[name].ranking)
 
-    def _score_set(self, pairs: EncodedPairs, description: str) -> tuple[PairRewards, dict[str, float]]:
-        """The rewards of a set and its metrics."""
+    def _rewards(self, pairs: EncodedPairs, description: str) -> tuple[PairRewards, float]:
+        """The rewards of a set, and the training loss on it."""
         outputs = pair_outputs(
             self.trainer.model_wrapped,
             self.run.reward_model,
@@ -136,11 +138,11 @@ class ScoringCallback(TrainerCallback):
             description=description,
         )
         index, reference = [pair.index for pair in pairs.pairs], self.references.get(pairs.name)
-        scored = pair_rewards(self.run.reward_model, outputs, reference, index)
-        metrics = summary(scored.rewards, scored.log_rewards) | self._on_unseen_prompts(pairs.name, scored)
-        margins = [pair.margin or 0.0 for pair in pairs.pairs]
-        loss = self.run.reward_model.loss(outputs, reference, torch.tensor(margins, dtype=torch.float64))
-        return scored, metrics | {"margin": float(scored.margins.mean()), "training_loss": float(loss)}
+        margin = None
+        if any(pair.margin is not None for pair in pairs.pairs):
+            margin = torch.tensor([pair.margin or 0.0 for pair in pairs.pairs], dtype=torch.float64)
+        loss = float(self.run.reward_model.loss(outputs, reference, margin))
+        return pair_rewards(self.run.reward_model, outputs, reference, index), loss
 
 
 def _cut_short(state: Any, control: Any) -> bool:
