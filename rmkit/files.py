@@ -53,6 +53,19 @@ def replacing(path: Path) -> Iterator[Path]:
         shutil.rmtree(workspace, ignore_errors=True)
 
 
+def link_folder(source: Path, target: Path) -> None:
+    """Copy a folder, by hard links where the file system has them; a folder at `target` is replaced."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target, copy_function=_link_file)
+
+
+def _link_file(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def check_place(path: Path) -> None:
     """Check that a file can be written at `path`, before hours of work for it.
 

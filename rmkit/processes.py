@@ -7,10 +7,13 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import DistributedType, PartialState
 from transformers.integrations import deepspeed
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def running_processes() -> int:
@@ -41,6 +44,16 @@ def zero3_disabled() -> Iterator[None]:
         yield
     finally:
         deepspeed._hf_deepspeed_config_weak_ref = config
+
+
+def gathered(parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
+    """Gather a parameter that ZeRO-3 has partitioned, and keep what the main process changes in it; else nothing."""
+    if not hasattr(parameter, "ds_id"):
+        return contextlib.nullcontext()
+    import deepspeed
+
+    whole: contextlib.AbstractContextManager[Any] = deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
+    return whole
 
 
 @contextlib.contextmanager

@@ -43,6 +43,7 @@ from rmkit.reward_models.loading import load_model
 from rmkit.reward_models.probe import check_forward
 from rmkit.runs.directory import FINAL, RunDirectory
 from rmkit.training import launch, trainer_class
+from rmkit.training.best_model import BestModelCallback
 from rmkit.training.preflight import preflight
 from rmkit.training.preparation import load_config, lora_config, refusals
 from rmkit.training.push_callback import PushCallback
@@ -85,13 +86,15 @@ def train(recipe: Recipe, overwrite: bool = False) -> RunDirectory:
     state.wait_for_everyone()
 
     write = partial(write_model, run, trainer, dropout)
-    scoring, checkpoints = _add_callbacks(run, trainer, references, write)
+    scoring, best, checkpoints = _add_callbacks(run, trainer, references, write)
     train_metrics = _fit(run, trainer, checkpoints)
-    scoring.score(FINAL, trainer.state.epoch or 0.0)
+    kept = best.restore(trainer) or {"epoch": trainer.state.epoch or 0.0, "step": trainer.state.global_step}
+    scoring.score(FINAL, kept["epoch"], kept["step"])
     save_model(run, trainer, write)
     if state.is_main_process:
-        content = run_record(run, trainer, scoring, train_metrics)
+        content = run_record(run, trainer, scoring, best.seconds, train_metrics)
         write_json(run_dir.record, content)
+        best.remove()
         print_metrics(content)
     state.wait_for_everyone()
     if state.is_main_process:  # last, so that no process waits for the network
@@ -150,21 +153,24 @@ def _make_trainer(run: TrainingRun, references: References) -> tuple[Any, list[C
 
 def _add_callbacks(
     run: TrainingRun, trainer: Any, references: References, write: WriteModel
-) -> tuple[ScoringCallback, CheckpointCallback]:
+) -> tuple[ScoringCallback, BestModelCallback, CheckpointCallback]:
     """Add rmkit's callbacks. transformers calls them in this order, after its own, at every event.
 
     1. ScoringCallback: computes the reference's outputs before the first step; writes its history into a checkpoint.
-    2. CheckpointCallback: marks a checkpoint complete, so everything that belongs into it must be written before.
-    3. PushCallback: publishes the model last, so that a failure costs no checkpoint; its record has all scores so far.
+    2. BestModelCallback: keeps the model that was just scored if it is the best, and puts the best into a checkpoint.
+    3. CheckpointCallback: marks a checkpoint complete, so everything that belongs into it must be written before.
+    4. PushCallback: publishes the model last, so that a failure costs no checkpoint; its record has all scores so far.
     """
     scoring = ScoringCallback(run, trainer, references)
     checkpoints = CheckpointCallback(trainer.accelerator, run.metadata.models)
+    best = BestModelCallback(run.recipe.evaluation, scoring, write, Path(run.arguments.output_dir))
     trainer.add_callback(scoring)
+    trainer.add_callback(best)
     trainer.add_callback(checkpoints)
     if run.recipe.hub is not None and run.recipe.hub.push == "every_save":
-        describe = partial(run_record, run, trainer, scoring, {})
+        describe = partial(run_record, run, trainer, scoring, 0.0, {})
         trainer.add_callback(PushCallback(run.recipe.hub, run.directory, write, describe))
-    return scoring, checkpoints
+    return scoring, best, checkpoints
 
 
 def _fit(run: TrainingRun, trainer: Any, checkpoints: CheckpointCallback) -> dict[str, float]:

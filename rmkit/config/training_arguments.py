@@ -75,8 +75,11 @@ OWNED_FIELDS = {
     "do_eval": "evaluation",
     "do_predict": "evaluation",
     "per_device_eval_batch_size": "evaluation.batch_size",
-    "eval_strategy": "evaluation.every_epoch",
-    "eval_steps": "evaluation.every_epoch",
+    "eval_strategy": "evaluation.every_steps",
+    "eval_steps": "evaluation.every_steps",
+    "load_best_model_at_end": "evaluation.save_best",
+    "metric_for_best_model": "evaluation.save_best",
+    "greater_is_better": "evaluation.save_best",
     "bf16_full_eval": "training.bf16",
     "fp16_full_eval": "training.bf16",
     "resume_from_checkpoint": "resume: auto",
@@ -101,10 +104,6 @@ REFUSED_FIELDS = {
             "batch_eval_metrics",
         ],
         "rmkit runs its own evaluation",
-    ),
-    **dict.fromkeys(
-        ["load_best_model_at_end", "metric_for_best_model", "greater_is_better"],
-        "the final model is scored and saved",
     ),
     **dict.fromkeys(
         ["remove_unused_columns", "label_names"],
@@ -197,7 +196,8 @@ def training_options(
         if value in _NEED_A_METRIC.get(key, []):
             raise RmkitError(
                 f"{name} {value} follows a metric of the Trainer's own evaluation, which rmkit does not run.",
-                f"Use another training.{key}, or leave it out.",
+                f"Use another training.{key}, or leave it out"
+                + ("; evaluation.save_best keeps the best model." if value == "best" else "."),
             )
     _check_reporters(training.get("report_to") or [], source)
     defaults = TRAINING_DEFAULTS | {"batch_size": BATCH_SIZE, "per_device_train_batch_size": MICRO_BATCH_SIZE}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -17,6 +15,7 @@ from rmkit.library_errors import library_errors
 from rmkit.model_files.adapters import TOKENIZER, chain
 from rmkit.model_files.gguf import plain_folder
 from rmkit.model_files.weights import check_config, model_file
+from rmkit.processes import gathered
 
 PAPER_SPECIAL_TOKENS = ["[USER]", "[ASSISTANT]", "[EOS]"]
 PAPER_CHAT_TEMPLATE = (TEMPLATES / "paper.jinja").read_text(encoding="utf-8").rstrip("\n")
@@ -122,16 +121,6 @@ def add_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     }
     weights = {id(layer.weight): layer.weight for layer in embeddings.values()}
     for weight in weights.values():
-        with _gathered(weight), torch.no_grad():
+        with gathered(weight), torch.no_grad():
             weight[old:] = weight[:old].float().mean(0, keepdim=True).to(weight.dtype)
     return len(tokenizer) - old
-
-
-def _gathered(parameter: torch.nn.Parameter) -> contextlib.AbstractContextManager[Any]:
-    """Gather a parameter that ZeRO-3 has partitioned; does nothing for others."""
-    if not hasattr(parameter, "ds_id"):
-        return contextlib.nullcontext()
-    import deepspeed
-
-    gathered: contextlib.AbstractContextManager[Any] = deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
-    return gathered

@@ -57,6 +57,12 @@ def print_metrics(record: Mapping[str, Any]) -> None:
     for name in fit:
         rows[name]["category"] = "training set"
     print_scores(rows, f"{type_name} reward model, {record['recipe']['output_dir']}", with_initial=True)
+    if kept := record.get("kept"):
+        ended = "The run stopped early" if record["training"]["stopped_early"] else "The run ended"
+        steps = f"{ended} after {record['training']['steps']} steps"
+        print(
+            f"The final model is that of step {kept['step']}, the best {kept['metric']}: {kept['value']:.4f}. {steps}."
+        )
 
 
 def print_scores(rows: Mapping[str, Mapping[str, Any]], title: str, with_initial: bool = False) -> None:

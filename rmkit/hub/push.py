@@ -138,6 +138,8 @@ def _check_hub_ids(api: HfApi, *origins: PublicModel | None) -> None:
 def _commit_message(content: Mapping[str, Any]) -> str:
     type_name, steps = content["reward_model"]["reward_model"]["type"], content["training"]["steps"]
     finished = content["history"][-1]["state"] == "final"
+    if finished and content.get("kept"):
+        steps = content["kept"]["step"]
     return f"{type_name} reward model, " + (f"trained for {steps} steps" if finished else f"checkpoint of step {steps}")
 
 

@@ -63,7 +63,7 @@ class SetFacts(_Part):
 
 
 class State(_Part):
-    """Metrics at one point of training: `initial`, `epoch_<n>` or `final`."""
+    """Metrics at one point of training: `initial`, `step_<n>`, `epoch_<n>` or `final`."""
 
     state: str
     epoch: FiniteFloat
@@ -104,6 +104,7 @@ class _Recipe(_Part):
     base: dict[str, Any]
     data: _RecipeData
     training: dict[str, Any] = {}
+    evaluation: dict[str, Any] = {}
     lora: dict[str, Any] | None = None
 
 
@@ -198,7 +199,9 @@ class LoadedRun:
         """The training options that runs must share to be compared, as JSON: all but seed, learning rate, ..."""
         training = TRAINING_DEFAULTS | {"batch_size": BATCH_SIZE} | self.record.recipe.training
         kept = {key: value for key, value in training.items() if key not in _FREE_OPTIONS}
-        return json.dumps(kept | {"max_length": self.record.recipe.data.max_length}, sort_keys=True)
+        evaluation = self.record.recipe.evaluation
+        selected = {key: evaluation[key] for key in ("save_best", "early_stopping") if evaluation.get(key) is not None}
+        return json.dumps(kept | selected | {"max_length": self.record.recipe.data.max_length}, sort_keys=True)
 
     @property
     def evaluation_sets(self) -> tuple[tuple[str, str], ...]:

@@ -4,6 +4,7 @@ run.json                   recipe, versions, data, metrics, timings (indented)
 recipe.yaml                the resolved recipe
 rewards/<set>.parquet      index, chosen_reward, rejected_reward in the final state (see `runs.rewards`)
 rewards/initial/, rewards/epoch_<n>/   the same before training and after an epoch
+checkpoints/               checkpoints to resume from; best/ holds the best model so far until the run ends
 examples/<set>.parquet     index, texts and token counts of the responses
 model/                     the trained reward model
 """

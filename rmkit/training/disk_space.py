@@ -114,13 +114,15 @@ def estimate_room(
     kept = min(saves, limit or saves)
     checkpoints = min(saves, kept + 1)  # a new one is written before the oldest is removed
     every_save = recipe.hub is not None and recipe.hub.push == "every_save"
-    one = weights + states
+    one, best = weights + states, weights * (recipe.evaluation.save_best is not None)
     return Room(
         weights,
         one,
         checkpoints,
-        least=max(checkpoints * one, kept * one + weights),
-        likely=max(checkpoints * (one + more), kept * (one + more) + weights) + weights * every_save,
+        least=max(checkpoints * one, kept * one + weights + best),
+        # every checkpoint may hold a best model of its own, and a new one is written before the old one is removed
+        likely=max(checkpoints * (one + more + best) + 2 * best, kept * (one + more + best) + weights + best)
+        + weights * every_save,
     )
 
 
@@ -146,7 +148,8 @@ def check_room(path: Path, folder: Path, needed: Room, resume: bool = False) -> 
     Raises:
         RmkitError: if the room does not suffice.
     """
-    replaced = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    files = (file.stat() for file in path.rglob("*") if file.is_file())
+    replaced = sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values())  # linked files once
     free = shutil.disk_usage(folder).free + replaced
     if needed.least > free:
         only_model = "" if resume else " or save_only_model"  # without an optimizer a run cannot resume

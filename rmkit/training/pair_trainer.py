@@ -39,6 +39,7 @@ class PairTrainerMixin:
     args: Any
     accelerator: Any
     state: Any
+    control: Any
     train_dataset: Any
     data_collator: Any
 
@@ -129,6 +130,12 @@ class PairTrainerMixin:
                         "Lower training.learning_rate, or use base.dtype: float32.",
                     )
         super().log(logs, start_time)  # type: ignore[misc]
+
+    def log_scores(self, logs: dict[str, float]) -> None:
+        """Log metrics of evaluation sets; leave the sums of training and the next log of training as they are."""
+        due = self.control.should_log  # transformers takes every log for the one that is due
+        super().log(logs)  # type: ignore[misc]
+        self.control.should_log = due
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: rmkit writes its own card when it publishes a model."""

@@ -92,6 +92,11 @@ def preflight(
     with zero3_disabled():
         model = empty_model(recipe, reward_model, config)
     notes = check_training(arguments, model, steps)
+    if (recipe.evaluation.every_steps or 0) > steps:
+        every = recipe.evaluation.every_steps
+        notes.append(
+            f"warning: evaluation.every_steps is {every}, and the run has {steps} steps: it scores at its end."
+        )
     with scratch(recipe.output_dir, "output_dir", "Give another output_dir.") as folder:
         needed = estimate_room(recipe, model, record, arguments, sharding, steps, steps_per_epoch)
         notes += check_room(recipe.output_dir, folder, needed, recipe.resume == "auto")

@@ -13,23 +13,25 @@ from rmkit.processes import running_sharding
 from rmkit.runs import environment
 from rmkit.runs.directory import FORMAT
 from rmkit.runs.rewards import concatenate
+from rmkit.training.best_model import find_best
 from rmkit.training.scoring_callback import ScoringCallback
 from rmkit.training.training_run import TrainingRun
 
 
 def run_record(
-    run: TrainingRun, trainer: Any, scoring: ScoringCallback, train_metrics: Mapping[str, float]
+    run: TrainingRun, trainer: Any, scoring: ScoringCallback, best_seconds: float, train_metrics: Mapping[str, float]
 ) -> dict[str, Any]:
     """The content of run.json. Times are in seconds, memory in MiB, lengths in tokens.
 
     Args:
+        best_seconds: spent on writing the best models during training.
         train_metrics: transformers' metrics of training; empty while it runs.
     """
     recipe, training_set = run.recipe, run.training_set
     final = scoring.history[-1]["sets"]
     categories = recipe.data.categories
     evaluated = {name: metrics for name, metrics in final.items() if name not in run.training_rows}
-    seconds = train_metrics.get("train_runtime", 0.0) - scoring.seconds_in_training
+    seconds = train_metrics.get("train_runtime", 0.0) - scoring.seconds_in_training - best_seconds
     tokens = sum(map(len, [*training_set.chosen, *training_set.rejected]))
     accuracies = {name: metrics["accuracy"] for name, metrics in evaluated.items()}
     return {
@@ -46,8 +48,10 @@ def run_record(
         "metrics": evaluated,
         "accuracy_by_category": by_category(accuracies, categories),
         "history": scoring.history,
+        "kept": find_best(scoring.history, recipe.evaluation.save_best)[0],
         "training": {
             "steps": trainer.state.global_step,
+            "stopped_early": bool(train_metrics) and trainer.state.global_step < trainer.state.max_steps,
             "seconds": seconds,
             "tokens_per_second": tokens * (trainer.state.epoch or 0.0) / seconds if seconds > 0 else None,
             "log": [entry for entry in trainer.state.log_history if "accuracy" in entry],
@@ -56,6 +60,7 @@ def run_record(
             "total_seconds": time.time() - run.started,
             "scoring_seconds": scoring.seconds,
             "reference_seconds": scoring.references.seconds,
+            "best_seconds": best_seconds,
         },
         "peak_memory_mib": environment.peak_memory_mib(),
     }

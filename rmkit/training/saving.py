@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.utils import broadcast
 from torch import Tensor
 
 from rmkit.models.dropout import ConfigValue
-from rmkit.processes import main_process_only
+from rmkit.processes import gathered, main_process_only
 from rmkit.reward_models.loading import load
 from rmkit.reward_models.saving import save
 from rmkit.training.reload_check import PROBE_PAIRS, check_outputs, check_weights, probe_outputs
@@ -34,6 +36,22 @@ def write_model(run: TrainingRun, trainer: Any, dropout: Sequence[ConfigValue], 
         model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_torch_compile=False)
         save(directory, model, weights, run.reward_model, run.metadata, dropout)
     return weights
+
+
+@torch.no_grad()
+def restore_weights(trainer: Any, directory: Path) -> None:
+    """Copy the trained weights of a model directory into the model in memory, on all processes together."""
+    weights: Mapping[str, Tensor] = {}
+    if trainer.is_world_process_zero():
+        with main_process_only():
+            weights = load(str(directory), policy_only=True).model.state_dict()
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_torch_compile=False)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            with gathered(parameter):
+                if trainer.is_world_process_zero():
+                    parameter.copy_(weights[name])
+                broadcast(parameter.data)
 
 
 def save_model(run: TrainingRun, trainer: Any, write: WriteModel) -> None:

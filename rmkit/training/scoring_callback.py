@@ -1,4 +1,4 @@
-"""Scores the sets during a run: before the first step, after epochs, and at the end."""
+"""Scores the sets during a run: before the first step, after steps or epochs, and at the end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from transformers import TrainerCallback
 
@@ -23,9 +24,20 @@ from rmkit.runs.rewards import PairRewards
 from rmkit.training.reference import References
 from rmkit.training.training_run import TrainingRun
 
+LOGGED = {
+    # name in trackers -> key in run.json
+    "accuracy": "accuracy",
+    "margin": "margin",
+    "normalized_margin": "normalized_margin",
+    "loss": "training_loss",
+}
+
 
 class ScoringCallback(TrainerCallback):
-    """Writes rewards/ and examples/, and keeps the metrics of every state in `history`.
+    """Writes rewards/ and examples/, keeps the metrics of every state in `history`, and logs them.
+
+    Trackers (`training.report_to`) and the terminal get them as eval/<set>/accuracy and so on. States after steps leave
+    no rewards files, which would grow with their number.
 
     The history is saved with every checkpoint, so that a resumed run has all of it.
     """
@@ -36,6 +48,7 @@ class ScoringCallback(TrainerCallback):
         self.run, self.trainer, self.references = run, trainer, references
         self.history: list[dict[str, Any]] = []
         self.scored: dict[str, PairRewards] = {}
+        self.losses: dict[str, float] = {}
         self.scored_step = -1
         self.unseen_prompts: dict[str, NDArray[np.bool_]] = {}
         self.seconds = 0.0
@@ -50,30 +63,40 @@ class ScoringCallback(TrainerCallback):
             self.references.compute_from_policy(self.run.encoded, self.trainer, resumed)
         self.seconds += time.time() - started
         if not resumed:
-            self.score(INITIAL, 0.0)
+            self.score(INITIAL, 0.0, 0)
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self.history = json.loads((folder / self.FILE).read_text(encoding="utf-8"))["history"]
         if state.epoch == round(state.epoch):  # saved after the last step of an epoch, before its scores
             self.on_epoch_end(args, state, control)
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Score after this step if the recipe sets evaluation.every_steps, unless the end of its epoch will."""
+        every, at_epoch_end = self.run.recipe.evaluation.every_steps, state.epoch == round(state.epoch)
+        if every is None or _cut_short(state, control) or (at_epoch_end and self._epoch_is_due(state)):
+            return
+        if state.global_step % every == 0 or state.global_step >= state.max_steps:
+            self.score(f"step_{state.global_step}", state.epoch, state.global_step)
+
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Score after this epoch if the recipe sets evaluation.every_epoch."""
+        """Score after this epoch if the recipe sets evaluation.every_epoch or every_epochs."""
         name = f"epoch_{round(state.epoch)}"
-        cut_short = control.should_training_stop and state.global_step < state.max_steps
         scored = any(entry["state"] == name for entry in self.history)
-        if self.run.recipe.evaluation.every_epoch and not cut_short and not scored:
-            self.score(name, state.epoch)
+        if self._epoch_is_due(state) and not _cut_short(state, control) and not scored:
+            self.score(name, state.epoch, state.global_step)
+
+    def _epoch_is_due(self, state: Any) -> bool:
+        every = self.run.recipe.evaluation.epochs
+        return every is not None and (round(state.epoch) % every == 0 or state.global_step >= state.max_steps)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Save the history so far with the checkpoint."""
         if state.is_world_process_zero:
             write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.FILE, {"history": self.history})
 
-    def score(self, state: str, epoch: float) -> None:
-        """Score all sets and write their rewards."""
+    def score(self, state: str, epoch: float, step: int) -> None:
+        """Score all sets with the model in memory, which is that of `step`; write rewards, log metrics."""
         started = time.time()
-        step = self.trainer.state.global_step
         if step != self.scored_step:
             self.scored, self.scored_step = {}, step
         sets = {}
@@ -81,15 +104,19 @@ class ScoringCallback(TrainerCallback):
             if name in self.run.training_rows and not (state == FINAL and self.run.recipe.evaluation.train_fit):
                 continue
             if name not in self.scored:  # the last epoch's rewards are the final ones
-                self.scored[name] = self._rewards(pairs, f"{state}: {name}")
+                self.scored[name], self.losses[name] = self._rewards(pairs, f"{state}: {name}")
             scored = self.scored[name]
-            sets[name] = summary(scored.rewards, scored.log_rewards) | self._on_unseen_prompts(name)
-            if self.trainer.is_world_process_zero():
+            means = {"margin": float(scored.margins.mean()), "training_loss": self.losses[name]}
+            sets[name] = summary(scored.rewards, scored.log_rewards) | means | self._on_unseen_prompts(name)
+            if self.trainer.is_world_process_zero() and not state.startswith("step_"):
                 write_rewards(self.run.directory, state, pairs, scored)
         self.history.append({"state": state, "epoch": epoch, "step": step, "sets": sets})
         self.seconds += time.time() - started
-        if state != FINAL:
-            self.seconds_in_training = self.seconds
+        if state == FINAL:  # logged already, with the scores after the last step
+            return
+        self.seconds_in_training = self.seconds
+        for name, metrics in sets.items():
+            self.trainer.log_scores({f"eval_{name}/{metric}": metrics[key] for metric, key in LOGGED.items()})
 
     def _on_unseen_prompts(self, name: str) -> dict[str, float]:
         """Additional metrics of an evaluation set that shares prompts with the training set."""
@@ -100,7 +127,8 @@ class ScoringCallback(TrainerCallback):
             self.unseen_prompts[name] = ~overlap.prompt
         return unseen_prompt_accuracy(self.unseen_prompts[name], self.scored[name].ranking)
 
-    def _rewards(self, pairs: EncodedPairs, description: str) -> PairRewards:
+    def _rewards(self, pairs: EncodedPairs, description: str) -> tuple[PairRewards, float]:
+        """The rewards of a set, and the training loss on it."""
         outputs = pair_outputs(
             self.trainer.model_wrapped,
             self.run.reward_model,
@@ -108,8 +136,17 @@ class ScoringCallback(TrainerCallback):
             batch_size=self.run.recipe.evaluation.batch_size,
             description=description,
         )
-        index = [pair.index for pair in pairs.pairs]
-        return pair_rewards(self.run.reward_model, outputs, self.references.get(pairs.name), index)
+        index, reference = [pair.index for pair in pairs.pairs], self.references.get(pairs.name)
+        margin = None
+        if any(pair.margin is not None for pair in pairs.pairs):
+            margin = torch.tensor([pair.margin or 0.0 for pair in pairs.pairs], dtype=torch.float64)
+        loss = float(self.run.reward_model.loss(outputs, reference, margin))
+        return pair_rewards(self.run.reward_model, outputs, reference, index), loss
+
+
+def _cut_short(state: Any, control: Any) -> bool:
+    """Whether the run ends before its last step."""
+    return bool(control.should_training_stop and state.global_step < state.max_steps)
 
 
 def write_rewards(run: RunDirectory, state: str, pairs: EncodedPairs, scored: PairRewards) -> None:

@@ -84,7 +84,7 @@ def refused(write):
         ("data__over_lenght", "over_length"),
         ("data__train__pth", "path"),
         ("data__evaluation__1__categry", "category"),
-        ("evaluation__every_epochs", "every_epoch"),
+        ("evaluation__evry_epochs", "every_epochs"),
         ("lora__target_module", "target_modules"),
         ("base__build__layrs", "layers"),
     ],
@@ -477,6 +477,55 @@ def test_a_misspelt_choice_of_transformers_suggests_the_closest(refused, field, 
 
 def test_a_reporter_that_is_not_installed_is_refused(refused):
     assert "training.report_to is 'nonsense'" in refused(edited(training__report_to=["none", "nonsense"])).cause
+
+
+# --- evaluation ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tset.accuracy", "test.acc", "test", "train.accuracy", "accuracy", "test.accuracy."])
+def test_the_metric_of_the_best_model_must_exist(refused, load, name):
+    error = refused(edited(evaluation={"save_best": name, "every_steps": 5}))
+    assert f"evaluation.save_best is {name!r}" in error.cause
+    assert error.remedy == (
+        "Use <set>.accuracy, <set>.margin or <set>.loss with a set of data.evaluation (test, other)."
+    )
+    for metric in ("test.accuracy", "other.margin", "test.loss"):
+        assert load(edited(evaluation={"save_best": metric, "every_steps": 5})).evaluation.save_best == metric
+    assert "(there is none)" in refused(edited(evaluation__save_best="a.loss", data__evaluation=[])).remedy
+
+
+@pytest.mark.parametrize(
+    ("settings", "message", "remedies"),
+    [
+        ({"save_best": "test.loss"}, "no evaluations", [{"every_steps": 9}, {"every_epoch": True}]),
+        (
+            {"early_stopping": 3, "every_steps": 9},
+            "early_stopping needs a metric",
+            [{"save_best": "test.accuracy"}, {"early_stopping": None}],
+        ),
+        (
+            {"every_epoch": True, "every_epochs": 2},
+            "are both given",
+            [{"every_epoch": False}, {"every_epochs": None}],
+        ),
+    ],
+)
+def test_settings_of_evaluation_that_have_no_effect_are_refused(refused, load, settings, message, remedies):
+    assert message in refused(edited(evaluation=settings)).cause
+    for remedy in remedies:
+        load(edited(evaluation=settings | remedy))
+
+
+@pytest.mark.parametrize("key", ["every_steps", "every_epochs"])
+def test_evaluations_need_a_set(refused, load, key):
+    error = refused(edited(evaluation={key: 2}, data__evaluation=[]))
+    assert error.cause.endswith(f"evaluation.{key} has no set to score.")
+    load(edited(evaluation={key: 2}))
+    load(edited(evaluation={}, data__evaluation=[]))
+
+
+def test_the_best_checkpoint_of_transformers_points_to_the_best_model(refused):
+    assert refused(edited(training__save_strategy="best")).remedy.endswith("evaluation.save_best keeps the best model.")
 
 
 def test_the_papers_optimizer_settings_are_the_default(load):

@@ -481,6 +481,33 @@ def test_every_save_publishes_that_steps_model(recipe, server):
     assert (last == load_reward_model(str(directory.model)).score(*PAIR)).all()
 
 
+@pytest.mark.slow
+def test_the_best_model_is_published(recipe, server, pairs):
+    """Training makes a set with chosen and rejected swapped worse: the first of four steps is the best."""
+    columns = {"chosen": "rejected", "rejected": "chosen"}
+    swapped = {"name": "test", "path": "train.jsonl", "split": "train", "columns": columns}
+    train_set = {"name": "train", "path": "train.jsonl"}
+    asked = recipe(
+        "explicit",
+        data={"root": str(pairs), "train": train_set, "evaluation": [swapped]},
+        training={"save_strategy": "steps", "save_steps": 3, "num_train_epochs": 2, "learning_rate": 1e-3},
+        evaluation={"every_steps": 1, "save_best": "test.margin"},
+        hub={"push": "every_save", "repo_id": REPO},
+    )
+    directory = train(asked)
+    commits = server.repositories[REPO].commits
+    messages = [commit.message for commit in commits if "explicit" in commit.message]
+    assert messages == [
+        "explicit reward model, checkpoint of step 3",
+        "explicit reward model, checkpoint of step 4",
+        "explicit reward model, trained for 1 steps",
+    ]
+    assert commits[-1].files["model.safetensors"] == (directory.model / "model.safetensors").read_bytes()
+    card = commits[-1].files["README.md"].decode()
+    assert "all weights, 4 steps (the model of step 1, the best by `test.margin`), seed 0" in card
+    assert "the best by" not in commits[-2].files["README.md"].decode()
+
+
 def test_obstacles_to_publishing_are_found_before_training(recipe, server, monkeypatch):
     asked = recipe("implicit", hub={"push": "end", "repo_id": REPO})
     with pytest.raises(RmkitError, match="is a local folder"):

@@ -637,6 +637,9 @@ def test_bad_runs_are_listed_and_left_out(tmp_path):
     write_run(tmp_path / "other_pairs", good, seed=51)
     write_run(tmp_path / "again", good, seed=0)
     write_run(tmp_path / "other_epochs", good, seed=52, options={"num_train_epochs": 3})
+    write_run(tmp_path / "best", good, seed=53)
+    recipe = json.loads((tmp_path / "best" / "run.json").read_text())["recipe"]
+    damaged(tmp_path / "best", recipe=recipe | {"evaluation": {"save_best": "ultrafeedback.accuracy"}})
 
     (tmp_path / "half" / "run.json").unlink()
     (tmp_path / "half" / "recipe.yaml").write_text("base: {}")
@@ -672,6 +675,7 @@ def test_bad_runs_are_listed_and_left_out(tmp_path):
         "other_pairs": "contains other pairs",
         "good0": "repeats again",
         "other_epochs": "num_train_epochs is 3, but 5 in the other runs",
+        "best": "but None in the other runs of its training set",
         "nowhere": "is not a directory",
     }
     assert set(reasons) == set(expected)
@@ -682,7 +686,7 @@ def test_bad_runs_are_listed_and_left_out(tmp_path):
 
     problems = build.report([tmp_path], tmp_path / "report")
     html = (tmp_path / "report" / "index.html").read_text()
-    assert len(problems) == 13 + 3
+    assert len(problems) == 14 + 3
     for name, part in expected.items():
         if name not in ("nowhere", "truncated", "broken"):
             assert part in html

@@ -720,6 +720,43 @@ def test_a_sharded_run_resumes(tiny_recipe, tmp_path):
 
 
 @DIST
+@pytest.mark.parametrize(
+    ("sharding", "changes"), [("zero3", []), ("zero3", ["lora.r=4"]), ("none", [])], ids=["zero3", "zero3_lora", "ddp"]
+)
+def test_the_best_model_of_two_processes_is_that_of_one(tiny_recipe, tmp_path, sharding, changes):
+    """A set with chosen and rejected swapped gets worse in training, so its first evaluation is the best."""
+    path = tiny_recipe({"type": "explicit"})
+    swapped = "{name: swapped, path: train.jsonl, split: train, columns: {chosen: rejected, rejected: chosen}}"
+    evaluation = "{every_steps: 1, save_best: swapped.margin, early_stopping: 2}"
+    changes = [f"data.evaluation=[{swapped}]", f"evaluation={evaluation}", "training.num_train_epochs=2", *changes]
+    one = train(load_recipe(path, [f"output_dir={tmp_path / 'one'}", *changes]))
+    overrides = [str(path), f"output_dir={tmp_path / 'two'}", *changes]
+    launchers = {
+        "zero3": ["rmkit", "train", *overrides, "distributed=cpu_zero3", "--num-processes", "2"],
+        "none": ["torch.distributed.run", "--nproc_per_node", "2", "--standalone", "rmkit/train.py", *overrides],
+    }
+    ran = subprocess.run(
+        [sys.executable, "-m", *launchers[sharding]],
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | ({"ACCELERATE_USE_CPU": "true"} if sharding == "none" else {}),
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert ran.returncode == 0, ran.stderr
+    two = type(one)(tmp_path / "two")
+    records = [directory.read() for directory in (one, two)]
+    assert [record["kept"]["step"] for record in records] == [1, 1]
+    assert [record["training"]["steps"] for record in records] == [3, 3]
+    assert (records[1]["num_processes"], records[1]["sharding"]) == (2, sharding)
+    for record in records:  # the weights that were kept and put back give the scores that they had
+        kept, final = record["history"][1]["sets"]["swapped"], record["metrics"]["swapped"]
+        assert final == pytest.approx(kept, abs=1e-6)
+    first, second = (pd.read_parquet(directory.rewards("swapped")).to_numpy() for directory in (one, two))
+    np.testing.assert_allclose(second, first, rtol=0, atol=1e-5)
+
+
+@DIST
 def test_scoring_on_two_processes_writes_the_file_that_one_writes(tiny_recipe, tmp_path):
     one = train(load_recipe(tiny_recipe({"type": "implicit", "beta": 0.1}), [f"output_dir={tmp_path / 'run'}"]))
     data = json.loads((tiny_recipe({"type": "implicit", "beta": 0.1})).read_text())["data"]["root"]

@@ -420,6 +420,23 @@ def test_a_disk_without_room_is_refused_and_one_that_may_not_suffice_is_a_warnin
     assert note.startswith("warning: the run may write up to ")
 
 
+def test_the_best_model_needs_room_of_its_own(recipe, monkeypatch):
+    model = 4 * sum(weight.numel() for weight in tiny_classifier(recipe).parameters())
+    best = {"evaluation": {"every_steps": 1, "save_best": "test.accuracy"}}
+    disk = SimpleNamespace(free=2 * model)  # best/ is removed once model/ is written
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: disk)
+    assert tried(recipe(**best)) == []
+    disk.free -= 1
+    assert f"at least {2 * model / 2**20:.1f} MiB" in refusal(recipe(**best)).cause
+    assert tried(recipe()) == []
+
+
+def test_evaluations_that_never_come_are_a_warning(recipe):
+    (note,) = tried(recipe(evaluation={"every_steps": 4}))  # of 3
+    assert note == "warning: evaluation.every_steps is 4, and the run has 3 steps: it scores at its end."
+    assert tried(recipe(evaluation={"every_steps": 3})) == []
+
+
 def tiny_classifier(recipe):
     from rmkit.training.checking import empty_model
 

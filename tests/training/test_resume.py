@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from tiny import TYPES
 
 from rmkit import RmkitError
-from rmkit.config.recipe import Hub
+from rmkit.config.recipe import Evaluation, Hub
 from rmkit.config.strict_yaml import load_yaml, to_yaml
 from rmkit.runs.directory import RunDirectory
 from rmkit.train import _add_callbacks
+from rmkit.training.best_model import BestModelCallback
 from rmkit.training.push_callback import PushCallback
 from rmkit.training.reference_store import ReferenceStore
 from rmkit.training.resume import (
@@ -72,9 +73,13 @@ def publishing_run():
     """What `_add_callbacks` needs of a run that publishes at every save."""
     hub = Hub(push="every_save", repo_id="someone/rm")
     encoded = SimpleNamespace(name="train")
-    recipe = SimpleNamespace(hub=hub)
+    recipe = SimpleNamespace(hub=hub, evaluation=Evaluation())
     return SimpleNamespace(
-        recipe=recipe, training_set=encoded, metadata=SimpleNamespace(models={}), directory=RunDirectory("run")
+        recipe=recipe,
+        arguments=SimpleNamespace(output_dir="run/checkpoints"),
+        training_set=encoded,
+        metadata=SimpleNamespace(models={}),
+        directory=RunDirectory("run"),
     )
 
 
@@ -250,11 +255,16 @@ def test_a_run_cannot_resume_from_checkpoints_without_an_optimizer(run):
 
 
 def test_the_callbacks_are_added_in_the_order_that_they_need(publishing_run):
-    """Scores are written before a checkpoint is marked complete; the model is published last."""
+    """Scores and the best model are written before a checkpoint is marked complete; the model is published last."""
     added = []
     trainer = SimpleNamespace(accelerator=None, add_callback=added.append)
     _add_callbacks(publishing_run, trainer, references=None, write=None)
-    assert [type(callback) for callback in added] == [ScoringCallback, CheckpointCallback, PushCallback]
+    assert [type(callback) for callback in added] == [
+        ScoringCallback,
+        BestModelCallback,
+        CheckpointCallback,
+        PushCallback,
+    ]
 
 
 def test_the_marker_of_a_checkpoint_covers_the_history_of_scores(run):
