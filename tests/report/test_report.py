@@ -675,7 +675,7 @@ def test_bad_runs_are_listed_and_left_out(tmp_path):
         "other_pairs": "contains other pairs",
         "good0": "repeats again",
         "other_epochs": "num_train_epochs is 3, but 5 in the other runs",
-        "best": "but None in the other runs of its training set",
+        "best": "but None in the other runs of its language model",
         "nowhere": "is not a directory",
     }
     assert set(reasons) == set(expected)
