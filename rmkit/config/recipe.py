@@ -183,7 +183,8 @@ class PreferenceSet(StrictModel):
     path, rmkit stores the set in its cache. `split` may be a slice or a sum, see `rmkit.data.splits`; `where` and
     `limit` apply to its rows. `subset` is a hub configuration. `where` keeps the rows whose columns have the given
     value, or one of a list of values. `columns` names the columns of prompt, chosen, rejected, system, history and
-    margin where they have other names; margin may be two columns of scores, whose difference it is.
+    margin where they have other names; margin may be two columns of scores, whose difference it is. `limit` keeps the
+    first rows, or with `limit_seed` as many rows drawn with that seed.
     """
 
     name: SetName
@@ -195,11 +196,14 @@ class PreferenceSet(StrictModel):
     columns: dict[str, str | list[str]] = {}
     revision: str | None = None
     limit: PositiveInt | None = None
+    limit_seed: Seed | None = None
 
     @model_validator(mode="after")
     def _require_location(self) -> PreferenceSet:
         if self.path is None and self.source is None:
             raise ValueError("give a path or a source")
+        if self.limit_seed is not None and self.limit is None:
+            raise ValueError("limit_seed draws the rows of a limit: give a limit, or remove limit_seed")
         return self
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rmkit.data.conversations import Prompt, as_json, parse_prompt
 from rmkit.data.formats import Columns, PairFormat, find_columns, recognise
-from rmkit.data.rows import Where, iter_rows, load_rows, match_rows
+from rmkit.data.rows import Where, iter_rows, limit_rows, load_rows, match_rows
 from rmkit.errors import RmkitError
 
 COLUMNS = ("prompt", "chosen", "rejected")
@@ -146,6 +146,7 @@ def load_preferences(
     revision: str | None = None,
     where: Where | None = None,
     limit: int | None = None,
+    limit_seed: int | None = None,
     identical: Literal["drop", "error"] = "drop",
     columns: Columns | None = None,
 ) -> PreferenceData:
@@ -158,6 +159,7 @@ def load_preferences(
             without splits is read whole, or sliced. `where` and `limit` apply to the rows of the slice.
         where: keep the rows that have these values in these columns.
         limit: use only the first N of these rows.
+        limit_seed: draw these N rows with this seed instead.
         identical: whether pairs with two identical responses are dropped or are an error.
         columns: field (`rmkit.data.formats.FIELDS`) -> column, for columns with other names.
 
@@ -172,7 +174,7 @@ def load_preferences(
         return [column for each in found.values() for column in each]
 
     loaded = load_rows(path, split=split, root=root, subset=subset, revision=revision, where=where, columns=choose)
-    chosen = match_rows(loaded.rows, where or {}, path)[:limit]
+    chosen = limit_rows(match_rows(loaded.rows, where or {}, path), limit, limit_seed)
     rows, index = loaded.rows.select(chosen), loaded.index[chosen]
     try:
         form = recognise(path, rows, loaded.names, given, csv=path.endswith(".csv"))

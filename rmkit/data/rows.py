@@ -129,6 +129,18 @@ def match_rows(rows: Any, where: Where, path: str) -> NDArray[np.int64]:
     return numbers
 
 
+def limit_rows(numbers: NDArray[np.int64], limit: int | None, seed: int | None = None) -> NDArray[np.int64]:
+    """The first `limit` of the numbers [rows], or with a seed as many as `torch.randperm` draws, in their order."""
+    if limit is None or limit >= len(numbers):
+        return numbers
+    if seed is None:
+        return numbers[:limit]
+    import torch
+
+    drawn = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed))[:limit]
+    return np.asarray(np.sort(numbers[drawn.numpy()]))
+
+
 def _type_name(value: Any) -> str:
     match value:
         case None:

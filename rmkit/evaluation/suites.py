@@ -24,7 +24,7 @@ from rmkit.config.resources import find_suite
 from rmkit.config.strict_yaml import StrictModel, load_yaml, validate
 from rmkit.data.formats import find_unused
 from rmkit.data.preferences import COLUMNS, PreferenceData, PreferencePair, drop_identical, parse_row
-from rmkit.data.rows import iter_rows, load_rows, match_rows
+from rmkit.data.rows import iter_rows, limit_rows, load_rows, match_rows
 from rmkit.data.sources.use import load_set as load_pairs
 from rmkit.data.sources.use import locate
 from rmkit.errors import RmkitError
@@ -100,7 +100,7 @@ def load_set(suite_set: SuiteSet, root: Path | None, identical: Literal["drop", 
         where=suite_set.where,
         columns=COLUMNS,
     )
-    chosen = match_rows(loaded.rows, suite_set.where, path)[: suite_set.limit]
+    chosen = limit_rows(match_rows(loaded.rows, suite_set.where, path), suite_set.limit, suite_set.limit_seed)
     numbered = zip(loaded.index[chosen].tolist(), iter_rows(loaded.rows.select(chosen)), strict=True)
     pairs = [pair for number, row in numbered for pair in _best_of_pairs(path, number, row)]
     unused = ", ".join(find_unused(loaded.names, COLUMNS))

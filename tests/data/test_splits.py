@@ -7,6 +7,8 @@ import json
 import datasets
 import pandas as pd
 import pytest
+import torch
+from pydantic import ValidationError
 
 from rmkit.config.recipe import PreferenceSet
 from rmkit.data.preferences import load_preferences
@@ -107,6 +109,20 @@ def test_a_best_of_set_is_sliced(tmp_path):
     )
     suite_set = SuiteSet(name="a", path="test.jsonl", split="test[1:3]", score="best_of")
     assert [pair.index for pair in load_suite_set(suite_set, tmp_path)] == [1, 1, 2, 2]
+
+
+def test_a_limit_with_a_seed_draws_rows_that_stay_in_their_order(tmp_path):
+    rows = [{"prompt": f"x{number}", "chosen": "y", "rejected": "z", "even": number % 2 == 0} for number in range(40)]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    drawn = torch.randperm(20, generator=torch.Generator().manual_seed(3))[:5].tolist()
+    found = load_preferences(str(file), where={"even": True}, limit=5, limit_seed=3)
+    assert [pair.index for pair in found] == [2 * number for number in sorted(drawn)]
+    assert [pair.prompt for pair in found] == [f"x{pair.index}" for pair in found]
+    assert [pair.index for pair in load_preferences(str(file), limit=5)] == [0, 1, 2, 3, 4]  # the control arm
+    assert len(load_preferences(str(file), limit=99, limit_seed=3)) == 40
+    with pytest.raises(ValidationError, match="give a limit, or remove limit_seed"):
+        PreferenceSet(name="a", path="a", limit_seed=3)
 
 
 def test_where_and_limit_come_after_the_slice(tmp_path):

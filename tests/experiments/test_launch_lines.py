@@ -348,5 +348,5 @@ def test_a_released_recipe_runs_after_following_its_message(fresh, released, tmp
     done, folder = fresh(*command)
     assert done.returncode == 0, done.stderr
     record = json.loads((folder / "runs" / "tiny_rewardmath_exrm" / "run.json").read_text())
-    assert record["data"]["rewardmath"]["shared_prompts"] == 170
-    assert "warning: rewardmath: 170 of 200 pairs have their prompt in the training set" in done.stdout
+    assert record["data"]["rewardmath"]["shared_prompts"] == 179
+    assert "warning: rewardmath: 179 of 200 pairs have their prompt in the training set" in done.stdout

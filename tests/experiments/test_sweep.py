@@ -495,7 +495,10 @@ def test_section_5_2(name):
         assert getattr(recipe.reward_model, "beta", 0.01) == 0.01
         assert ("llama" in recipe.base.name) == (recipe.base.date_string is not None)
         assert recipe.data.train.path == {"general_chat": "ultrafeedback", "math": "rewardmath"}[name]
-        assert recipe.data.train.limit == {"general_chat": None, "math": 1000}[name]
+        assert (recipe.data.train.limit, recipe.data.train.limit_seed) == {
+            "general_chat": (None, None),
+            "math": (1000, 517),
+        }[name]
         suite = yaml.safe_load((SUITES / f"{name}.yaml").read_text())["sets"]
         assert {each.name: (each.path, each.category) for each in recipe.data.evaluation} == {
             each["name"]: (each["path"], each["category"]) for each in suite

@@ -2,7 +2,8 @@
 
 Draws (see `sources.base`): a permutation of all rows, of which the last 1000 are for testing; after the length filter,
 a permutation of the training rows and one of the test rows. The paper's log counts 3347, 2959, 2000 training and 1000,
-878, 200 test rows, and it trains on the first 1000 (`limit: 1000`).
+878, 200 test rows, and it trains on 1000 of the 2000, drawn with seed 517
+(`limit: 1000, limit_seed: 517`).
 
 A chosen response is paired with several rejected ones, so nearly every test prompt and its chosen response are also in
 the training rows. `split_by: prompt` splits the prompts instead, so that no prompt is in both.

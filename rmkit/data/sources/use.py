@@ -41,6 +41,7 @@ def load_set(
         revision=settings.revision,
         where=settings.where,
         limit=settings.limit,
+        limit_seed=settings.limit_seed,
         identical=identical,
         columns=settings.columns,
     )
