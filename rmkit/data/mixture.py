@@ -78,7 +78,7 @@ def cut_validation(
             )
     rest = [data.select(np.flatnonzero(~mask)) for data, mask in zip(training, masks, strict=True)]
     parts = [data.select(np.flatnonzero(mask)) for data, mask in zip(training, masks, strict=True)]
-    held = parts[0] if len(parts) == 1 else PreferenceData(VALIDATION, _numbered(parts))
+    held = parts[0] if len(parts) == 1 else replace(parts[0], pairs=_numbered(parts), split=None)
     return rest, replace(held, name=VALIDATION, dropped={}, format=None)
 
 

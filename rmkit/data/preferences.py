@@ -174,8 +174,8 @@ def load_preferences(
         return [column for each in found.values() for column in each]
 
     loaded = load_rows(path, split=split, root=root, subset=subset, revision=revision, where=where, columns=choose)
-    chosen = limit_rows(match_rows(loaded.rows, where or {}, path), limit, limit_seed)
-    rows, index = loaded.rows.select(chosen), loaded.index[chosen]
+    index = limit_rows(match_rows(loaded, where or {}, path), limit, limit_seed)
+    rows = loaded.rows.select(index)
     try:
         form = recognise(path, rows, loaded.names, given, csv=path.endswith(".csv"))
         rows = rows.select_columns(form.needed)

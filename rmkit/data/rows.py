@@ -44,7 +44,7 @@ def load_rows(
     where: Where | None = None,
     columns: Sequence[str] | Choose,
 ) -> Loaded:
-    """All rows of a split of a source.
+    """All rows of the splits of a source that are named, and the numbers of those that their slices keep.
 
     Args:
         split: a name, slices of it or a sum, see `rmkit.data.splits`. A source without splits is read whole, or sliced.
@@ -107,17 +107,17 @@ def quiet_datasets() -> Iterator[None]:
 # --- where ---------------------------------------------------------------------------------------------------------
 
 
-def match_rows(rows: Any, where: Where, path: str) -> NDArray[np.int64]:
-    """The numbers [rows] of the rows with the values of `where`, ascending.
+def match_rows(loaded: Loaded, where: Where, path: str) -> NDArray[np.int64]:
+    """The numbers of the rows of the slice that have the values of `where`, in the order of the slice.
 
     Values match if they are equal and of one type: text, a number (1 is 1.0), true or false, or null.
 
     Raises:
         RmkitError: if no row has a value, naming the values there are, or if the column has values of another type.
     """
-    numbers = np.arange(len(rows))
+    numbers = loaded.index
     for column, wanted in where.items():
-        found = rows.select(numbers)[column][:]
+        found = loaded.rows.select(numbers)[column][:]
         keep = np.zeros(len(numbers), dtype=bool)
         values: Sequence[Any] = wanted if isinstance(wanted, list | tuple) else [wanted]
         for value in values:
@@ -138,7 +138,7 @@ def limit_rows(numbers: NDArray[np.int64], limit: int | None, seed: int | None =
     import torch
 
     drawn = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed))[:limit]
-    return np.asarray(np.sort(numbers[drawn.numpy()]))
+    return np.asarray(numbers[np.sort(drawn.numpy())])
 
 
 def _type_name(value: Any) -> str:

@@ -25,10 +25,10 @@ class Loaded:
     """The rows that a split names.
 
     Attributes:
-        rows: a `datasets.Dataset`.
+        rows: all rows of the splits that are named, one split after the other, as a `datasets.Dataset`.
         names: the names of all columns of the source.
         split: what was asked for; None if the source has no splits, where only its slices count.
-        index: [rows] the row of each in the named splits, one after the other, before slicing.
+        index: the numbers of the rows that the slices keep.
     """
 
     rows: Any
@@ -90,7 +90,7 @@ def load_split(split: str, load: Callable[[str], SplitRows], path: str) -> Loade
             f"{path}: the splits of {split} have columns of different types: {error}", "Load them as two sets."
         ) from None
     names = list(dict.fromkeys(name for part in loaded.values() for name in part.names))
-    return Loaded(rows.select(index), names, None if first.split is None else split, index)
+    return Loaded(rows, names, None if first.split is None else split, index)
 
 
 def _counts(lengths: Mapping[str, int]) -> str:

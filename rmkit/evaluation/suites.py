@@ -100,8 +100,8 @@ def load_set(suite_set: SuiteSet, root: Path | None, identical: Literal["drop", 
         where=suite_set.where,
         columns=COLUMNS,
     )
-    chosen = limit_rows(match_rows(loaded.rows, suite_set.where, path), suite_set.limit, suite_set.limit_seed)
-    numbered = zip(loaded.index[chosen].tolist(), iter_rows(loaded.rows.select(chosen)), strict=True)
+    index = limit_rows(match_rows(loaded, suite_set.where, path), suite_set.limit, suite_set.limit_seed)
+    numbered = zip(index.tolist(), iter_rows(loaded.rows.select(index)), strict=True)
     pairs = [pair for number, row in numbered for pair in _best_of_pairs(path, number, row)]
     unused = ", ".join(find_unused(loaded.names, COLUMNS))
     form = f"best of several, not used: {unused}" if unused else None

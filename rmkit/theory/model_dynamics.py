@@ -6,7 +6,8 @@ A run records its data, reference and base, so its dynamics are computed both be
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from dataclasses import replace
+from itertools import chain, islice
 from typing import Any
 
 from accelerate import PartialState
@@ -15,7 +16,6 @@ from transformers import set_seed
 
 from rmkit.config.recipe import Recipe, read_recipe
 from rmkit.data.conversations import Prompt
-from rmkit.data.mixture import join
 from rmkit.data.preferences import PreferenceData
 from rmkit.data.sources.use import load_sets
 from rmkit.encoding.chat import TokenSequence
@@ -198,14 +198,15 @@ def _encode_sets(
 ) -> tuple[EncodedPairs, dict[str, EncodedPairs]]:
     """The first training pairs, and the first pairs of every evaluation set plus those with the same prompts."""
     max_length, data = recipe.data.max_length, load_sets(recipe.data)
-    joined = join([data.pop(each.name) for each in recipe.data.training_sets])
-    encoded = iter_encoded(joined, reward_model, {}, max_length=max_length)
-    training = collect(joined.name, list(islice(encoded, pairs)), {})
+    sets = [data.pop(each.name) for each in recipe.data.training_sets]
+    encoded = chain.from_iterable(iter_encoded(each, reward_model, {}, max_length=max_length) for each in sets)
+    training = collect(" + ".join(each.name for each in sets), list(islice(encoded, pairs)), {})
     prompts = {pair.prompt for pair in training.pairs}
     unseen = {}
     for name, evaluated in data.items():
         kept = [pair for at, pair in enumerate(evaluated) if at < pairs or pair.prompt in prompts]
-        unseen[name] = encode_pairs(PreferenceData(name, kept), reward_model, max_length=max_length)
+        kept_data = replace(evaluated, pairs=kept, dropped={})
+        unseen[name] = encode_pairs(kept_data, reward_model, max_length=max_length)
     return training, unseen
 
 

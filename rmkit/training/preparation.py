@@ -58,9 +58,9 @@ def warnings(
         count = int(find_overlap(chain.from_iterable(used[other] for other in others), pairs).prompt.sum())
         if count:
             notes.append(f"warning: {name}: {count} of {len(pairs)} pairs have their prompt in {' or '.join(others)}")
-    for each in settings.evaluation:
-        overlap = find_overlap(chain.from_iterable(used[name] for name in training), used[each.name])
-        notes += filter(None, [overlap.warning(each.name)])
+    for name in settings.categories:
+        overlap = find_overlap(chain.from_iterable(used[other] for other in training), used[name])
+        notes += filter(None, [overlap.warning(name)])
     return notes
 
 

@@ -222,6 +222,8 @@ def test_what_is_mixed_and_cut_is_said(data, recipe, tmp_path):
         *([f"warning: code: 1 of {len(sets['code'])} pairs have their prompt in chat"] if shared else []),
     ]
     assert shared
+    leaked = {name: each.pairs for name, each in sets.items()} | {"chat": list(sets["validation"])}
+    assert any(line.startswith(f"WARNING: validation: ALL {cut} PAIRS") for line in warnings(loaded, sets, leaked))
 
 
 def test_overrides_reach_a_set_of_the_list(recipe):
