@@ -10,7 +10,7 @@ from operator import itemgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from rmkit.data.conversations import as_text
+from rmkit.data.conversations import as_conversation, as_text
 from rmkit.data.preferences import PreferencePair
 
 NGRAM = 13
@@ -69,7 +69,7 @@ def find_overlap(
             single n-gram, all of its words.
     """
     own = [_texts(pair) for pair in evaluation]
-    own_grams = [_ngrams(prompt) if ngrams else [] for prompt, _, _ in own]
+    own_grams = [_ngrams(prompt) if ngrams else [] for (prompt, _), _, _ in own]
     wanted: list[set[Hashable]] = [set(map(key, own)) for key in _KEYS]
     found: list[set[Hashable]] = [set() for _ in _KEYS]
     wanted_grams = {gram for grams in own_grams for gram in grams}
@@ -81,9 +81,10 @@ def find_overlap(
             value = key(texts)
             if value in wanted[number]:
                 found[number].add(value)
-        if ngrams and texts[0] not in prompts:
-            prompts.add(texts[0])
-            found_grams.update(wanted_grams.intersection(_ngrams(texts[0])))
+        text = texts[0][0]
+        if ngrams and text not in prompts:
+            prompts.add(text)
+            found_grams.update(wanted_grams.intersection(_ngrams(text)))
     prompt, chosen, prompt_and_chosen, whole = (
         np.array([key(texts) in values for texts in own], dtype=bool) for key, values in zip(_KEYS, found, strict=True)
     )
@@ -91,8 +92,10 @@ def find_overlap(
     return Overlap(prompt, chosen, prompt_and_chosen, whole, ngram)
 
 
-def _texts(pair: PreferencePair) -> tuple[str, str, str]:
-    return as_text(pair.prompt).strip(), pair.chosen.strip(), pair.rejected.strip()
+def _texts(pair: PreferencePair) -> tuple[tuple[str, str], str, str]:
+    """The prompt with its template options, and both responses."""
+    prompt, chosen, rejected = (as_text(each).strip() for each in (pair.prompt, pair.chosen, pair.rejected))
+    return (prompt, as_conversation(pair.prompt).options), chosen, rejected
 
 
 def _ngrams(text: str) -> list[tuple[str, ...]]:

@@ -69,7 +69,7 @@ def _example(name: str, settings: Any, encoder: ChatEncoder, pair: PreferencePai
         response=tokenizer.decode(ids[sequence.response_start :]),
         last=tokenizer.decode(ids[-1:]),
         tokens=len(ids),
-        response_tokens=len(ids) - sequence.response_start,
+        response_tokens=sequence.response_length,
         bos=_count(ids, tokenizer.bos_token_id),
         eos=_count(ids, tokenizer.eos_token_id),
     )
