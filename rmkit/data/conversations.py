@@ -196,13 +196,12 @@ def parse_messages(value: Sequence[Any], where: str) -> Turns:
     """
     if not len(value):
         raise RmkitError(f"{where} is an empty conversation.", "Remove the row or fill it in.")
-    return tuple(
-        each if isinstance(each, Message) else _parse_message(each, f"{where}, message {number}")
-        for number, each in enumerate(value)
-    )
+    return tuple(_parse_message(each, f"{where}, message {number}") for number, each in enumerate(value))
 
 
 def _parse_message(value: Any, where: str) -> Message:
+    if isinstance(value, Message):
+        (value,) = messages((value,))
     if not isinstance(value, Mapping) or "role" not in value or not {"content", "tool_calls"} & value.keys():
         raise RmkitError(f"{where} is {str(value)[:40]!r}, not a message.", "Give messages with role and content.")
     others = {

@@ -74,9 +74,8 @@ class ChatTemplate:
         self._pin_clock()
         self.place = self.place_of(PROMPT_PROBE, RESPONSE_PROBE)
         self.one_place = self.place_of(PROMPT_PROBE, _THOUGHTS_PROBE) == self.place
-        self.suffix = self.continued(self.opened(PROMPT_PROBE), PROMPT_PROBE, RESPONSE_PROBE).rpartition(
-            RESPONSE_PROBE
-        )[2]
+        after = self.continued(self.opened(PROMPT_PROBE), PROMPT_PROBE, RESPONSE_PROBE)
+        self.suffix = after.rpartition(RESPONSE_PROBE)[2]
         if not self._control_tokens(self.suffix):
             self._end = self._missing_end(self.suffix)
             self.suffix += self._end
@@ -150,15 +149,14 @@ class ChatTemplate:
             RmkitError: if the template changes a text, or writes an earlier turn of the assistant otherwise.
         """
         whole = self._whole(prompt, response)
-        turns = prompt_turns(prompt)
-        parts, start, between = [], 0, turns
+        parts, start, between = [], 0, prompt_turns(prompt)
         for number, message in enumerate(response):
             if message.role != "assistant":
                 between = (*between, message)
                 continue
             before, rest = _extended(prompt, response[:number]), response[number:]
-            opening = next((each for each in self.openings(before, rest) if whole.startswith(each)), "")
-            if len(opening) < start:
+            opening = next((each for each in self.openings(before, rest) if whole.startswith(each)), None)
+            if opening is None or len(opening) < start:
                 raise self._looks_back()
             self._refuse_changed_turns(None, between, opening[start:])
             end = len(whole) if len(rest) == 1 else self._turn_end(before, rest, whole, len(opening))
@@ -188,10 +186,7 @@ class ChatTemplate:
 
     def _whole(self, prompt: Prompt, response: Response) -> str:
         conversation = messages((*prompt_turns(prompt), *response_turns(response)))
-        return (
-            self.render(conversation, add_generation_prompt=False, **as_conversation(prompt).template_options)
-            + self._end
-        )
+        return self.render(conversation, False, **as_conversation(prompt).template_options) + self._end
 
     def _whole_or_none(self, prompt: Prompt, response: Response) -> str | None:
         try:

@@ -151,6 +151,7 @@ BOTH = {"chosen": [assistant("Yes")], "rejected": [assistant("No")]}
         ({"chosen": "Yes", "rejected": "No"}, "do not begin alike"),
         (BOTH | {"prompt": "a", "images": ["x.png"]}, "has the column images; rmkit reads text only"),
         ({"instruction": "a", "input": "b", "chosen": "c", "rejected": "d"}, "several that may hold it"),
+        ({"system": "a", "prompt": " ", "chosen": "c", "rejected": "d"}, "the prompt, message 1 has no text"),
         ({"system": 3, "prompt": "a", "chosen": "c", "rejected": "d"}, "system holds int, not text"),
     ],
 )  # fmt: skip
