@@ -228,7 +228,7 @@ class ChatTemplate:
     def _ignored(self, what: str, remove: str) -> RmkitError:
         return RmkitError(
             f"The chat template of {self.name} does not write {what}.",
-            f"Set a base.chat_template that does, or remove {remove}.",
+            f"Set a base.chat_template (or --chat-template) that does, or remove {remove}.",
         )
 
     def _turn_ends(self) -> list[str]:

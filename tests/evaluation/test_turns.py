@@ -267,7 +267,7 @@ def test_what_a_template_does_not_write_is_refused(folders, scorers, pair, what,
     answers = {"chosen": "Yes", "rejected": "No"}
     with pytest.raises(RmkitError, match=f"does not write {what}") as error:
         scorers["explicit"].score_pairs([pair | answers])
-    assert error.value.remedy.startswith("Set a base.chat_template that does, or remove ")
+    assert error.value.remedy.startswith("Set a base.chat_template (or --chat-template) that does, or remove")
     assert scorers["explicit"].score_pairs([remedy | answers]).shape == (1, 2)
     template = TOOLS_CHATML.replace("{{ m['content'] }}", "{{ m['reasoning_content'] }}{{ m['content'] }}")
     (folders / "thoughts.jinja").write_text(template)
