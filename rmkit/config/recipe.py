@@ -170,7 +170,8 @@ class PreferenceSet(StrictModel):
     `path` is relative to `data.root`, or a hub id. `source` prepares the set if nothing exists at `path`; without a
     path, rmkit stores the set in its cache. `subset` is a hub configuration. `where` keeps the rows whose columns have
     the given value, or one of a list of values. `columns` names the columns of prompt, chosen, rejected, system,
-    history and margin where they have other names; margin may be two columns of scores, whose difference it is.
+    history, tools, chat_template_kwargs and margin where they have other names; margin may be two columns of scores,
+    whose difference it is.
     """
 
     name: SetName

@@ -253,6 +253,17 @@ def test_tools_are_encoded_as_the_template_writes_them_or_refused():
     assert {refused["calls"][stem] for stem in others} == {"The chat template of this model does not write tool_calls."}
 
 
+def test_options_of_a_row_reach_the_template():
+    """Without thinking, Qwen3's generation prompt holds the empty block, also in a verification prompt."""
+    encoder = ChatEncoder(of_bytes(next(path for path in TEXT if path.stem == "qwen3")))
+    turn, block = "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n", "<think>\n\n</think>\n\n"
+    prompt = Conversation((Message("user", "x"),), options=json.dumps({"enable_thinking": False}))
+    assert parts(encoder, "x", "y") == (turn, block + "y<|im_end|>\n")
+    assert parts(encoder, prompt, "y") == (turn + block, "y<|im_end|>\n")
+    asked = encoder.verification_sequences(["x", prompt], ["y"] * 2, "x")
+    assert [encoder.tokenizer.decode(each.ids) for each in asked] == [turn, turn + block]
+
+
 NEMOTRON = "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n<think>"
 
 
