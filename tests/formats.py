@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from rmkit.data.conversations import Message
+from rmkit.data.conversations import Conversation, Message
 from rmkit.data.preferences import PreferencePair
 
 
@@ -26,7 +26,10 @@ PLAIN = [PreferencePair(**row, index=index) for index, row in enumerate(ROWS)]
 BEFORE = [system("Be brief."), user("Hi"), assistant("Hello, fox")]
 CONVERSATIONS = [
     PreferencePair(
-        (*(Message(**turn) for turn in BEFORE), Message("user", pair.prompt)), pair.chosen, pair.rejected, pair.index
+        Conversation((*(Message(**turn) for turn in BEFORE), Message("user", pair.prompt))),
+        pair.chosen,
+        pair.rejected,
+        pair.index,
     )
     for pair in PLAIN
 ]
@@ -123,6 +126,48 @@ MULTI_TURN: dict[str, Form] = {
     ),
     "transcripts": (_transcripts(BEFORE[1:]), {}, "transcripts, prompt extracted"),
 }
+
+
+SEVERAL_TURNS = [
+    [assistant("Mix flour."), user("Which?"), assistant("Rye.")],
+    [assistant("No."), user("Why?"), assistant("Too hot."), user("Ok"), assistant("Bye")],
+]
+"""A chosen and a rejected response to `BEFORE` and a question."""
+
+_ASKED = [*BEFORE, user("How do I bake bread?")]
+_BOTH = dict(zip(("chosen", "rejected"), SEVERAL_TURNS, strict=True))
+RESPONSES: dict[str, Form] = {
+    "conversational": ([_BOTH | {"prompt": _ASKED}], {}, "conversational"),
+    "conversational implicit": (
+        [{side: [*_ASKED, *turns] for side, turns in _BOTH.items()}],
+        {},
+        "conversational, prompt extracted",
+    ),
+    "prompt repeated": (
+        [{side: [*_ASKED, *turns] for side, turns in _BOTH.items()} | {"prompt": _ASKED}],
+        {},
+        "conversational",
+    ),
+    "prompt text": (
+        [{side: [*_ASKED, *turns] for side, turns in _BOTH.items()} | {"prompt": _ASKED[-1]["content"]}],
+        {},
+        "conversational",
+    ),
+    "system and history": (
+        [_BOTH | {"prompt": _ASKED[-1]["content"], "system": "Be brief.", "history": _ASKED[1:-1]}],
+        {},
+        "conversational, with system, with history",
+    ),
+}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "oven",
+        "description": "Heats an oven.",
+        "parameters": {"type": "object", "properties": {"degrees": {"type": "integer"}}, "required": ["degrees"]},
+    },
+}
+CALL = {"type": "function", "id": "call00001", "function": {"name": "oven", "arguments": {"degrees": 230}}}
 
 
 def write(folder: Path, rows: list[dict[str, Any]], suffix: str = "jsonl") -> Path:

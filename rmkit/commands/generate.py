@@ -101,7 +101,7 @@ def _read_texts(run_dir: RunDirectory, name: str, limit: int | None) -> dict[str
     import pyarrow.parquet as pq
 
     try:
-        conversations = "messages" in pq.read_schema(run_dir.examples(name)).names
+        conversations = {"messages", "chosen_messages"} & set(pq.read_schema(run_dir.examples(name)).names)
         rows = pq.read_table(run_dir.examples(name), columns=["prompt", "chosen", "rejected"])
     except (OSError, ValueError) as error:
         raise RmkitError(

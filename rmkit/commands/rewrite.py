@@ -226,10 +226,13 @@ def _ask_with_progress(
 
 
 def _problems_by_row(source: PreferenceData, rewrites: Rewrites) -> list[dict[str, Any]]:
+    from rmkit.data.conversations import assistant_texts
+
     return [
         {"index": pair.index, "response": side, "problem": rewrites.problems[text]}
         for pair in source
-        for side, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
+        for side, response in (("chosen", pair.chosen), ("rejected", pair.rejected))
+        for text in assistant_texts(response)
         if text in rewrites.problems
     ]
 

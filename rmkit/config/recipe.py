@@ -182,9 +182,9 @@ class PreferenceSet(StrictModel):
     `path` is relative to `data.root`, or a hub id. `source` prepares the set if nothing exists at `path`; without a
     path, rmkit stores the set in its cache. `split` may be a slice or a sum, see `rmkit.data.splits`; `where` and
     `limit` apply to its rows. `subset` is a hub configuration. `where` keeps the rows whose columns have the given
-    value, or one of a list of values. `columns` names the columns of prompt, chosen, rejected, system, history and
-    margin where they have other names; margin may be two columns of scores, whose difference it is. `limit` keeps the
-    first rows, or with `limit_seed` as many rows drawn with that seed.
+    value, or one of a list of values. `columns` names the columns of prompt, chosen, rejected, system, history, tools,
+    chat_template_kwargs and margin where they have other names; margin may be two columns of scores, whose difference
+    it is. `limit` keeps the first rows, or with `limit_seed` as many rows drawn with that seed.
     """
 
     name: SetName

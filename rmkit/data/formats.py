@@ -18,16 +18,26 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rmkit.data.conversations import Conversation, Message, parse_messages, parse_prompt
+from rmkit.data.conversations import (
+    Conversation,
+    Message,
+    Prompt,
+    Turns,
+    parse_messages,
+    parse_prompt,
+    parse_response,
+    prompt_turns,
+)
 from rmkit.errors import RmkitError
 
-FIELDS = ("prompt", "chosen", "rejected", "system", "history", "margin")
+FIELDS = ("prompt", "chosen", "rejected", "system", "history", "tools", "chat_template_kwargs", "margin")
 Columns = Mapping[str, str | Sequence[str]]
 """Field of `FIELDS` -> column. `margin` may also be two columns of scores, whose difference it is."""
 
-SEVERAL_TURNS, EMPTY_TURNS = LEFT_OUT = ("responses of several turns", "empty turns")
+EMPTY_TURNS, OUT_OF_ORDER = LEFT_OUT = ("empty turns", "turns out of order")
 _PROMPTS = ("question", "instruction", "input", "messages")
 _MEANINGFUL = (*_PROMPTS, "system", "history", "context", "documents", "tools", "chat_template_kwargs")
+_BESIDES = ("system", "history", "tools", "chat_template_kwargs")
 _IMAGES = ("image", "images")
 _KNOWN = "prompt, chosen and rejected as text or messages, or chosen and rejected that begin with the prompt"
 _MAP = "map other names in the set, for example columns: {prompt: question} (rmkit score: --column prompt=question)"
@@ -116,7 +126,7 @@ class PairFormat:
         parts += [
             f"{field} from {' - '.join(columns)}" for field, columns in self.columns.items() if columns != (field,)
         ]
-        parts += [f"with {field}" for field in ("system", "history") if self.columns.get(field) == (field,)]
+        parts += [f"with {field}" for field in _BESIDES if self.columns.get(field) == (field,)]
         if self.transcript_prompts:
             parts.append("prompts that look like transcripts are read as one user turn")
         if self.unused:
@@ -138,10 +148,11 @@ class PairFormat:
         if isinstance(found, str):
             return found
         before = self._before(index, values)
-        if before:
-            prompt = found["prompt"]
-            turns = (Message("user", prompt),) if isinstance(prompt, str) else tuple(prompt)
-            found["prompt"] = parse_prompt((*before, *turns), self._where(index, "the prompt"))
+        options = {field: values.get(field) for field in ("tools", "chat_template_kwargs")}
+        prompt = found["prompt"]
+        if (before or any(options.values())) and isinstance(prompt, str | Sequence | Conversation):
+            turns = prompt_turns(prompt) if isinstance(prompt, str | Conversation) else tuple(prompt)
+            found["prompt"] = parse_prompt((*before, *turns), self._where(index, "the prompt"), **options)
         return found
 
     def _where(self, index: int, column: str) -> str:
@@ -149,7 +160,7 @@ class PairFormat:
 
     def _with_prompt(self, index: int, values: dict[str, Any]) -> dict[str, Any] | str:
         """The row with the prompt taken out of the responses if it stands there."""
-        found = {field: value for field, value in values.items() if field not in ("system", "history")}
+        found = {field: value for field, value in values.items() if field not in _BESIDES}
         if self.kind in ("standard", "conversational prompt"):
             return found if "prompt" in found else found | self._split_texts(index, found)
         if self.kind == "conversational":
@@ -159,39 +170,34 @@ class PairFormat:
             if not all(content for each in turns for _, content in each):
                 return EMPTY_TURNS
             both = [tuple(Message(_ROLES[name], content) for name, content in each) for each in turns]
-        common = _common(*both)
-        if "prompt" not in values and not common:
+        given = parse_prompt(values["prompt"], self._where(index, "the prompt")) if "prompt" in values else None
+        beginning, *responses = split_conversations(both[0], both[1], given)
+        if given is None and not beginning:
             raise RmkitError(
                 f"{self.path} has no column prompt, and in row {index} chosen and rejected do not begin alike.",
                 f"Give {_KNOWN}.",
             )
-        responses = [conversation[common:] for conversation in both]
-        if any(len(response) > 1 for response in responses):
-            return SEVERAL_TURNS
-        for field, (response,) in zip(("chosen", "rejected"), responses, strict=True):
-            if response.role != "assistant":
-                raise RmkitError(
-                    f"{self._where(index, field)}: the response is a message of the role {response.role}.",
-                    "End both conversations with the assistant's message.",
-                )
-            found[field] = response.content
-        beginning = both[0][:common]
-        if "prompt" not in values:
-            return found | {"prompt": parse_prompt(beginning, self._where(index, "the prompt"))}
+        for field, response in zip(("chosen", "rejected"), responses, strict=True):
+            try:
+                found[field] = parse_response(response, self._where(index, field))
+            except RmkitError:
+                if self.kind == "transcripts":  # its turns may be no turns, but texts that look like them
+                    return OUT_OF_ORDER
+                raise
         if not beginning:
             return found
-        return found | {"prompt": self._repeated(index, values["prompt"], beginning)}
+        if given is not None:
+            self._check_repeated(index, given, beginning)
+        return found | {"prompt": parse_prompt(beginning, self._where(index, "the prompt"))}
 
-    def _repeated(self, index: int, prompt: Any, beginning: Conversation) -> Any:
-        """The prompt that the responses begin with, which must be the one of the prompt's column."""
-        parsed = parse_prompt(prompt, self._where(index, "prompt"))
+    def _check_repeated(self, index: int, prompt: Prompt, beginning: Turns) -> None:
+        """Refuse responses that begin with another prompt than that of the prompt's column."""
         users = [message.content for message in beginning if message.role == "user"]
-        if parsed != beginning and not (isinstance(parsed, str) and users and parsed in (users[0], users[-1])):
+        if prompt_turns(prompt) != beginning and not (prompt in users[:1] or prompt in users[-1:]):
             raise RmkitError(
                 f"{self.path}: row {index}: chosen and rejected begin with another conversation than its prompt.",
                 "Correct the row, or remove the column prompt to use what the responses begin with.",
             )
-        return parse_prompt(beginning, self._where(index, "the prompt"))
 
     def _split_texts(self, index: int, values: Mapping[str, Any]) -> dict[str, str]:
         """The common beginning of two texts, up to a space, and what follows it in both."""
@@ -215,7 +221,7 @@ class PairFormat:
         first, second = ("".join(words[common:]) for words in pieces)
         return {"prompt": "".join(pieces[0][:common]).rstrip(), "chosen": first, "rejected": second}
 
-    def _messages(self, index: int, field: str, value: Any) -> Conversation:
+    def _messages(self, index: int, field: str, value: Any) -> Turns:
         where = self._where(index, f"column {self.columns[field][0]}")
         if not isinstance(value, Sequence) or isinstance(value, str):
             raise RmkitError(f"{where} holds {type(value).__name__}, not messages.", "Give messages in every row.")
@@ -229,7 +235,7 @@ class PairFormat:
             raise RmkitError(f"{where} is not a transcript, unlike the first row.", "Give rows of one format only.")
         return [(name, text.strip()) for name, text in zip(turns[::2], turns[1::2], strict=True)]
 
-    def _before(self, index: int, values: Mapping[str, Any]) -> Conversation:
+    def _before(self, index: int, values: Mapping[str, Any]) -> Turns:
         """The turns of the columns system and history."""
         system, history = values.get("system"), values.get("history")
         turns: list[Any] = []
@@ -308,9 +314,21 @@ def _holds_messages(kind: Any) -> bool:
     return {"role", "content"} <= {kind.value_type.field(at).name for at in range(kind.value_type.num_fields)}
 
 
-def _common(first: Conversation, second: Conversation) -> int:
-    """The number of messages that two conversations begin with, without the last message of either."""
-    common = 0
-    while common < min(len(first), len(second)) - 1 and first[common] == second[common]:
-        common += 1
-    return common
+def split_conversations(first: Turns, second: Turns, prompt: Prompt | None = None) -> tuple[Turns, Turns, Turns]:
+    """The prompt that two conversations begin with, and what follows it in each.
+
+    The prompt is the given one where both begin with it. Otherwise it is their longest common beginning, in whole
+    messages, that leaves something of both and does not end with a message of the assistant; it is empty where a prompt
+    is given and they begin with the assistant, so that they are the responses to it.
+    """
+    start = () if prompt is None or isinstance(prompt, str) else prompt.turns
+    common = len(start)
+    if not start or not all(each[:common] == start != each for each in (first, second)):
+        common = 0
+        while common < min(len(first), len(second)) - 1 and first[common] == second[common]:
+            common += 1
+        if prompt is not None and first[0].role == "assistant":
+            common = 0
+        while common and first[common - 1].role in ("assistant", "system"):
+            common -= 1
+    return first[:common], first[common:], second[common:]

@@ -81,9 +81,10 @@ def find_overlap(
             value = key(texts)
             if value in wanted[number]:
                 found[number].add(value)
-        if ngrams and texts[0] not in prompts:
-            prompts.add(texts[0])
-            found_grams.update(wanted_grams.intersection(_ngrams(texts[0])))
+        text = texts[0]
+        if ngrams and text not in prompts:
+            prompts.add(text)
+            found_grams.update(wanted_grams.intersection(_ngrams(text)))
     prompt, chosen, prompt_and_chosen, whole = (
         np.array([key(texts) in values for texts in own], dtype=bool) for key, values in zip(_KEYS, found, strict=True)
     )
@@ -92,12 +93,15 @@ def find_overlap(
 
 
 def prompt_text(pair: PreferencePair) -> str:
-    """The text by which prompts are compared: conversations as text, without whitespace at the ends."""
+    """The text by which prompts are compared: conversations and tools as text, without whitespace at the ends.
+
+    Options of the chat template do not make another prompt: the answer would still be known.
+    """
     return as_text(pair.prompt).strip()
 
 
 def _texts(pair: PreferencePair) -> tuple[str, str, str]:
-    return prompt_text(pair), pair.chosen.strip(), pair.rejected.strip()
+    return prompt_text(pair), as_text(pair.chosen).strip(), as_text(pair.rejected).strip()
 
 
 def _ngrams(text: str) -> list[tuple[str, ...]]:

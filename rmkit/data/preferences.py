@@ -17,7 +17,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from rmkit.data.conversations import Prompt, as_json, parse_prompt
+from rmkit.data.conversations import Conversation, Prompt, Response, as_json, parse_prompt
 from rmkit.data.formats import Columns, PairFormat, find_columns, recognise
 from rmkit.data.rows import Where, iter_rows, limit_rows, load_rows, match_rows
 from rmkit.errors import RmkitError
@@ -30,13 +30,14 @@ _CHUNK = 1000
 class PreferencePair:
     """A prompt x, a chosen response y+ and a rejected response y-.
 
-    The prompt is a text (one user turn) or a conversation, see `rmkit.data.conversations`; responses are texts.
+    The prompt is a text (one user turn) or a conversation, a response a text (one assistant turn) or several turns; see
+    `rmkit.data.conversations`.
     `index` is the row in the source (in the split, over all its files), whatever slices, `where` and `limit` leave out.
     """
 
     prompt: Prompt
-    chosen: str
-    rejected: str
+    chosen: Response
+    rejected: Response
     index: int = 0
     margin: float | None = None
 
@@ -125,7 +126,8 @@ def fingerprint(pairs: Iterable[PreferencePair]) -> str:
     """sha256 over the texts and margins of pairs, in order. Used in run.json and in the card of a prepared set."""
     digest = hashlib.sha256()
     for pair in pairs:
-        digest.update(json.dumps([as_json(pair.prompt), pair.chosen, pair.rejected, pair.margin]).encode())
+        texts = map(as_json, (pair.prompt, pair.chosen, pair.rejected))
+        digest.update(json.dumps([*texts, pair.margin]).encode())
     return digest.hexdigest()
 
 
@@ -213,8 +215,10 @@ def parse_row(path: str, index: int, row: Mapping[str, Any]) -> PreferencePair:
     """
     for column in COLUMNS:
         text = row[column]
-        if column == "prompt" and isinstance(text, list | tuple) and text:
+        if column == "prompt" and isinstance(text, list | tuple | Conversation) and text:
             parse_prompt(text, f"{path}: row {index}, the prompt")
+            continue
+        if isinstance(text, tuple):  # turns of a response, which the format has checked
             continue
         if not isinstance(text, str):
             raise RmkitError(

@@ -25,7 +25,7 @@ Batch = Mapping[str, Tensor]
 input_ids, position_ids: [rows, tokens], the language model's inputs.
 attention_mask: [rows, tokens], if padded; `branches` [branches, 2] if shared (`shared_attention.PackedRow`).
 last: [sequences] position of each sequence's last token in the flattened rows.
-response: [response tokens] positions of the responses' tokens, sequence after sequence.
+response: [response tokens] positions of the responses' tokens that count, sequence after sequence.
 predictor: [response tokens] the positions whose next-token distribution those tokens are drawn from.
 response_lengths: [sequences] number of response tokens of each sequence.
 """
@@ -57,12 +57,11 @@ def share(sequences: Sequence[TokenSequence]) -> dict[str, Tensor]:
             branches.append((shared, own))
             before, path = current, paths[number]
             tokens += own
-    starts = [sequence.response_start for sequence in sequences]
     return {
         "input_ids": torch.from_numpy(np.concatenate(ids))[None],
         "position_ids": torch.from_numpy(np.concatenate(positions))[None],
         "branches": torch.tensor(branches),
-        **_read_positions(paths, starts),
+        **_read_positions(paths, sequences),
     }
 
 
@@ -93,14 +92,15 @@ def pad(
         "input_ids": input_ids,
         "attention_mask": attention_mask,
         "position_ids": position_ids,
-        **_read_positions(paths, [sequence.response_start for sequence in sequences]),
+        **_read_positions(paths, sequences),
     }
 
 
-def _read_positions(paths: Sequence[NDArray[np.int64]], starts: Sequence[int]) -> dict[str, Tensor]:
-    """The positions that heads read, from the positions of each sequence's tokens and the starts of the responses."""
-    responses = [path[start:] for path, start in zip(paths, starts, strict=True)]
-    predictors = [path[start - 1 : -1] for path, start in zip(paths, starts, strict=True)]
+def _read_positions(paths: Sequence[NDArray[np.int64]], sequences: Sequence[TokenSequence]) -> dict[str, Tensor]:
+    """The positions that heads read, from the positions of each sequence's tokens."""
+    counted = [sequence.response_positions for sequence in sequences]
+    responses = [path[each] for path, each in zip(paths, counted, strict=True)]
+    predictors = [path[each - 1] for path, each in zip(paths, counted, strict=True)]
     return {
         "last": torch.tensor([path[-1] for path in paths]),
         "response": torch.from_numpy(np.concatenate(responses)),

@@ -5,38 +5,43 @@ end-of-turn token and the template's fixed suffix. Prompt and response are token
 tokens, as in the paper's released code, so the prompt's ids never depend on the response. `special_tokens` decides what
 happens to texts that spell control tokens; see `rmkit.encoding.control_tokens`.
 
-The prompt's text ends with the generation prompt. Some templates do not write that before a response that is there
-already: DeepSeek-R1's generation prompt opens a thinking block, which a response without thoughts does not have. There
-the response starts where the renderings of two responses part; see `ChatEncoder._openings`.
+A response of several turns is tokenized in parts as well: the prompt, an assistant's turn, what the template writes up
+to the next one, and so on. Each assistant's turn counts as a response of one turn does; what stands between does not.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import itertools
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cache
-from itertools import islice
-from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from rmkit.config.recipe import VERIFICATION_PROMPT, SpecialTokens
-from rmkit.data.conversations import Message, Prompt, as_text, contents, messages, with_contents
+from rmkit.data.conversations import (
+    AnyTexts,
+    Conversation,
+    Message,
+    Prompt,
+    Response,
+    Turns,
+    as_conversation,
+    as_text,
+    contents,
+    prompt_turns,
+    with_contents,
+)
+from rmkit.encoding.chat_template import PROMPT_PROBE, RESPONSE_PROBE, ChatTemplate, abbreviate, special_ids
 from rmkit.encoding.control_tokens import ControlTokens, Render
-from rmkit.errors import RmkitError, first_line
+from rmkit.errors import RmkitError
 
-DEFAULT_DATE = "26 Jul 2024"
-"""The date for templates that print today's, unless `date_string` names another: the one in Llama 3's own template."""
-
-_DATE_FORMATS = ("%d %b %Y", "%d %B %Y", "%Y-%m-%d", "%b %d, %Y", "%B %d, %Y")
-_DATE_PROBES = ("11 Nov 1111", "22 Feb 2222")
-_PROMPT_PROBE, _RESPONSE_PROBE = "rmkit-probe-prompt", "rmkit-probe-response"
-_PLAIN_PROBES, _THOUGHTS_PROBE = ("a", "b"), "<think>\nrmkit-probe-thoughts\n</think>\n\nrmkit-probe-response"
+_MAX_STRUCTURES = 1000  # of conversations; with tools, every row may have its own
 _ANSWER_PROBES = [("x", "y"), ("Is 2 + 2 = 4?", "4."), ("a\n", " b "), ("x", ":")]
 
 Job = tuple[Render, tuple[str, ...], list[int]]
@@ -45,30 +50,49 @@ Job = tuple[Render, tuple[str, ...], list[int]]
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """The token ids of one text that a reward model reads; the response is `ids[response_start:]` and may be empty.
+    """The token ids of one text that a reward model reads; the response starts at `response_start` and may be empty.
 
-    `prompt_spells` and `response_spells`: whether the prompt, and the text after it, spell control tokens.
+    Attributes:
+        ids: all token ids.
+        response_start: the number of tokens before the response.
+        gaps: the spans (start, end) of the response that do not count: turns of others than the assistant, and what the
+            template writes between turns.
+        prompt_spells, response_spells: whether the prompt, and the text after it, spell control tokens.
     """
 
     ids: list[int]
     response_start: int
     prompt_spells: bool = field(default=False, compare=False)
     response_spells: bool = field(default=False, compare=False)
+    gaps: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __hash__(self) -> int:  # ids are never modified
-        return hash((self.response_start, *self.ids))
+        return hash((self.response_start, self.gaps, *self.ids))
 
     @property
-    def response_ends(self) -> range:
-        """End of each prefix of the response, from its first token to the whole response."""
-        return range(self.response_start + 1, len(self.ids) + 1)
+    def response_positions(self) -> NDArray[np.int64]:
+        """The positions of the response's tokens that count [response tokens]."""
+        ends = [self.response_start, *itertools.chain(*self.gaps), len(self.ids)]
+        spans = [np.arange(start, end) for start, end in zip(ends[::2], ends[1::2], strict=True)]
+        return np.concatenate(spans) if self.gaps else spans[0]
 
+    @property
+    def response_length(self) -> int:
+        """The number of the response's tokens that count."""
+        return len(self.ids) - self.response_start - sum(end - start for start, end in self.gaps)
 
-class _TemplateError(RmkitError):
-    """The chat template fails on a conversation, as it may on those that it does not know."""
+    @property
+    def response_ends(self) -> list[int]:
+        """End of each prefix of the response, from its first token to the whole response [response tokens]."""
+        ends: list[int] = (self.response_positions + 1).tolist()
+        return ends
+
+    def prefix(self, end: int) -> TokenSequence:
+        """The first `end` tokens."""
+        return TokenSequence(self.ids[:end], self.response_start, gaps=tuple(gap for gap in self.gaps if gap[1] < end))
 
 
 class ChatEncoder:
@@ -76,11 +100,13 @@ class ChatEncoder:
 
     Attributes:
         tokenizer: prepared by `rmkit.encoding.tokenizer.load_tokenizer`.
+        template: its chat template.
         date_string: the date for templates that print one; `DEFAULT_DATE` if the template prints today's and none is
             given.
         special_tokens: how to read control tokens that a text spells: `text` reads them as text, `keep` as the tokens
             (like the paper's code), `error` refuses the text.
-        suffix_ids: the ids at the end of every response: its end-of-turn token and what the template adds after it.
+        suffix_ids: the ids at the end of every turn of the assistant in a response: its end-of-turn token and what the
+            template adds after it.
         folds_system: whether the template has no system turn, so that a system message becomes the beginning of the
             first user message, followed by an empty line.
         notes: what the encoder adds to the template, one line each for the user.
@@ -98,31 +124,19 @@ class ChatEncoder:
         special_tokens: SpecialTokens = "text",
     ):
         self.tokenizer = tokenizer
-        self.date_string = date_string
         self.special_tokens = special_tokens
-        self.name = tokenizer.name_or_path or "this model"
-        self.folds_system = False
-        self.notes: list[str] = []
-        self._clock, self._end, self._place, self._one_place = "", "", 0, True
-        self._refuse_vision()
-        self._pin_clock()
-        self._place = self._place_of(_PROMPT_PROBE, _RESPONSE_PROBE)
-        self._one_place = self._place_of(_PROMPT_PROBE, _THOUGHTS_PROBE) == self._place
-        before = self._opened(_PROMPT_PROBE)
-        after = self._continued(before, _PROMPT_PROBE, _RESPONSE_PROBE)
-        suffix = after.rpartition(_RESPONSE_PROBE)[2]
-        if not any(token in self._special_ids for token in self._ids([suffix])[0]):
-            self._end = self._missing_end(suffix)
-            after, suffix = after + self._end, suffix + self._end
-        before_ids, after_ids, ids = self._ids([before, after, suffix])
+        self.template = template = ChatTemplate(tokenizer, date_string)
+        self.date_string, self.name, self.notes = template.date_string, template.name, template.notes
+        self.folds_system = template.folds_system
+        before = template.opened(PROMPT_PROBE)
+        after = template.continued(before, PROMPT_PROBE, RESPONSE_PROBE)
+        before_ids, after_ids, ids, system_ids = self._ids([before, after, template.suffix, template.with_system()])
         self._refuse_double_bos(before_ids, after_ids)
-        system = self._with_system()
-        self.folds_system = not system
-        self._control_tokens = ControlTokens(tokenizer, [*before_ids, *after_ids, *self._ids([system])[0]])
+        self._control_tokens = ControlTokens(tokenizer, [*before_ids, *after_ids, *system_ids])
         self._prompt_controls = self._control_tokens.written(before, before_ids)
         self._response_controls = self._control_tokens.written(after, after_ids)
-        self._opening = before.partition(_PROMPT_PROBE)[0].strip()
-        special = [number for number, token in enumerate(ids) if token in self._special_ids]
+        self._opening = before.partition(PROMPT_PROBE)[0].strip()
+        special = [number for number, token in enumerate(ids) if token in special_ids(tokenizer)]
         # Anything before the end-of-turn token, such as a space, may merge with the response's last token.
         self.suffix_ids: list[int] = ids[special[0] :]
         if tokenizer.pad_token_id is None or tokenizer.pad_token_id in self.suffix_ids:
@@ -130,42 +144,56 @@ class ChatEncoder:
                 f"The pad token of {self.name} ({tokenizer.pad_token}) also ends responses.",
                 "Load the tokenizer with rmkit.encoding.tokenizer.load_tokenizer, which chooses another.",
             )
-        self._controls_of_roles: dict[tuple[str, ...], tuple[list[int], list[int]]] = {}
+        self._controls_of: dict[tuple[Prompt, Response], list[list[int]]] = {}
         self.response_sequences(["x"], ["y"])
 
     @property
     def plain_template(self) -> bool:
         """Whether a plain response is what the tokenizer's template writes after the generation prompt, at any time."""
-        return self._place == 0 and not self._end and not self._clock
+        return self.template.plain
 
     @property
     def template_hash(self) -> str:
         """sha256 over the chat template and the pinned date."""
         return hashlib.sha256(f"{self.tokenizer.chat_template}\0{self.date_string}".encode()).hexdigest()
 
-    def response_sequences(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[TokenSequence]:
+    def response_sequences(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[TokenSequence]:
         """Encode prompts, texts or conversations, followed by their responses with end-of-turn token and suffix.
 
         Raises:
-            RmkitError: if a response lacks its end-of-turn token, or a text spells a control token and
-                `special_tokens` is `error`.
+            RmkitError: if a response lacks its end-of-turn token, the template does not write what a conversation
+                holds, or a text spells a control token and `special_tokens` is `error`.
         """
-        if self._one_place:
-            return self._sequences(prompts, responses, self._place)
-        places = [self._place_of(*texts) for texts in zip(prompts, responses, strict=True)]
+        places = [self._place(*texts) for texts in zip(prompts, responses, strict=True)]
         found: dict[int, TokenSequence] = {}
-        for place in set(places):
+        for place in dict.fromkeys(places):
             rows = [row for row, its in enumerate(places) if its == place]
             made = self._sequences([prompts[row] for row in rows], [responses[row] for row in rows], place)
             found |= zip(rows, made, strict=True)
         return [found[row] for row in range(len(places))]
 
-    def _sequences(self, prompts: Sequence[Prompt], responses: Sequence[str], place: int) -> list[TokenSequence]:
-        """The sequences of responses that start at the same one of `_openings`."""
+    def _place(self, prompt: Prompt, response: Response) -> int | None:
+        """Which of the template's `openings` a response of one turn starts after; None for other responses."""
+        if not isinstance(response, str):
+            return None
+        if self.template.one_place and not (isinstance(prompt, Conversation) and (prompt.tools or prompt.options)):
+            return self.template.place
+        return self.template.place_of(prompt, response)
+
+    def _sequences(
+        self, prompts: Sequence[Prompt], responses: Sequence[Response], place: int | None
+    ) -> list[TokenSequence]:
+        """The sequences of responses that start at the same place."""
+        if place is not None:
+            return self._text_sequences(prompts, [str(response) for response in responses], place)
+        return self._turn_sequences(prompts, [response for response in responses if isinstance(response, tuple)])
+
+    def _text_sequences(self, prompts: Sequence[Prompt], responses: Sequence[str], place: int) -> list[TokenSequence]:
+        """The sequences of responses of one turn that start at the same place."""
 
         @cache  # a prompt has several responses
         def opened(prompt: Prompt) -> str:
-            return self._opened(prompt, place)
+            return self.template.opened(prompt, place)
 
         def opener(prompt: Prompt) -> Job:
             render = lambda *texts: opened(with_contents(prompt, texts))  # noqa: E731
@@ -174,7 +202,7 @@ class ChatEncoder:
         def continuer(prompt: Prompt, response: str) -> Job:
             def render(*texts: str) -> str:
                 masked = with_contents(prompt, texts[:-1])
-                return self._continued(opened(masked), masked, texts[-1])
+                return self.template.continued(opened(masked), masked, texts[-1])
 
             return render, (*contents(prompt), response), self._controls(prompt)[1]
 
@@ -184,27 +212,80 @@ class ChatEncoder:
         sequences = []
         for number, (after, response_spells) in enumerate(self._encoded(both)):
             ids, prompt_spells = before[prompts[number]]
-            if after[-len(self.suffix_ids) :] != self.suffix_ids:
-                raise RmkitError(
-                    f"The response {_abbreviate(responses[number])} lacks the end-of-turn token of the template.",
-                    "The template treats some responses differently: set another base.chat_template.",
-                )
+            self._refuse_without_end(responses[number], after)
             sequences.append(TokenSequence(ids + after, len(ids), prompt_spells, response_spells))
         return sequences
 
+    def _turn_sequences(self, prompts: Sequence[Prompt], responses: Sequence[Turns]) -> list[TokenSequence]:
+        """The sequences of responses of any turns, from the parts that `ChatTemplate.parts` returns."""
+        parts = cache(lambda prompt, response: self.template.parts(prompt, response))
+
+        def part(prompt: Prompt, response: Turns, number: int) -> Render:
+            size = len(contents(prompt))
+
+            def render(*texts: str) -> str:
+                masked = with_contents(prompt, texts[:size]), with_contents(response, texts[size:])
+                return parts(*masked)[number]
+
+            return render
+
+        controls = [self._controls(*texts) for texts in zip(prompts, responses, strict=True)]
+        jobs = [
+            (part(prompt, response, number), (*contents(prompt), *contents(response)), expected)
+            for prompt, response, each in zip(prompts, responses, controls, strict=True)
+            for number, expected in enumerate(each)
+        ]
+        encoded = iter(self._encoded(jobs))
+        sequences = []
+        for response, each in zip(responses, controls, strict=True):
+            pieces = [next(encoded) for _ in each]
+            if not all(self.end_id in ids for ids, _ in pieces[1::2]):
+                raise self._no_end(as_text(response))
+            self._refuse_without_end(as_text(response), pieces[-1][0])
+            ends = np.cumsum([len(ids) for ids, _ in pieces]).tolist()
+            sequences.append(
+                TokenSequence(
+                    list(itertools.chain.from_iterable(ids for ids, _ in pieces)),
+                    ends[0],
+                    pieces[0][1],
+                    any(spells for _, spells in pieces[1:]),
+                    tuple(zip(ends[1:-1:2], ends[2:-1:2], strict=True)),
+                )
+            )
+        return sequences
+
+    def _refuse_without_end(self, response: str, ids: list[int]) -> None:
+        if ids[-len(self.suffix_ids) :] != self.suffix_ids:
+            raise self._no_end(response)
+
+    def _no_end(self, response: str) -> RmkitError:
+        return RmkitError(
+            f"The response {abbreviate(response)} lacks the end-of-turn token of the template.",
+            "The template treats some responses differently: set another base.chat_template.",
+        )
+
     def verification_sequences(
-        self, prompts: Sequence[Prompt], responses: Sequence[str], verification_prompt: str = VERIFICATION_PROMPT
+        self, prompts: Sequence[Prompt], responses: Sequence[Response], verification_prompt: str = VERIFICATION_PROMPT
     ) -> list[TokenSequence]:
         """I[x, y] of Appendix A: a user turn that asks whether a response is good, up to the start of the answer.
 
-        A conversation stands in it as a text, see `rmkit.data.conversations.as_text`.
+        A conversation stands in it as a text, with its tools, see `rmkit.data.conversations.as_text`; the template gets
+        the options of its prompt here as well.
         """
-        texts = [
-            _filled(verification_prompt, as_text(prompt), response)
+        encoded = self._encoded(
+            self._verification_job(_filled(verification_prompt, as_text(prompt), as_text(response)), prompt)
             for prompt, response in zip(prompts, responses, strict=True)
-        ]
-        encoded = self._encoded((self._render_user_turn, (text,), self._prompt_controls) for text in texts)
+        )
         return [TokenSequence(ids, len(ids), response_spells=spells) for ids, spells in encoded]
+
+    def _verification_job(self, text: str, prompt: Prompt) -> Job:
+        options = as_conversation(prompt).options
+        if not options:
+            return self._render_user_turn, (text,), self._prompt_controls
+        asked = Conversation((Message("user", text),), options=options)
+        place = self.template.place_of(asked, RESPONSE_PROBE)
+        render = lambda text: self.template.opening_at(with_contents(asked, [text]), place)  # noqa: E731
+        return render, (text,), self._controls(asked)[0]
 
     def answer_token(self, word: str, verification_prompt: str = VERIFICATION_PROMPT) -> int:
         """The token for `word` as the answer to a verification prompt.
@@ -242,7 +323,7 @@ class ChatEncoder:
     @property
     def end_id(self) -> int:
         """The end-of-turn token, which a model generates at the end of a response."""
-        return next(token for token in self.suffix_ids if token in self._special_ids)
+        return next(token for token in self.suffix_ids if token in special_ids(self.tokenizer))
 
     def response_tokens(self, sequence: TokenSequence) -> list[str]:
         """The text of each response token; together they are its text. A token with part of a character is empty."""
@@ -258,120 +339,45 @@ class ChatEncoder:
                 pieces.append("")
         return pieces
 
-    @property
-    def _special_ids(self) -> set[int]:
-        return {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
-
-    def _controls(self, prompt: Prompt) -> tuple[list[int], list[int]]:
-        """The control tokens that the template writes around a prompt and around a response, by the prompt's roles."""
-        if isinstance(prompt, str):
-            return self._prompt_controls, self._response_controls
-        roles = tuple(message.role for message in prompt)
-        if roles not in self._controls_of_roles:
-            if self.folds_system and roles[0] == "system":
+    def _controls(self, prompt: Prompt, response: Response = "") -> list[list[int]]:
+        """The control tokens that the template writes in each part of prompt and response, by roles and fields."""
+        if isinstance(prompt, str) and isinstance(response, str):
+            return [self._prompt_controls, self._response_controls]
+        plain, answers = _with_probes(prompt, PROMPT_PROBE), _with_probes(response or "x", RESPONSE_PROBE)
+        if (plain, answers) not in self._controls_of:
+            if len(self._controls_of) == _MAX_STRUCTURES:
+                self._controls_of.clear()
+            if self.folds_system and prompt_turns(prompt)[0].role == "system":
                 warnings.warn(
                     f"The chat template of {self.name} has no system turn: a system message becomes the "
                     "beginning of the first user message.",
                     stacklevel=2,
                 )
-            plain = tuple(Message(role, f"{_PROMPT_PROBE}-{number}") for number, role in enumerate(roles))
-            before = self._opened(plain)
-            texts = [before, self._continued(before, plain, _RESPONSE_PROBE)]
-            first, second = map(self._control_tokens.written, texts, self._ids(texts))
-            self._controls_of_roles[roles] = (first, second)
-        return self._controls_of_roles[roles]
+            self._refuse_spelled(as_conversation(plain), answers)
+            self.template.check_read(as_conversation(plain), answers)
+            if isinstance(answers, str):
+                place = self._place(plain, answers)
+                before = self.template.opened(plain, place)
+                texts = [before, self.template.continued(before, plain, answers)]
+            else:
+                texts = self.template.parts(plain, answers)
+            written = [self._control_tokens.written(*each) for each in zip(texts, self._ids(texts), strict=True)]
+            self._controls_of[plain, answers] = written
+        return self._controls_of[plain, answers]
 
-    def _openings(self, prompt: Prompt) -> Iterator[str]:
-        """The rendered texts after which a response to the prompt may start; the first that fits is taken.
-
-        The generation prompt, if the rendering of prompt and response begins with it. Else the text up to where the
-        renderings of two responses part, which includes an empty thinking block that the template inserts. Else, for a
-        response with thoughts of its own, the text up to where it parts from the generation prompt.
-        """
-        generation = self._render(messages(prompt), add_generation_prompt=True)
-        yield generation
-        for opening in (
-            _common_start(*(self._whole(prompt, response) for response in _PLAIN_PROBES)),
-            _common_start(generation, self._whole(prompt, _THOUGHTS_PROBE)).rstrip(),
-        ):
-            if not _includes(_common_start(generation, opening), contents(prompt)[-1]):
-                raise self._looks_back()
-            yield opening
-
-    def _place_of(self, prompt: Prompt, response: str) -> int:
-        """Which of `_openings` a response starts after; that of a plain response, if the template refuses this one."""
-        try:
-            whole = self._whole(prompt, response)
-        except _TemplateError:
-            return self._place
-        place = next((number for number, each in enumerate(self._openings(prompt)) if whole.startswith(each)), None)
-        if place is None:
-            raise self._looks_back()
-        return place
-
-    def _opened(self, prompt: Prompt, place: int | None = None) -> str:
-        """The rendered text up to the start of a response to the prompt; `place`: which of `_openings`."""
-        before = self._opening_at(prompt, self._place if place is None else place)
-        for message in messages(prompt):
-            role = "prompt" if isinstance(prompt, str) else f"{message['role']} message"
-            self._refuse_changed(role, message["content"], before)
-        return before
-
-    def _opening_at(self, prompt: Prompt, place: int) -> str:
-        return next(islice(self._openings(prompt), place, None))
-
-    def _continued(self, before: str, prompt: Prompt, response: str) -> str:
-        """The rendered text of a response, after what `_opened` returns."""
-        whole = self._whole(prompt, response)
-        if not whole.startswith(before):
-            raise self._looks_back()
-        after = whole[len(before) :]
-        if not _overlaps(before, after, response):  # the text before it may end in its beginning, such as `<think>`
-            self._refuse_changed("response", response, after)
-        return after
-
-    def _whole(self, prompt: Prompt, response: str) -> str:
-        conversation = [*messages(prompt), {"role": "assistant", "content": response}]
-        return self._render(conversation, add_generation_prompt=False) + self._end
-
-    def _looks_back(self) -> RmkitError:
-        return RmkitError(
-            f"The chat template of {self.name} renders a prompt differently once a response follows it.",
-            "Set a base.chat_template whose generation prompt starts the assistant's turn.",
-        )
-
-    def _refuse_changed(self, role: str, text: str, rendered: str) -> None:
-        if not _includes(rendered, text):
+    def _refuse_spelled(self, prompt: Conversation, response: Response) -> None:
+        """Refuse control tokens in tools, options and fields, which cannot be told from those of the template."""
+        turns = prompt.turns + (() if isinstance(response, str) else response)
+        text = " ".join([prompt.tools, prompt.options, *(turn.fields for turn in turns)])
+        spelled = next((token for token in self._control_tokens.spellings if token in text), None)
+        if spelled is not None and self.special_tokens != "keep":
             raise RmkitError(
-                f"The chat template of {self.name} drops or changes the {role} {_abbreviate(text)}.",
-                "Set another base.chat_template.",
+                f"The tools or tool calls of a conversation spell a control token of {self.name} ({spelled}).",
+                "Set data.special_tokens (or --special-tokens) to keep, or remove such rows.",
             )
-
-    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool, clock: str | None = None) -> str:
-        """The text of a conversation. `clock`: what to put in front of the template instead of the pinned clock."""
-        clock = self._clock if clock is None else clock
-        if self.folds_system and messages[0]["role"] == "system" and len(messages) > 1:
-            system, user, *others = messages
-            messages = [user | {"content": f"{system['content']}\n\n{user['content']}"}, *others]
-        try:
-            rendered = self.tokenizer.apply_chat_template(
-                messages,
-                chat_template=clock + self.tokenizer.get_chat_template() if clock else None,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **({} if self.date_string is None else {"date_string": self.date_string}),
-            )
-            return str(rendered)
-        except RmkitError:
-            raise  # its time limit
-        except Exception as error:  # a template is a program and may fail in any way
-            raise _TemplateError(
-                f"The chat template of {self.name} fails: {first_line(error)}",
-                "Set another base.chat_template.",
-            ) from None
 
     def _render_user_turn(self, content: str) -> str:
-        return self._opening_at(content, self._place)
+        return self.template.opening_at(content, self.template.place)
 
     def _encoded(self, jobs: Iterable[Job]) -> list[tuple[list[int], bool]]:
         """The ids of rendered texts, and whether the contents of each spell control tokens."""
@@ -406,7 +412,7 @@ class ChatEncoder:
         culprit = next((text for text in contents[::-1] if any(map(text.__contains__, spellings))), contents[-1])
         spelled = " ".join(token for token in spellings if token in culprit)
         raise RmkitError(
-            f"The text {_abbreviate(culprit)} spells a control token of {self.name} ({spelled})"
+            f"The text {abbreviate(culprit)} spells a control token of {self.name} ({spelled})"
             + (", whose tokenizer has no fast version to read it as text." if as_text is None else "."),
             f"Set data.special_tokens (or --special-tokens) to {'keep' if as_text is None else 'text or keep'}.",
         )
@@ -423,76 +429,6 @@ class ChatEncoder:
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
-    def _pin_clock(self) -> None:
-        """Give a template that prints today's date a fixed one: as `date_string`, or else as its clock."""
-        if self._prints_clock() and self.date_string is None:
-            self.date_string = DEFAULT_DATE
-            self.notes.append(
-                f"The chat template of {self.name} prints today's date: {DEFAULT_DATE} is used instead "
-                "(another: base.date_string or --date-string)."
-            )
-        if self.date_string is not None and self._prints_clock():
-            self._clock = _clock(self.date_string)
-
-    def _prints_clock(self) -> bool:
-        """Whether what the template writes depends on what `strftime_now` returns."""
-        if "strftime_now" not in str(self.tokenizer.chat_template):
-            return False
-        user, assistant = {"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}
-        first, second = (
-            [self._render([user], True, clock), self._render([user, assistant], False, clock), self._with_system(clock)]
-            for clock in ("{% macro strftime_now(_) %}" + date + "{% endmacro %}\n" for date in _DATE_PROBES)
-        )
-        return first != second
-
-    def _with_system(self, clock: str | None = None) -> str:
-        """The text of a conversation with a system turn; empty if the template refuses or drops the system's text."""
-        messages = [{"role": "system", "content": _RESPONSE_PROBE}, {"role": "user", "content": _PROMPT_PROBE}]
-        try:
-            text = self._render(messages, False, clock)
-        except _TemplateError:
-            return ""
-        return text if _RESPONSE_PROBE in text else ""
-
-    def _refuse_vision(self) -> None:
-        """Refuse a template that shows contents as lists of parts only, which is how images are given."""
-        if _PROMPT_PROBE in self._render([{"role": "user", "content": _PROMPT_PROBE}], True):
-            return
-        parts: Any = [{"type": "text", "text": _PROMPT_PROBE}]
-        try:
-            shown = _PROMPT_PROBE in self._render([{"role": "user", "content": parts}], True)
-        except _TemplateError:
-            return
-        if shown:
-            raise RmkitError(
-                f"The chat template of {self.name} is for a vision model: it drops contents that are plain text.",
-                "Set a base.chat_template for text.",
-            )
-
-    def _missing_end(self, suffix: str) -> str:
-        """The end of a response whose turn the template does not end: what it writes before the next turn, else EOS."""
-        user, assistant = {"role": "user", "content": _PROMPT_PROBE}, {"role": "assistant", "content": _RESPONSE_PROBE}
-        try:
-            longer = self._render([user, assistant, user], add_generation_prompt=False)
-        except _TemplateError:
-            longer = ""
-        between = longer.partition(_RESPONSE_PROBE)[2].partition(_PROMPT_PROBE)[0]
-        opener = next((token for token in self._ids([between])[0] if token in self._special_ids), None)
-        if opener is not None and opener != self.tokenizer.bos_token_id:
-            end = str(self.tokenizer.convert_ids_to_tokens(opener))
-            what = "what the template writes before the next turn"
-        else:
-            end, what = self.tokenizer.eos_token or "", "the EOS"
-        if not end:
-            raise RmkitError(
-                f"The chat template of {self.name} ends a response with {suffix!r}, which has no end-of-turn token.",
-                "Put {{ eos_token }} after the assistant's content in a template of your own (base.chat_template).",
-            )
-        self.notes.append(
-            f"The chat template of {self.name} ends a response without an end-of-turn token: {end} is added, {what}."
-        )
-        return end
-
     def _refuse_double_bos(self, before_ids: list[int], after_ids: list[int]) -> None:
         """Two BOS tokens at the start are one too many, unless the template also opens later turns with one."""
         bos = self.tokenizer.bos_token_id
@@ -503,41 +439,15 @@ class ChatEncoder:
             )
 
 
-def _clock(date_string: str) -> str:
-    """The beginning of a template in which `strftime_now` returns a fixed date, at midnight.
-
-    transformers gives templates a clock of that name, which a macro hides, and lets no function be passed instead.
-
-    Raises:
-        RmkitError: if the text is no date.
-    """
-    date = next((date for date in (_parsed(date_string, each) for each in _DATE_FORMATS) if date is not None), None)
-    if date is None:
-        raise RmkitError(
-            f"The chat template prints a date in its own format, and {date_string!r} is not a date.",
-            f"Write base.date_string (or --date-string) like {DEFAULT_DATE} or 2024-07-26.",
-        )
-    # Jinja removes the line break after the macro, and reads the template from the start of a line, as without it.
-    codes = [f"%-{code}" for code in "dmyHIMSj"] + [f"%{code}" for code in "aAwdbBmyYHIpMSfzZjUWcxXGuVeFDTR"]
-    values = json.dumps({code: date.strftime(code) for code in codes})
-    return (
-        "{% macro strftime_now(format) %}{% set its = namespace(text=format) %}{% for code, value in "
-        + values
-        + ".items() %}{% set its.text = its.text | replace(code, value) %}{% endfor %}{{ its.text }}{% endmacro %}\n"
-    )
-
-
-def _parsed(text: str, form: str) -> datetime | None:
-    try:
-        return datetime.strptime(text.strip(), form)
-    except ValueError:
-        return None
-
-
 def _filled(verification_prompt: str, prompt: str, response: str) -> str:
     # Not str.format: prompts and responses may contain braces.
     fields = {"{prompt}": prompt, "{response}": response}
     return re.sub(r"\{prompt\}|\{response\}", lambda match: fields[match[0]], verification_prompt)
+
+
+def _with_probes(value: AnyTexts, probe: str) -> AnyTexts:
+    """The same with other texts; a message that only calls tools stays without one."""
+    return with_contents(value, [text and f"{probe}-{number}" for number, text in enumerate(contents(value))])
 
 
 def _render_or_error(render: Render, contents: tuple[str, ...]) -> str | RmkitError:
@@ -545,27 +455,3 @@ def _render_or_error(render: Render, contents: tuple[str, ...]) -> str | RmkitEr
         return render(*contents)
     except RmkitError as error:
         return error
-
-
-def _includes(rendered: str, text: str) -> bool:
-    return text in rendered or _letters(text) in _letters(rendered)
-
-
-def _overlaps(before: str, after: str, text: str) -> bool:
-    """Whether a text begins at the end of `before` and continues in `after`, white space aside."""
-    before, after, text = _letters(before), _letters(after), _letters(text)
-    return any(before.endswith(text[:end]) and after.startswith(text[end:]) for end in range(1, len(text)))
-
-
-def _common_start(first: str, second: str) -> str:
-    differ = (at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
-    return first[: next(differ, min(len(first), len(second)))]
-
-
-def _letters(text: str) -> str:
-    """The text without whitespace, which templates may strip."""
-    return "".join(text.split())
-
-
-def _abbreviate(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:37] + "...")

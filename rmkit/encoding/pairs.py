@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from rmkit.config.recipe import Data, SpecialTokens
-from rmkit.data.conversations import Prompt
+from rmkit.data.conversations import Prompt, Response
 from rmkit.data.mixture import draw
 from rmkit.data.preferences import PreferenceData, PreferencePair
 from rmkit.encoding.batches import Layout, collate, common_prefix, split
@@ -33,7 +33,7 @@ class PairReader(Protocol):
 
     reads_responses: ClassVar[bool]
 
-    def encode(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[TokenSequence]:
+    def encode(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[TokenSequence]:
         """The sequences that the reward model reads to reward the responses."""
 
 
@@ -48,15 +48,19 @@ class TokenSequences(Sequence[TokenSequence]):
         ends: [sequences + 1] offsets into `ids`, from 0.
         starts: [sequences] `response_start` of each.
         spells: [sequences] bit 0 is `prompt_spells`, bit 1 `response_spells`.
+        gaps: number of a sequence -> its `gaps`, if it has some.
     """
 
     ids: array[int] = field(default_factory=lambda: array("i"))
     ends: array[int] = field(default_factory=lambda: array("q", [0]))
     starts: array[int] = field(default_factory=lambda: array("i"))
     spells: bytearray = field(default_factory=bytearray)
+    gaps: dict[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
 
     def append(self, sequence: TokenSequence) -> None:
         """Add a sequence."""
+        if sequence.gaps:
+            self.gaps[len(self)] = sequence.gaps
         self.ids.extend(sequence.ids)
         self.ends.append(len(self.ids))
         self.starts.append(sequence.response_start)
@@ -77,12 +81,14 @@ class TokenSequences(Sequence[TokenSequence]):
         number = range(len(self))[index]
         ids = self.ids[self.ends[number] : self.ends[number + 1]].tolist()
         spells = self.spells[number]
-        return TokenSequence(ids, self.starts[number], bool(spells & 1), bool(spells & 2))
+        gaps = self.gaps.get(number, ())
+        return TokenSequence(ids, self.starts[number], bool(spells & 1), bool(spells & 2), gaps)
 
     def head(self, number: int) -> TokenSequences:
         """The first sequences."""
         ends = self.ends[: number + 1]
-        return TokenSequences(self.ids[: ends[-1]], ends, self.starts[:number], self.spells[:number])
+        gaps = {at: gaps for at, gaps in self.gaps.items() if at < number}
+        return TokenSequences(self.ids[: ends[-1]], ends, self.starts[:number], self.spells[:number], gaps)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -396,7 +402,7 @@ def _encode_chunk(
             read[2 * number],
             read[2 * number + 1],
             chosen,
-            (len(chosen) - chosen.response_start, len(rejected) - rejected.response_start),
+            (chosen.response_length, rejected.response_length),
             sum((chosen.prompt_spells, chosen.response_spells, rejected.response_spells)),
             encoder.is_templated(pair.prompt),
         )

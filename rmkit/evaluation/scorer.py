@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmkit.data.conversations import Prompt, parse_prompt
+from rmkit.data.conversations import Conversation, Prompt, Response, parse_prompt, parse_response
 from rmkit.data.preferences import PreferenceData, PreferencePair
 from rmkit.errors import RmkitError
 from rmkit.evaluation.limits import DEFAULT_BATCH_SIZE, WINDOW
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 Pair = PreferencePair | Mapping[str, Any] | Sequence[Any]
 
-Messages = Sequence[Mapping[str, str]]
-"""A conversation as JSON has it, with the keys role and content."""
+Messages = Sequence[Mapping[str, Any]]
+"""Turns as JSON has them, with the keys role and content."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,16 @@ class RewardScorer:
                 check_forward(model, self.reward_model, half=checkpoint.record.half)
 
     def score(
-        self, prompts: Sequence[Prompt | Messages], responses: Sequence[str], batch_size: int = 8
+        self,
+        prompts: Sequence[Prompt | Messages | Mapping[str, Any]],
+        responses: Sequence[Response | Messages],
+        batch_size: int = 8,
     ) -> NDArray[np.float64]:
         """Rewards [responses] of responses to prompts; `batch_size` is the number of responses per forward pass.
 
-        A prompt is a text or a list of messages ({"role": ..., "content": ...}) that ends with the user's.
+        A prompt is a text or a list of messages ({"role": ..., "content": ...}) that ends with the user's, or a mapping
+        with such messages and possibly tools and chat_template_kwargs. A response is a text, or a list of messages that
+        starts and ends with the assistant's.
 
         Warns of texts that are longer than the model was trained for, or that spell control tokens.
 
@@ -134,22 +139,28 @@ class RewardScorer:
             )
         parsed = []
         for number, prompt in enumerate(prompts):
-            if not isinstance(prompt, str | list | tuple) or not (
+            if not isinstance(prompt, str | list | tuple | Mapping | Conversation) or not (
                 prompt.strip() if isinstance(prompt, str) else prompt
             ):
                 raise RmkitError(
                     f"prompts[{number}] is empty or not a string.", "Give non-empty texts or lists of messages."
                 )
             parsed.append(parse_prompt(prompt, f"prompts[{number}]"))
-        for number, text in enumerate(responses):
-            if not isinstance(text, str) or not text.strip():
-                raise RmkitError(f"responses[{number}] is empty or not a string.", "Give non-empty texts.")
+        answers = []
+        for number, response in enumerate(responses):
+            if not isinstance(response, str | list | tuple) or not (
+                response.strip() if isinstance(response, str) else response
+            ):
+                raise RmkitError(
+                    f"responses[{number}] is empty or not a string.", "Give non-empty texts or lists of messages."
+                )
+            answers.append(parse_response(response, f"responses[{number}]"))
         if not parsed:
             return np.zeros(0)
         parts, lengths, control_texts, templated = [], [], 0, 0
         for start in range(0, len(parsed), 2 * WINDOW):
             window = slice(start, start + 2 * WINDOW)
-            sequences = self.reward_model.encode(parsed[window], responses[window])
+            sequences = self.reward_model.encode(parsed[window], answers[window])
             lengths += list(map(len, sequences))
             control_texts += sum(sequence.prompt_spells or sequence.response_spells for sequence in sequences)
             templated += sum(map(self.reward_model.encoder.is_templated, parsed[window]))
@@ -169,7 +180,8 @@ class RewardScorer:
         """Rewards [pairs, 2] of (chosen, rejected).
 
         Args:
-            pairs: `PreferencePair`s, mappings with the keys prompt, chosen and rejected, or triples in this order.
+            pairs: `PreferencePair`s, mappings with the keys prompt, chosen and rejected (and possibly tools and
+                chat_template_kwargs), or triples in this order.
             batch_size: responses per forward pass.
         """
         triples = [_triple(pair) for pair in pairs]
@@ -231,7 +243,7 @@ class RewardScorer:
         options: dict[str, Any] = {"known": known, "special_tokens": special_tokens, "unit": unit}
         return remarks(name, lengths, control_texts, templated, **options)
 
-    def token_terms(self, prompt: Prompt, response: str) -> NDArray[np.float64] | None:
+    def token_terms(self, prompt: Prompt, response: Response) -> NDArray[np.float64] | None:
         """The terms [tokens] whose sum is the reward of a response; None if rewards are not sums over tokens."""
         import torch
 
@@ -251,7 +263,7 @@ class RewardScorer:
 
         return np.asarray(self.reward_model.rewards(*self._of_both(compute)).numpy(), dtype=np.float64)
 
-    def prefix_rewards(self, prompt: Prompt, response: str, batch_size: int = 8) -> NDArray[np.float64]:
+    def prefix_rewards(self, prompt: Prompt, response: Response, batch_size: int = 8) -> NDArray[np.float64]:
         """The reward of every prefix of a response [tokens]; the last is the reward of the response."""
         outputs = self.outputs(self.reward_model.prefixes(prompt, response), batch_size)
         return np.asarray(self.reward_model.rewards(*outputs).numpy(), dtype=np.float64)
@@ -310,7 +322,7 @@ class RewardScorer:
         return outputs, None
 
 
-def _triple(pair: Pair) -> tuple[Prompt | Messages, str, str]:
+def _triple(pair: Pair) -> tuple[Any, Any, Any]:
     if isinstance(pair, PreferencePair):
         return pair.prompt, pair.chosen, pair.rejected
     try:
@@ -322,4 +334,7 @@ def _triple(pair: Pair) -> tuple[Prompt | Messages, str, str]:
             f"{str(pair)[:60]!r} is not a pair.",
             "Give mappings with the keys prompt, chosen and rejected, or triples in this order.",
         ) from None
-    return prompt, chosen, rejected
+    besides = {
+        key: pair[key] for key in ("tools", "chat_template_kwargs") if isinstance(pair, Mapping) and pair.get(key)
+    }
+    return {"messages": prompt, **besides} if besides else prompt, chosen, rejected

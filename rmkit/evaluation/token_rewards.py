@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from rmkit.data.conversations import Prompt, as_text, parse_prompt
+from rmkit.data.conversations import Prompt, Response, as_text, parse_prompt, parse_response
 from rmkit.errors import RmkitError
 from rmkit.evaluation.scorer import RewardScorer
 from rmkit.runs.directory import RunDirectory
@@ -28,28 +28,27 @@ class WrongResponse:
     """A response of a pair that a run ranks wrong: its texts and the file name of its explanation."""
 
     prompt: Prompt
-    response: str
+    response: Response
     file: str
 
 
-def explain(scorer: RewardScorer, prompt: Prompt, response: str, batch_size: int = 8) -> Explanation:
+def explain(scorer: RewardScorer, prompt: Prompt, response: Response, batch_size: int = 8) -> Explanation:
     """The reward of a response by token: terms for types whose reward is a sum over tokens, else prefix rewards.
 
     Raises:
         RmkitError: if a text is empty.
     """
     prompt = parse_prompt(prompt, "The prompt")
-    if not response.strip():
-        raise RmkitError("The response is empty.", "Give non-empty texts.")
-    shown = as_text(prompt)
+    response = parse_response(response, "The response")
+    shown, text = as_text(prompt), as_text(response)
     encoder = scorer.reward_model.encoder
     (sequence,) = encoder.response_sequences([prompt], [response])
     tokens = encoder.response_tokens(sequence)
     terms = scorer.token_terms(prompt, response)
     if terms is not None:
-        return Explanation(prompt=shown, response=response, tokens=tokens, implicit_terms=terms.tolist())
+        return Explanation(prompt=shown, response=text, tokens=tokens, implicit_terms=terms.tolist())
     rewards = scorer.prefix_rewards(prompt, response, batch_size)
-    return Explanation(prompt=shown, response=response, tokens=tokens, explicit_prefix_rewards=rewards.tolist())
+    return Explanation(prompt=shown, response=text, tokens=tokens, explicit_prefix_rewards=rewards.tolist())
 
 
 def merge_explanations(explanation: Explanation, against: Explanation | None) -> Explanation:
@@ -80,7 +79,7 @@ def most_wrong(run_dir: RunDirectory, number: int) -> list[WrongResponse]:
         widest = np.argsort(margins, kind="stable")[:number]
         for index in rewards.index[widest[margins[widest] < 0]].tolist():
             found += [
-                WrongResponse(_prompt(texts[index]), texts[index][side], f"{name}_{index}_{side}.json")
+                WrongResponse(_prompt(texts[index]), _response(texts[index], side), f"{name}_{index}_{side}.json")
                 for side in ("chosen", "rejected")
             ]
     return found
@@ -88,7 +87,12 @@ def most_wrong(run_dir: RunDirectory, number: int) -> list[WrongResponse]:
 
 def _prompt(row: dict[str, Any]) -> Prompt:
     """The prompt of a row of examples/<set>.parquet; `messages` holds the conversations of a set that has some."""
-    return parse_prompt(row.get("messages") or row["prompt"], "the prompt")
+    besides = {key: row.get(key) for key in ("tools", "chat_template_kwargs")}
+    return parse_prompt(row.get("messages") or row["prompt"], "the prompt", **besides)
+
+
+def _response(row: dict[str, Any], side: str) -> Response:
+    return parse_response(row.get(f"{side}_messages") or row[side], f"the {side} response")
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from rmkit.config.recipe import BaseBuild
-from rmkit.data.conversations import messages
+from rmkit.data.conversations import messages, prompt_turns, response_turns
 from rmkit.data.preferences import PreferenceData
 from rmkit.encoding.tokenizer import PAD_TOKEN, PAPER_CHAT_TEMPLATE, PAPER_SPECIAL_TOKENS
 from rmkit.errors import EXIT_CODE, RmkitError
@@ -172,7 +172,7 @@ def training_documents(build: BaseBuild, training_set: PreferenceData) -> tuple[
     conversations = {
         (pair.prompt, response): None for pair in training_set for response in (pair.chosen, pair.rejected)
     }
-    documents = [[*messages(prompt), {"role": "assistant", "content": response}] for prompt, response in conversations]
+    documents = [messages((*prompt_turns(prompt), *response_turns(response))) for prompt, response in conversations]
     return (lambda: documents), training_set.fingerprint
 
 

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table as TerminalTable
 
+from rmkit.data.conversations import as_text
 from rmkit.data.preferences import PreferencePair
 from rmkit.files import replacing, write_text
 from rmkit.report import style
@@ -145,8 +146,8 @@ def sets_table(sets: Mapping[str, Sequence[PreferencePair]]) -> Table:
         [
             Cell(name, number=False),
             Cell(str(len(pairs))),
-            Cell(pairs[0].chosen, number=False),
-            Cell(pairs[0].rejected, number=False),
+            Cell(as_text(pairs[0].chosen), number=False),
+            Cell(as_text(pairs[0].rejected), number=False),
         ]
         for name, pairs in sets.items()
     ]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rmkit.data.conversations import Prompt
+from rmkit.data.conversations import Prompt, Response
 from rmkit.encoding.batches import Batch
 from rmkit.encoding.chat import ChatEncoder, TokenSequence
 
@@ -50,7 +50,7 @@ class RewardModel(ABC, Generic[Settings]):
         """Change a model that transformers has just loaded, in place."""
 
     @abstractmethod
-    def encode(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[TokenSequence]:
+    def encode(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[TokenSequence]:
         """The token sequences [responses] that the model reads to reward responses."""
 
     @abstractmethod
@@ -61,10 +61,10 @@ class RewardModel(ABC, Generic[Settings]):
         """The contribution of every response token to `outputs` [response tokens, outputs], for additive types."""
         raise NotImplementedError
 
-    def prefixes(self, prompt: Prompt, response: str) -> list[TokenSequence]:
+    def prefixes(self, prompt: Prompt, response: Response) -> list[TokenSequence]:
         """The sequences that reward the prefixes of a response, token by token; the last is the whole response."""
         (whole,) = self.encode([prompt], [response])
-        return [TokenSequence(whole.ids[:end], whole.response_start) for end in whole.response_ends]
+        return [whole.prefix(end) for end in whole.response_ends]
 
     @abstractmethod
     def rewards(self, outputs: Tensor, reference: Tensor | None = None) -> Tensor:

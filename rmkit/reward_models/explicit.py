@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rmkit.config.recipe import Explicit
-from rmkit.data.conversations import Prompt
+from rmkit.data.conversations import Prompt, Response
 from rmkit.encoding.batches import Batch
 from rmkit.encoding.chat import ChatEncoder, TokenSequence
 from rmkit.models.language_model import replace_linear, segment_mean
@@ -57,7 +57,7 @@ class ExplicitRewardModel(RewardModel[Explicit]):
         if not hasattr(model.score.weight, "ds_id"):
             model.score.float()
 
-    def encode(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[TokenSequence]:
+    def encode(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[TokenSequence]:
         return self.encoder.response_sequences(prompts, responses)
 
     def representation(self, hidden: Tensor, batch: Batch) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rmkit.config.recipe import Generative
-from rmkit.data.conversations import Prompt
+from rmkit.data.conversations import Prompt, Response
 from rmkit.encoding.batches import Batch
 from rmkit.encoding.chat import ChatEncoder, TokenSequence
 from rmkit.errors import RmkitError
@@ -66,7 +67,7 @@ class GenerativeRewardModel(RewardModel[Generative]):
     def adapt_model(self, model: PreTrainedModel) -> None:
         use_unembedding(model)
 
-    def encode(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[TokenSequence]:
+    def encode(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[TokenSequence]:
         return self.encoder.verification_sequences(prompts, responses, self.settings.verification_prompt)
 
     def outputs(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
@@ -74,14 +75,27 @@ class GenerativeRewardModel(RewardModel[Generative]):
         logits = next_token_logits(model, hidden[batch["last"]])
         return torch.stack([answer_log_prob(logits, self.yes), answer_log_prob(logits, self.no)], dim=-1)
 
-    def prefixes(self, prompt: Prompt, response: str) -> list[TokenSequence]:
-        """Verification prompts with the text of every prefix; the tokens that end the response add no text."""
+    def prefixes(self, prompt: Prompt, response: Response) -> list[TokenSequence]:
+        """Verification prompts with the text of every prefix; the tokens that end an assistant's turn add no text."""
         (whole,) = self.encoder.response_sequences([prompt], [response])
-        own = len(whole) - len(self.encoder.suffix_ids)
-        pieces = self.encoder.response_tokens(whole)
-        ends = range(1, len(pieces) + 1)
-        texts = ["".join(pieces[:end]) if whole.response_start + end < own else response for end in ends]
-        return self.encode([prompt] * len(texts), texts)
+        if isinstance(response, str):
+            texts = self._prefixes_of_turn(whole, whole.response_start, len(whole), response)
+            return self.encode([prompt] * len(texts), texts)
+        starts = [whole.response_start, *(end for _, end in whole.gaps)]
+        ends = [*(start for start, _ in whole.gaps), len(whole)]
+        numbers = [number for number, turn in enumerate(response) if turn.role == "assistant"]
+        prefixes = [
+            (*response[:number], replace(response[number], content=text))
+            for number, start, end in zip(numbers, starts, ends, strict=True)
+            for text in self._prefixes_of_turn(whole, start, end, response[number].content)
+        ]
+        return self.encode([prompt] * len(prefixes), prefixes)
+
+    def _prefixes_of_turn(self, whole: TokenSequence, start: int, end: int, text: str) -> list[str]:
+        """The text up to each token of an assistant's turn, which has the tokens from `start` to `end`."""
+        own = end - len(self.encoder.suffix_ids)
+        pieces = self.encoder.response_tokens(TokenSequence(whole.ids[:end], start))
+        return ["".join(pieces[:at]) if start + at < own else text for at in range(1, len(pieces) + 1)]
 
     def rewards(self, outputs: Tensor, reference: Tensor | None = None) -> Tensor:
         return generative_reward(outputs[..., 0])

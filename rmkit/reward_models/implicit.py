@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rmkit.config.recipe import Implicit
-from rmkit.data.conversations import Prompt
+from rmkit.data.conversations import Prompt, Response
 from rmkit.encoding.batches import Batch
 from rmkit.encoding.chat import TokenSequence
 from rmkit.models.language_model import response_log_probs, response_token_log_probs, use_unembedding
@@ -44,7 +44,7 @@ class ImplicitRewardModel(RewardModel[Implicit]):
     def adapt_model(self, model: PreTrainedModel) -> None:
         use_unembedding(model)
 
-    def encode(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[TokenSequence]:
+    def encode(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[TokenSequence]:
         return self.encoder.response_sequences(prompts, responses)
 
     def outputs(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from rmkit.encoding.batches import Batch, pad
 from rmkit.encoding.chat import TokenSequence
+from rmkit.errors import RmkitError
 from rmkit.evaluation.scoring import sequence_outputs
 from rmkit.models.language_model import apply_head, bind
 from rmkit.models.positions import last_position, refuse_longer
@@ -83,8 +84,13 @@ def freeze(
     """The hidden states of sequences, with `batch_size` sequences per forward pass.
 
     Raises:
-        RmkitError: if one is longer than the model's position embeddings.
+        RmkitError: if one is longer than the model's position embeddings, or has a response of several turns, of which
+            the equations say nothing.
     """
+    if any(sequence.gaps for sequence in sequences):
+        raise RmkitError(
+            "A response has several turns; the equations are about responses of one turn.", "Use pairs of single turns."
+        )
     refuse_longer("the pairs", max(map(len, sequences), default=0), last_position(frozen_model.model))
     device = next(frozen_model.model.parameters()).device
     frozen: list[Frozen] = []

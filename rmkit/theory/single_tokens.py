@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rmkit.data.conversations import Prompt
+from rmkit.data.conversations import Prompt, Response, as_text
 from rmkit.data.preferences import PreferencePair
 from rmkit.encoding.chat import ChatEncoder, TokenSequence
 from rmkit.errors import RmkitError
@@ -17,7 +17,7 @@ from rmkit.theory.unseen_tokens import TokenPairs
 
 
 def single_token_sequences(
-    encoder: ChatEncoder, prompts: Sequence[Prompt], responses: Sequence[str]
+    encoder: ChatEncoder, prompts: Sequence[Prompt], responses: Sequence[Response]
 ) -> list[TokenSequence]:
     """Prompts with responses, without the EOS token and the template's suffix (Assumption 2).
 
@@ -32,7 +32,7 @@ def single_token_sequences(
         if len(tokens) != 1:
             pieces = ", ".join(repr(encoder.tokenizer.decode([token])) for token in tokens[:6])
             raise RmkitError(
-                f"The response {response[:40]!r} is {len(tokens)} tokens ({pieces}), not one.",
+                f"The response {as_text(response)[:40]!r} is {len(tokens)} tokens ({pieces}), not one.",
                 "Give pairs with single-token responses (Assumption 2 of Theorem 2).",
             )
         sequences.append(TokenSequence(ids, sequence.response_start))

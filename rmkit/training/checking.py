@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -33,7 +34,8 @@ class Example:
     """One text in the format of a type of reward model.
 
     Attributes:
-        prompt, response: the decoded tokens up to where the response starts, and from there on.
+        prompt, response: the decoded tokens up to where the response starts, and from there on, with a bar at the
+            borders between the assistant's turns and what stands between them.
         last: the decoded last token, at which rewards are read.
         tokens, response_tokens: their numbers.
         bos, eos: how often these tokens occur; None if the tokenizer has no such token.
@@ -63,13 +65,14 @@ def _example(name: str, settings: Any, encoder: ChatEncoder, pair: PreferencePai
     except RmkitError as error:
         return Example(name, problem=error.cause)
     tokenizer, ids = encoder.tokenizer, sequence.ids
+    borders = [sequence.response_start, *chain.from_iterable(sequence.gaps), len(ids)]
     return Example(
         name,
         prompt=tokenizer.decode(ids[: sequence.response_start]),
-        response=tokenizer.decode(ids[sequence.response_start :]),
+        response="|".join(tokenizer.decode(ids[start:end]) for start, end in pairwise(borders)),
         last=tokenizer.decode(ids[-1:]),
         tokens=len(ids),
-        response_tokens=len(ids) - sequence.response_start,
+        response_tokens=sequence.response_length,
         bos=_count(ids, tokenizer.bos_token_id),
         eos=_count(ids, tokenizer.eos_token_id),
     )

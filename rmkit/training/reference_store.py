@@ -73,7 +73,8 @@ class ReferenceStore:
         """The file of a set's entry."""
         digest = hashlib.sha256(self.identity.encode())
         for sequence in (*pairs.chosen, *pairs.rejected):
-            digest.update(json.dumps([sequence.response_start, sequence.ids]).encode())
+            gaps = [sequence.gaps] if sequence.gaps else []
+            digest.update(json.dumps([sequence.response_start, sequence.ids, *gaps]).encode())
         return self.folder / f"{digest.hexdigest()}.safetensors"
 
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import TrainerCallback
 
-from rmkit.data.conversations import as_text, messages
+from rmkit.data.conversations import as_text, prompt_columns, response_columns
 from rmkit.data.overlap import find_overlap
 from rmkit.encoding.pairs import EncodedPairs
 from rmkit.evaluation.scoring import pair_outputs, pair_rewards
@@ -155,11 +155,15 @@ def write_rewards(run: RunDirectory, state: str, pairs: EncodedPairs, scored: Pa
     if not run.examples(pairs.name).exists():
         texts: dict[str, list[Any]] = {
             "prompt": [as_text(pair.prompt) for pair in pairs.pairs],
-            "chosen": [pair.chosen for pair in pairs.pairs],
-            "rejected": [pair.rejected for pair in pairs.pairs],
+            "chosen": [as_text(pair.chosen) for pair in pairs.pairs],
+            "rejected": [as_text(pair.rejected) for pair in pairs.pairs],
         }
         if not all(isinstance(pair.prompt, str) for pair in pairs.pairs):
-            texts["messages"] = [messages(pair.prompt) for pair in pairs.pairs]
+            columns = prompt_columns([pair.prompt for pair in pairs.pairs])
+            texts |= {"messages": columns.pop("prompt"), **columns}
+        if any(isinstance(response, tuple) for pair in pairs.pairs for response in (pair.chosen, pair.rejected)):
+            responses = {side: [getattr(pair, side) for pair in pairs.pairs] for side in ("chosen", "rejected")}
+            texts |= {f"{side}_messages": column for side, column in response_columns(responses).items()}
         chosen, rejected = zip(*pairs.response_lengths, strict=True)
         tokens = {"chosen_tokens": chosen, "rejected_tokens": rejected}
         write_table(run.examples(pairs.name), {"index": scored.index} | texts | tokens)

@@ -4,14 +4,36 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import datasets
 import pytest
-from formats import CONVERSATIONS, MULTI_TURN, PLAIN, SINGLE_TURN, assistant, system, user, write
+from formats import (
+    CALL,
+    CONVERSATIONS,
+    MULTI_TURN,
+    PLAIN,
+    RESPONSES,
+    SEVERAL_TURNS,
+    SINGLE_TURN,
+    TOOL,
+    assistant,
+    system,
+    user,
+    write,
+)
 
-from rmkit.data.conversations import Message, as_text, json_column, messages, parse_prompt
+from rmkit.data.conversations import (
+    Conversation,
+    Message,
+    as_json,
+    as_text,
+    messages,
+    parse_prompt,
+    prompt_columns,
+)
 from rmkit.data.overlap import find_overlap
-from rmkit.data.preferences import PreferencePair, load_preferences
+from rmkit.data.preferences import PreferencePair, fingerprint, load_preferences
 from rmkit.data.sources.use import reading_notes
 from rmkit.errors import RmkitError
 
@@ -45,7 +67,7 @@ def test_every_format_of_several_turns_gives_conversations(tmp_path, name):
 
 
 def _without_system(pair):
-    turns = tuple(turn for turn in pair.prompt if turn.role != "system")
+    turns = tuple(turn for turn in pair.prompt.turns if turn.role != "system")
     return PreferencePair(parse_prompt(turns, "x"), pair.chosen, pair.rejected, pair.index)
 
 
@@ -100,17 +122,36 @@ BOTH = {"chosen": [assistant("Yes")], "rejected": [assistant("No")]}
         (BOTH | {"prompt": [assistant("Hi")]}, "the prompt ends with a message of the role assistant"),
         (BOTH | {"prompt": [user("a"), system("b"), user("c")]}, "a system message after the first message"),
         (BOTH | {"prompt": [system("a"), system("b"), user("c")]}, "a system message after the first message"),
-        (BOTH | {"prompt": [{"role": "tool", "content": "x"}, user("c")]}, "message 0 has the role 'tool'"),
+        (BOTH | {"prompt": [{"role": "bot", "content": "x"}, user("c")]}, "message 0 has the role 'bot'"),
         (BOTH | {"prompt": [user(" ")]}, "message 0 has no text"),
-        (BOTH | {"prompt": [user("c") | {"name": "Eva"}]}, "message 0 has the key name"),
+        (BOTH | {"prompt": [user("c") | {"mood": "x"}]}, "message 0 has the key mood, which rmkit does not read"),
+        (BOTH | {"prompt": [user("c") | {"tool_calls": [{"a": 1}]}]}, "message 0 has tool_calls and the role user"),
+        (BOTH | {"prompt": [user("c"), assistant("") | {"tool_calls": [1]}, user("d")]}, "tool_calls holds '[1]', not"),
+        (BOTH | {"prompt": [user("c")], "tools": "{"}, "the prompt, tools holds '{', not a list of objects"),
+        (BOTH | {"prompt": [user("c")], "chat_template_kwargs": [{}]}, "_kwargs holds '[{}]', not an object"),
+        (BOTH | {"prompt": "c", "chat_template_kwargs": {"tokenize": True}}, "has tokenize, which rmkit sets itself"),
+        (
+            {"chosen": [*BOTH["chosen"], user("d")], "rejected": BOTH["rejected"], "prompt": "c"},
+            "chosen: the response has a message of the role user at an end",
+        ),
+        (
+            {"chosen": [*BOTH["chosen"], system("d"), assistant("e")], "rejected": BOTH["rejected"], "prompt": "c"},
+            "chosen: the response has a message of the role system",
+        ),
+        (
+            {"chosen": [*BOTH["chosen"], assistant("e")], "rejected": BOTH["rejected"], "prompt": "c"},
+            "chosen: the response has two messages of the assistant in a row",
+        ),
         (BOTH | {"prompt": [user([{"type": "image", "text": None}])]}, "message 0 has a part of type image"),
         (BOTH | {"prompt": [user("c")], "chosen": [user("me")]}, "the response is a message of the role user"),
         ({"prompt": "other", **BEGUN, "rejected": [user("a"), assistant("c")]}, "begin with another conversation"),
         (BEGUN | {"rejected": [user("d"), assistant("c")]}, "do not begin alike"),
+        ({side: [system("a"), user(side), assistant("b")] for side in BOTH}, "do not begin alike"),
         ({"chosen": "<|im_start|>user a b", "rejected": "<|im_start|>user a c"}, "spells turns of a chat template"),
         ({"chosen": "Yes", "rejected": "No"}, "do not begin alike"),
         (BOTH | {"prompt": "a", "images": ["x.png"]}, "has the column images; rmkit reads text only"),
         ({"instruction": "a", "input": "b", "chosen": "c", "rejected": "d"}, "several that may hold it"),
+        ({"system": "a", "prompt": " ", "chosen": "c", "rejected": "d"}, "the prompt, message 1 has no text"),
         ({"system": 3, "prompt": "a", "chosen": "c", "rejected": "d"}, "system holds int, not text"),
     ],
 )  # fmt: skip
@@ -146,15 +187,98 @@ def test_rows_of_two_formats_are_named(tmp_path):
     assert refused(path).cause == f"{path}: row 1, column chosen is not a transcript, unlike the first row."
 
 
-def test_responses_of_several_turns_are_counted(tmp_path):
-    """The reward of several turns is not defined here: such a pair is dropped, and a set of nothing else refused."""
+@pytest.mark.parametrize("name", RESPONSES)
+def test_every_format_of_responses_of_several_turns(tmp_path, name):
+    rows, columns, description = RESPONSES[name]
+    chosen, rejected = (tuple(Message(**turn) for turn in turns) for turns in SEVERAL_TURNS)
+    wanted = [PreferencePair(CONVERSATIONS[0].prompt, chosen, rejected)]
+    for suffix in ("jsonl", "parquet"):
+        data = load_preferences(str(write(tmp_path, rows, suffix)), columns=columns)
+        assert list(data) == data.pairs[:1] == wanted
+        assert data.format == description
+        assert data.fingerprint == load_preferences(str(write(tmp_path, RESPONSES["conversational"][0]))).fingerprint
+
+
+def test_a_response_starts_after_the_last_common_message_that_is_not_the_assistants(tmp_path):
+    """Also where both begin with the same turn of the assistant; texts and turns may stand in one set."""
     shared = [user("a"), assistant("b")]
     long = {"chosen": [*shared, user("c"), assistant("d")], "rejected": [*shared, user("e"), assistant("f")]}
+    shorter = {"chosen": [*shared, user("c"), assistant("d")], "rejected": shared}
     good = {"chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("c")]}
-    data = load_preferences(str(write(tmp_path, [long, good])))
-    assert [pair.index for pair in data] == [1]
-    assert data.dropped == {"responses of several turns": 1}
-    assert "(1 have responses of several turns)" in refused(write(tmp_path, [long])).cause
+    pairs = list(load_preferences(str(write(tmp_path, [long, shorter, good]))))
+    assert [pair.prompt for pair in pairs] == ["a"] * 3
+    assert [messages(pair.rejected) for pair in pairs[:1]] == [[assistant("b"), user("e"), assistant("f")]]
+    assert [messages(pair.chosen) for pair in pairs[:2]] == [[assistant("b"), user("c"), assistant("d")]] * 2
+    assert [pair.rejected for pair in pairs[1:]] == ["b", "c"]
+    given = [
+        {"prompt": [user("a")], **{side: turns[1:] for side, turns in long.items()}},
+        long | {"prompt": [user("a")]},
+    ]
+    for row in given:
+        (pair,) = load_preferences(str(write(tmp_path, [row])))
+        assert (pair.prompt, pair.chosen, pair.rejected) == (pairs[0].prompt, pairs[0].chosen, pairs[0].rejected)
+
+
+def test_transcripts_have_responses_of_several_turns(tmp_path):
+    beginning = "\n\nHuman: a\n\nAssistant: "
+    good = {"chosen": f"{beginning}b\n\nHuman: c\n\nAssistant: d", "rejected": f"{beginning}e"}
+    bad = {"chosen": f"{beginning}b\n\nHuman: c", "rejected": f"{beginning}e"}
+    data = load_preferences(str(write(tmp_path, [good, bad])))
+    (pair,) = data
+    assert messages(pair.chosen) == [assistant("b"), user("c"), assistant("d")]
+    assert (pair.prompt, pair.rejected) == ("a", "e")
+    assert data.dropped == {"turns out of order": 1}
+
+
+def test_tools_and_template_options(tmp_path):
+    """As lists and mappings or as JSON texts, in every kind of file, with nulls or without: the same pair."""
+    prompt = [
+        user("Heat it."),
+        assistant(None) | {"tool_calls": [CALL]},
+        {"role": "tool", "content": "ok", "name": "oven"},
+    ]
+    row = {"prompt": prompt, "chosen": "Done.", "rejected": "No."}
+    given = {"tools": [TOOL], "chat_template_kwargs": {"enable_thinking": False}}
+    texts = {key: json.dumps(value) for key, value in given.items()}
+    called = [turn | ({"tool_calls": json.dumps([CALL])} if "tool_calls" in turn else {}) for turn in prompt]
+    other = {**TOOL, "function": TOOL["function"] | {"strict": True}}
+    plain = {"prompt": [user("a")], "chosen": "b", "rejected": "c"}
+    turns = (
+        Message("user", "Heat it."),
+        Message("assistant", "", json.dumps({"tool_calls": [CALL]})),
+        Message("tool", "ok", json.dumps({"name": "oven"})),
+    )
+    wanted = Conversation(turns, json.dumps([TOOL]), json.dumps(given["chat_template_kwargs"]))
+    for rows in ([row | given], [row | texts | {"prompt": called}], [row | given, plain | {"tools": [other]}]):
+        for suffix in ("jsonl", "parquet"):
+            data = load_preferences(str(write(tmp_path, rows, suffix)))
+            assert data.pairs[0].prompt == wanted
+            assert data.format == "conversational prompt, with tools, with chat_template_kwargs"
+    assert data.pairs[1].prompt.template_options == {"tools": [other]}
+    assert parse_prompt(as_json(wanted), "x") == wanted
+    written = prompt_columns([wanted, "Hi"])
+    (back, second) = (
+        parse_prompt(each, "x", tools, options)
+        for each, tools, options in zip(
+            written["prompt"], written["tools"], written["chat_template_kwargs"], strict=True
+        )
+    )
+    assert (back, second) == (wanted, "Hi")
+    assert as_text(wanted) == (
+        f"Tools: {json.dumps([TOOL])}\n\nUser: Heat it.\n\nAssistant:\ntool_calls: {json.dumps([CALL])}\n\n"
+        "Tool: ok\nname: oven"
+    )
+
+
+@pytest.mark.parametrize("field", ["tools", "options"])
+def test_tools_and_options_are_part_of_the_prompt(field):
+    plain = Conversation((Message("user", "Hi"),))
+    value = {"tools": json.dumps([TOOL]), "options": json.dumps({"a": 1})}[field]
+    pairs = [PreferencePair(prompt, "b", "c") for prompt in (plain, replace(plain, **{field: value}))]
+    assert pairs[0].prompt != pairs[1].prompt
+    assert fingerprint(pairs[:1]) != fingerprint(pairs[1:])
+    assert not find_overlap(pairs[:1], pairs[1:]).prompt.any()
+    assert find_overlap(pairs[1:], pairs[1:]).pair.all()
 
 
 def test_identical_conversations_are_dropped(tmp_path):
@@ -182,9 +306,9 @@ def test_remedies_about_columns_work(tmp_path):
 
 
 def test_columns_that_may_matter_are_named(tmp_path):
-    row = {"prompt": "a", "chosen": "c", "rejected": "d", "tools": "[]", "messages": [user("a")], "id": 1}
+    row = {"prompt": "a", "chosen": "c", "rejected": "d", "context": "x", "messages": [user("a")], "id": 1}
     data = load_preferences(str(write(tmp_path, [row])))
-    assert data.format == "standard, not used: messages, tools"
+    assert data.format == "standard, not used: messages, context"
     row = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": "c", "rejected": "d"}
     data = load_preferences(str(write(tmp_path, [row])))
     assert data.pairs[0].prompt == row["prompt"]
@@ -195,13 +319,13 @@ def test_columns_that_may_matter_are_named(tmp_path):
 
 
 def test_prompts_in_their_forms():
-    turns = (Message("system", "Be brief."), Message("user", "Hi"))
+    turns = Conversation((Message("system", "Be brief."), Message("user", "Hi")))
     assert parse_prompt(messages(turns), "x") == turns
     assert parse_prompt([user("Hi")], "x") == parse_prompt("Hi", "x") == "Hi"
     assert as_text("Hi") == "Hi"
     assert as_text(turns) == "System: Be brief.\n\nUser: Hi"
-    assert json_column(["a", "b"]) == ["a", "b"]
-    assert json_column(["Hi", turns]) == [[user("Hi")], messages(turns)]
+    assert prompt_columns(["a", "b"]) == {"prompt": ["a", "b"]}
+    assert prompt_columns(["Hi", turns]) == {"prompt": [[user("Hi")], messages(turns)]}
 
 
 def test_overlap_compares_conversations():

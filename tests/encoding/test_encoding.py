@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rmkit.config.recipe import VERIFICATION_PROMPT, Explicit, Generative, Implicit
 from rmkit.data.conversations import Message
-from rmkit.encoding.chat import DEFAULT_DATE, ChatEncoder
+from rmkit.encoding.chat import ChatEncoder
+from rmkit.encoding.chat_template import DEFAULT_DATE
 from rmkit.encoding.tokenizer import (
     PAPER_CHAT_TEMPLATE,
     PAPER_SPECIAL_TOKENS,

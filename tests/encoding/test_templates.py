@@ -14,8 +14,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from rmkit.config.recipe import Generative
-from rmkit.data.conversations import Message, messages
-from rmkit.encoding.chat import DEFAULT_DATE, ChatEncoder
+from rmkit.data.conversations import Conversation, Message, messages
+from rmkit.encoding.chat import ChatEncoder
+from rmkit.encoding.chat_template import DEFAULT_DATE
 from rmkit.encoding.tokenizer import ensure_pad_token, load_tokenizer
 from rmkit.errors import RmkitError
 from rmkit.reward_models import make_reward_model
@@ -146,8 +147,8 @@ def test_thoughts_are_encoded_or_refused(path):
 
 
 CONVERSATIONS = [
-    (Message("user", "Hi."), Message("assistant", "Hello."), Message("user", "Why?")),
-    (Message("system", "Be brief."), Message("user", "Why?")),
+    Conversation((Message("user", "Hi."), Message("assistant", "Hello."), Message("user", "Why?"))),
+    Conversation((Message("system", "Be brief."), Message("user", "Why?"))),
 ]
 
 
@@ -159,7 +160,7 @@ def test_conversations_encode(path):
     encoder = ChatEncoder(tokenizer, DATE)
     template = re.sub(r"strftime_now\([^)]*\)", "'2024-07-26'", tokenizer.chat_template)
     for prompt in CONVERSATIONS:
-        if encoder.folds_system and prompt[0].role == "system":
+        if encoder.folds_system and prompt.turns[0].role == "system":
             prompt = "Be brief.\n\nWhy?"
         whole = [*messages(prompt), {"role": "assistant", "content": "Because."}]
         text = tokenizer.apply_chat_template(whole, chat_template=template, tokenize=False, date_string=DATE)
@@ -173,6 +174,94 @@ def test_a_folded_system_message_is_said_once():
         first, second = encoder.response_sequences([CONVERSATIONS[1], "Be brief.\n\nWhy?"], ["y", "y"])
     assert first == second
     assert len(said) == 1
+
+
+THREE_TURNS = (Message("assistant", "Yes."), Message("user", "Sure?"), Message("assistant", "No doubt."))
+
+
+@pytest.mark.parametrize("path", TEXT, ids=by_name)
+def test_responses_of_several_turns_encode_or_are_refused(path):
+    """64 of the 66 templates: the ids of the whole rendering, in which the texts and ends of both turns count."""
+    tokenizer = of_bytes(path)
+    encoder = ChatEncoder(tokenizer, DATE)
+    if path.stem in ("gptoss", "gptoss_training"):  # <|end|> after an earlier turn, <|return|> after the last one
+        with pytest.raises(RmkitError, match="ends an earlier turn of the assistant otherwise"):
+            encoder.response_sequences(["Hi?"], [THREE_TURNS])
+        return
+    sequence, plain = encoder.response_sequences(["Hi?"] * 2, [THREE_TURNS, "Yes."])
+    template = re.sub(r"strftime_now\([^)]*\)", "'2024-07-26'", tokenizer.chat_template)
+    given = [*messages("Hi?"), *messages(THREE_TURNS)]
+    text = tokenizer.apply_chat_template(given, chat_template=template, tokenize=False, date_string=DATE)
+    text += "<|user|>" if path.stem == "glm4moe" else ""
+    assert tokenizer.decode(sequence.ids) == text
+    if not re.match(r"qwen3_(5_think|6|8)", path.stem):  # their generation prompt ends in "<think>\n"
+        assert sequence.ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+    ((start, end),) = sequence.gaps
+    first, between, last = (
+        tokenizer.decode(ids)
+        for ids in (sequence.ids[sequence.response_start : start], sequence.ids[start:end], sequence.ids[end:])
+    )
+    single = tokenizer.decode(plain.ids[plain.response_start :])
+    thoughts = r"(<think>)?\s*</think>\s*"  # some templates write them before the last turn only
+    earlier = re.sub(thoughts, "", single, count=1).removesuffix("<eos>" if path.stem.startswith("phi3") else "")
+    assert re.sub(thoughts, "", first, count=1) == earlier
+    assert re.sub(thoughts, "", last, count=1) == re.sub(thoughts, "", single, count=1).replace("Yes.", "No doubt.")
+    assert "Sure?" in between
+    assert not re.search("Yes|doubt", between)
+
+
+def refusal(encoder, prompt, response):
+    try:
+        encoder.response_sequences([prompt], [response])
+        return None
+    except RmkitError as error:
+        return error.cause
+
+
+FUNCTION = {"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {}, "required": []}}
+CALL = {"type": "function", "id": "abcdefghi", "function": {"name": "add", "arguments": {"a": 1}}}
+TOOLS = json.dumps([{"type": "function", "function": FUNCTION}])
+CALLED = (
+    Message("assistant", "", json.dumps({"tool_calls": [CALL]})),
+    Message("tool", "3", json.dumps({"name": "add", "tool_call_id": "abcdefghi"})),
+)
+
+
+def test_tools_are_encoded_as_the_template_writes_them_or_refused():
+    """Of the 66 templates, 46 write tools in a prompt, and 44 also calls of tools with their results."""
+    refused = {}
+    for path in TEXT:
+        tokenizer = of_bytes(path)
+        encoder = ChatEncoder(tokenizer, DATE)
+        template = re.sub(r"strftime_now\([^)]*\)", "'2024-07-26'", tokenizer.chat_template)
+        for name, turns in (("tools", ()), ("calls", CALLED)):
+            prompt = Conversation((Message("user", "Add."), *turns), TOOLS)
+            cause = refusal(encoder, prompt, "Three.")
+            if cause is None:
+                given = [*messages(prompt), {"role": "assistant", "content": "Three."}]
+                text = tokenizer.apply_chat_template(
+                    given, json.loads(TOOLS), chat_template=template, tokenize=False, date_string=DATE
+                )
+                assert "".join(parts(encoder, prompt, "Three.")) == text + "<|user|>" * (path.stem == "glm4moe")
+            else:
+                refused.setdefault(name, {})[path.stem] = cause
+    silent = {stem for stem, cause in refused["tools"].items() if cause.endswith("does not write tools.")}
+    assert silent == refused["tools"].keys()
+    assert len(silent) == 20
+    others = refused["calls"].keys() - silent
+    assert others == {"lfm2", "lfm2_training"}
+    assert {refused["calls"][stem] for stem in others} == {"The chat template of this model does not write tool_calls."}
+
+
+def test_options_of_a_row_reach_the_template():
+    """Without thinking, Qwen3's generation prompt holds the empty block, also in a verification prompt."""
+    encoder = ChatEncoder(of_bytes(next(path for path in TEXT if path.stem == "qwen3")))
+    turn, block = "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n", "<think>\n\n</think>\n\n"
+    prompt = Conversation((Message("user", "x"),), options=json.dumps({"enable_thinking": False}))
+    assert parts(encoder, "x", "y") == (turn, block + "y<|im_end|>\n")
+    assert parts(encoder, prompt, "y") == (turn + block, "y<|im_end|>\n")
+    asked = encoder.verification_sequences(["x", prompt], ["y"] * 2, "x")
+    assert [encoder.tokenizer.decode(each.ids) for each in asked] == [turn, turn + block]
 
 
 NEMOTRON = "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n<think>"
@@ -279,6 +368,15 @@ def test_a_date_in_system_turns_only_is_pinned_too():
     assert encoder.date_string == DEFAULT_DATE
 
 
+def test_a_date_in_the_template_for_tools_is_pinned_too():
+    dated = "{{ strftime_now('%Y') }}{{ tools | tojson }}" + tiny.CHATML
+    encoder = ChatEncoder(chatml({"default": tiny.CHATML, "tool_use": dated}))
+    assert encoder.date_string == DEFAULT_DATE
+    (sequence,) = encoder.response_sequences([Conversation((Message("user", "x"),), TOOLS)], ["y"])
+    assert encoder.tokenizer.decode(sequence.ids).startswith("2024[{")
+    assert parts(encoder, "x", "y")[0].startswith("<|im_start|>user")
+
+
 def test_a_clock_needs_a_date():
     with pytest.raises(RmkitError, match="'some day' is not a date") as error:
         ChatEncoder(chatml("{{ strftime_now('%Y') }}" + tiny.CHATML), "some day")
@@ -342,13 +440,13 @@ STRICT = (
 def test_a_system_message_is_folded_where_the_template_has_no_place_for_it(template):
     encoder = ChatEncoder(chatml(template))
     system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}
-    text = encoder._render([system, user], add_generation_prompt=True)
+    text = encoder.template.render([system, user], add_generation_prompt=True)
     assert encoder.folds_system == (template == STRICT)
     folded = "<|im_start|>user\nBe brief.\n\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     apart = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     assert text == (folded if encoder.folds_system else apart)
     with pytest.raises(RmkitError, match="roles must alternate"):
-        ChatEncoder(chatml(STRICT))._render([user, user], add_generation_prompt=True)
+        ChatEncoder(chatml(STRICT)).template.render([user, user], add_generation_prompt=True)
 
 
 # --- named templates -----------------------------------------------------------------------------------------------

@@ -219,9 +219,10 @@ def test_what_does_not_take_conversations_or_columns_says_so(tmp_path):
     run_dir = RunDirectory(tmp_path)
     run_dir.examples("test").parent.mkdir(parents=True)
     row = {"prompt": ["x"], "chosen": ["c"], "rejected": ["r"]}
-    write_table(run_dir.examples("test"), row | {"messages": [TURNS]})
-    with pytest.raises(RmkitError, match="test holds conversations, which describe no graph"):
-        _read_texts(run_dir, "test", None)
+    for column in ("messages", "chosen_messages"):
+        write_table(run_dir.examples("test"), row | {column: [TURNS]})
+        with pytest.raises(RmkitError, match="test holds conversations, which describe no graph"):
+            _read_texts(run_dir, "test", None)
     write_table(run_dir.examples("test"), row)
     assert _read_texts(run_dir, "test", None) == row
     rows = [{"prompt": TURNS, "chosen": ["Mix flour."], "rejected": ["No.", "Wait."]}]

@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rmkit.data.conversations import json_column
+from rmkit.data.conversations import (
+    assistant_texts,
+    parse_response,
+    prompt_columns,
+    response_columns,
+    with_assistant_texts,
+)
 from rmkit.data.preferences import PreferenceData
 from rmkit.data.rewriting.checks import Bounds, problem
 from rmkit.data.rewriting.client import Request, Unanswered
@@ -38,8 +44,9 @@ class Rewrites:
 
 
 def distinct_responses(data: PreferenceData) -> list[str]:
-    """The distinct responses of a set, in order of first occurrence."""
-    return list(dict.fromkeys(text for pair in data for text in (pair.chosen, pair.rejected)))
+    """The distinct texts of a set's responses, in order of first occurrence: those of every turn of the assistant."""
+    responses = (response for pair in data for response in (pair.chosen, pair.rejected))
+    return list(dict.fromkeys(text for response in responses for text in assistant_texts(response)))
 
 
 def ask_for_rewrites(
@@ -105,7 +112,7 @@ def assemble(
     """The columns of the rewritten set in the order of `data`, and the number of pairs left out by reason.
 
     A pair is left out if one of its rewrites has a problem (with `keep_bad`, only if it is missing or empty), or if
-    both rewrites are the same text.
+    both rewrites are the same text. In a response of several turns, the assistant's texts are rewritten.
 
     Raises:
         RmkitError: if no pair is left.
@@ -114,9 +121,10 @@ def assemble(
     left_out: Counter[str] = Counter()
     for pair in data:
         responses = (pair.chosen, pair.rejected)
-        chosen, rejected = (rewrites.texts.get(text, "") for text in responses)
-        usable = keep_bad and chosen.strip() and rejected.strip()
-        reasons = [] if usable else [rewrites.problems[text] for text in responses if text in rewrites.problems]
+        texts = [text for response in responses for text in assistant_texts(response)]
+        chosen, rejected = (with_assistant_texts(response, rewrites.texts) for response in responses)
+        usable = keep_bad and all(rewrites.texts.get(text, "").strip() for text in texts)
+        reasons = [] if usable else [rewrites.problems[text] for text in texts if text in rewrites.problems]
         if reasons:
             left_out[reasons[0]] += 1
         elif chosen == rejected:
@@ -131,14 +139,18 @@ def assemble(
             f"{data.name}: no pair is left, {count} of {len(data)} for: {reason}.",
             "Look at the answers in the journal; --on-bad keep accepts them unchanged.",
         )
-    rows["prompt"] = json_column(rows["prompt"])
+    rows |= prompt_columns(rows["prompt"])
+    for names in (COLUMNS[2:4], COLUMNS[4:]):
+        rows |= response_columns({name: rows[name] for name in names})
     return rows, left_out
 
 
-def overlaps(rows: Mapping[str, Sequence[str]], tokenize: Tokenize) -> tuple[float, float]:
+def overlaps(rows: Mapping[str, Sequence[Any]], tokenize: Tokenize) -> tuple[float, float]:
     """Mean token overlap over all responses, of originals with themselves and of originals with their rewrites."""
-    originals = [*rows["orig_chosen"], *rows["orig_rejected"]]
-    rewrites = [*rows["chosen"], *rows["rejected"]]
+    originals, rewrites = (
+        ["\n".join(assistant_texts(parse_response(each, name))) for name in names for each in rows[name]]
+        for names in (("orig_chosen", "orig_rejected"), ("chosen", "rejected"))
+    )
     return (
         mean_overlap(zip(originals, originals, strict=True), tokenize),
         mean_overlap(zip(originals, rewrites, strict=True), tokenize),
