@@ -42,21 +42,7 @@ def load_tokenizer(
     Raises:
         RmkitError: if there is no tokenizer at `name` or the template file cannot be read.
     """
-    if model_file(str(name), TOKENIZER, revision) is None:
-        for adapter in chain(str(name), revision):  # PEFT saves no tokenizer with an adapter
-            if model_file(str(name), TOKENIZER, revision) is None:
-                name, revision = adapter.base, adapter.base_revision
-    check_config(str(name), revision)  # transformers reads it to find the tokenizer's class
-    with library_errors(
-        f"No tokenizer could be loaded from {name}",
-        "Give a folder with tokenizer files, or a hub id that this machine can reach.",
-    ):
-        tokenizer = AutoTokenizer.from_pretrained(
-            plain_folder(str(name)), revision=revision, trust_remote_code=trust_remote_code, use_fast=True
-        )
-        has_vocabulary = bool(tokenizer("Yes", add_special_tokens=False)["input_ids"])
-    if not has_vocabulary:  # transformers built it from config.json alone
-        raise RmkitError(f"The tokenizer of {name} knows no words.", "Give a folder with its tokenizer files.")
+    tokenizer = read_tokenizer(name, revision, trust_remote_code)
     notes = []
     if chat_template is not None:
         try:
@@ -74,6 +60,32 @@ def load_tokenizer(
     if tokenizer.add_tokens(list(added_tokens)):
         notes.append(f"Added tokens: {' '.join(added_tokens)}.")
     return tokenizer, notes
+
+
+def read_tokenizer(
+    name: str | Path, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """A model's own tokenizer, without what `load_tokenizer` adds.
+
+    Raises:
+        RmkitError: if there is no tokenizer at `name`.
+    """
+    if model_file(str(name), TOKENIZER, revision) is None:
+        for adapter in chain(str(name), revision):  # PEFT saves no tokenizer with an adapter
+            if model_file(str(name), TOKENIZER, revision) is None:
+                name, revision = adapter.base, adapter.base_revision
+    check_config(str(name), revision)  # transformers reads it to find the tokenizer's class
+    with library_errors(
+        f"No tokenizer could be loaded from {name}",
+        "Give a folder with tokenizer files, or a hub id that this machine can reach.",
+    ):
+        tokenizer = AutoTokenizer.from_pretrained(
+            plain_folder(str(name)), revision=revision, trust_remote_code=trust_remote_code, use_fast=True
+        )
+        has_vocabulary = bool(tokenizer("Yes", add_special_tokens=False)["input_ids"])
+    if not has_vocabulary:  # transformers built it from config.json alone
+        raise RmkitError(f"The tokenizer of {name} knows no words.", "Give a folder with its tokenizer files.")
+    return tokenizer
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> str | None:

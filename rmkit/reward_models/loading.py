@@ -17,7 +17,7 @@ from rmkit.config.recipe import DTypeName, RewardModelSettings, SpecialTokens
 from rmkit.config.strict_yaml import StrictModel, validate
 from rmkit.encoding.batches import Layout
 from rmkit.encoding.chat import ChatEncoder
-from rmkit.encoding.tokenizer import add_rows, load_tokenizer
+from rmkit.encoding.tokenizer import add_rows, load_tokenizer, read_tokenizer
 from rmkit.errors import RmkitError
 from rmkit.hub.fetch import fetch_published
 from rmkit.hub.publication import RECORD
@@ -314,7 +314,7 @@ def check_reference(reward_model: RewardModel[Any], origin: ModelRef) -> None:
     """
     load_config(origin.name, origin.revision)
     try:
-        theirs = load_tokenizer(origin.name, revision=origin.revision)[0].get_vocab()
+        theirs = read_tokenizer(origin.name, origin.revision).get_vocab()
     except RmkitError:
         return  # a reference may lack tokenizer files; wrong embeddings fail on use
     ours = reward_model.encoder.tokenizer.get_vocab()

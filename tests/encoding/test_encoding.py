@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rmkit.config.recipe import VERIFICATION_PROMPT, Explicit, Generative, Implicit
-from rmkit.data.conversations import Message
+from rmkit.data.conversations import Conversation, Message
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.chat_template import DEFAULT_DATE
 from rmkit.encoding.tokenizer import (
@@ -461,7 +461,7 @@ def test_a_template_file_overrides_the_tokenizers_template(models, tmp_path):
 def test_the_templates_of_base_models(models, tmp_path, monkeypatch):
     """The paper's text (Appendix D), and the released code: the model's own EOS, also after the prompt."""
     monkeypatch.chdir(tmp_path)
-    prompt = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"))
+    prompt = Conversation((Message("user", "a"), Message("assistant", "b"), Message("user", "c")))
     end = AutoTokenizer.from_pretrained(models["gpt_neox"]).eos_token
     for template, tokens, whole, response in (
         (None, [], "[USER]a[ASSISTANT]b[EOS][USER]c[ASSISTANT]d[EOS]", "d[EOS]"),
