@@ -39,6 +39,8 @@ VERIFICATION_PROMPT = "Question: {prompt}\nAnswer: {response}\nVerification: Is 
 _HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9_]([\w.-]*/[A-Za-z0-9_])?[\w.-]*", re.ASCII)
 
 SpecialTokens = Literal["text", "keep", "error"]
+Pairing = Literal["best_worst", "all", "adjacent"]
+Templated = Literal["error", "read", "text"]
 DTypeName = Literal["float32", "bfloat16"]
 SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """A set's name. It is used as a file name, so separators are not allowed."""
@@ -171,6 +173,7 @@ class PreferenceSet(StrictModel):
     path, rmkit stores the set in its cache. `subset` is a hub configuration. `where` keeps the rows whose columns have
     the given value, or one of a list of values. `columns` names the columns of prompt, chosen, rejected, system,
     history and margin where they have other names; margin may be two columns of scores, whose difference it is.
+    `pairing` says which of several responses with scores become pairs (default: best_worst).
     """
 
     name: SetName
@@ -180,6 +183,7 @@ class PreferenceSet(StrictModel):
     subset: str | None = None
     where: dict[str, Annotated[Any, AfterValidator(_check_where_value)]] = {}
     columns: dict[str, str | list[str]] = {}
+    pairing: Pairing | None = None
     revision: str | None = None
     limit: PositiveInt | None = None
 

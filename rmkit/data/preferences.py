@@ -17,8 +17,11 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from rmkit.config.recipe import Pairing
 from rmkit.data.conversations import Prompt, as_json, parse_prompt
 from rmkit.data.formats import Columns, PairFormat, find_columns, recognise
+from rmkit.data.ranked import FIELDS as JUDGED_FIELDS
+from rmkit.data.ranked import find_judged, make_pairs
 from rmkit.data.rows import Where, iter_rows, load_rows, match_rows
 from rmkit.errors import RmkitError
 
@@ -31,7 +34,8 @@ class PreferencePair:
     """A prompt x, a chosen response y+ and a rejected response y-.
 
     The prompt is a text (one user turn) or a conversation, see `rmkit.data.conversations`; responses are texts.
-    `index` is the row in the source (in the split, over all its files), whatever `where` and `limit` leave out.
+    `index` is the row in the source (in the split, over all its files), whatever `where` and `limit` leave out. Where a
+    row gives several pairs (`PreferenceData.pairs_per_row`), it is row * pairs_per_row + the number of the pair in it.
     """
 
     prompt: Prompt
@@ -91,6 +95,7 @@ class PreferenceData:
         dropped: reason -> number of pairs left out.
         split: the split that was loaded; None if the source has no splits.
         format: the format that was recognised and the columns that were not used; None for plain texts.
+        pairs_per_row: the most pairs that a row of the source can give; index // pairs_per_row is the row.
     """
 
     name: str
@@ -98,6 +103,7 @@ class PreferenceData:
     dropped: dict[str, int] = field(default_factory=dict)
     split: str | None = None
     format: str | None = None
+    pairs_per_row: int = 1
 
     @property
     def fingerprint(self) -> str:
@@ -138,6 +144,7 @@ def load_preferences(
     limit: int | None = None,
     identical: Literal["drop", "error"] = "drop",
     columns: Columns | None = None,
+    pairing: Pairing | None = None,
 ) -> PreferenceData:
     """Load and validate a set of preference pairs, in any of the formats of `rmkit.data.formats`.
 
@@ -148,7 +155,8 @@ def load_preferences(
         where: keep the rows that have these values in these columns.
         limit: use only the first N of these rows.
         identical: whether pairs with two identical responses are dropped or are an error.
-        columns: field (`rmkit.data.formats.FIELDS`) -> column, for columns with other names.
+        columns: field (`FIELDS` of `rmkit.data.formats` and `rmkit.data.ranked`) -> column, for other names.
+        pairing: which responses become pairs where rows have several, see `rmkit.data.ranked`; default best_worst.
 
     Raises:
         RmkitError: if the source, the split or a column is missing, a column has the wrong type, a text is empty, a
@@ -156,26 +164,44 @@ def load_preferences(
     """
     name, given = name or Path(path).name, columns or {}
 
+    pair_given = {field: column for field, column in given.items() if field not in (*JUDGED_FIELDS, "margin")}
+
     def choose(names: Sequence[str]) -> list[str]:
-        found = find_columns(names, given, path)
+        judged = find_judged(names, given, pairing, path)
+        if judged is None:
+            found = find_columns(names, given, path)
+        else:
+            found = find_columns(judged.pair_columns(names), pair_given, path) | {"": tuple(judged.columns)}
         return [column for each in found.values() for column in each]
 
     rows, names, loaded_split = load_rows(
         path, split=split, root=root, subset=subset, revision=revision, where=where, columns=choose
     )
-    index = match_rows(rows, where or {}, path)[:limit]
-    rows = rows.select(index)
+    source = index = match_rows(rows, where or {}, path)[:limit]
+    judged = find_judged(names, given, pairing, path)
+    left_out: Mapping[str, int] = {}
     try:
-        form = recognise(path, rows, names, given, csv=path.endswith(".csv"))
+        if judged is None:
+            per_row, rows = 1, rows.select(index)
+        else:
+            made = make_pairs(judged, rows, index)
+            per_row, rows, source, index, left_out = made.per_row, made.rows, made.source, made.index, made.dropped
+            given = pair_given
+        pair_names = names if judged is None else judged.pair_columns(names)
+        form = recognise(path, rows, pair_names, given, csv=path.endswith(".csv"))
         rows = rows.select_columns(form.needed)
         converted = (
-            (number, form.convert(number, row)) for number, row in zip(index.tolist(), iter_rows(rows), strict=True)
+            (number, form.convert(number, row)) for number, row in zip(source.tolist(), iter_rows(rows), strict=True)
         )
         pairs = (row if isinstance(row, str) else parse_row(path, number, row) for number, row in converted)
-        kept, dropped = _find_usable(pairs, name, identical)
-        return PreferenceData(
-            name, PairRows(rows, np.array(kept), index, form), dropped, loaded_split, form.description
-        )
+        kept, dropped = _find_usable(pairs, name, identical, left_out)
+        recognised = form.description
+        if judged is not None:
+            recognised = f"{made.description}, {recognised or 'standard'}"
+            if "margin" in names and not judged.margin:
+                recognised += ", margin is not used"
+        kept_rows = PairRows(rows, np.array(kept), index, form)
+        return PreferenceData(name, kept_rows, dropped, loaded_split, recognised, per_row)
     except UnicodeDecodeError:  # Arrow decodes bytes only when a row is read
         raise RmkitError(f"{path} holds text that is not UTF-8.", "Convert the file to UTF-8.") from None
 
@@ -222,16 +248,20 @@ def parse_row(path: str, index: int, row: Mapping[str, Any]) -> PreferencePair:
 
 
 def _find_usable(
-    pairs: Iterable[PreferencePair | str], name: str, identical: Literal["drop", "error"]
+    pairs: Iterable[PreferencePair | str],
+    name: str,
+    identical: Literal["drop", "error"],
+    left_out: Mapping[str, int] | None = None,
 ) -> tuple[list[int], dict[str, int]]:
     """The numbers of the pairs that `drop_identical` keeps, and how many it drops by reason, in one pass.
 
     Args:
         pairs: instead of a pair that cannot be used, the reason.
+        left_out: reason -> number, of those that were left out before.
     """
     kept: list[int] = []
     with_margin = 0
-    reasons: Counter[str] = Counter()
+    reasons = Counter(left_out)
     without_margin = None
     for number, pair in enumerate(pairs):
         if isinstance(pair, str):

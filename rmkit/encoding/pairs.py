@@ -309,7 +309,7 @@ def iter_encoded(
     left = 0
     for start in range(0, len(data.pairs), _CHUNK):
         for encoded, longest, same in _encode_chunk(data.pairs[start : start + _CHUNK], reader, max_length is not None):
-            row = f"{data.name}: row {encoded.pair.index}"
+            row = f"{data.name}: row {encoded.pair.index // data.pairs_per_row}"
             if max_length is not None and longest > max_length:
                 reason = f"longer than {max_length} tokens"
                 if over_length == "error":

@@ -86,10 +86,11 @@ def load_set(suite_set: SuiteSet, root: Path | None, identical: Literal["drop", 
     if suite_set.score == "accuracy":
         return load_pairs(suite_set, root=root, identical=identical)
     path = locate(suite_set, root)
-    if suite_set.columns:
+    unread = [key for key, value in {"columns": suite_set.columns, "pairing": suite_set.pairing}.items() if value]
+    if unread:
         raise RmkitError(
-            f"{suite_set.name} has columns, which sets with score: best_of do not take.",
-            "Rename the columns of the data to prompt, chosen and rejected.",
+            f"{suite_set.name} has {unread[0]}, which sets with score: best_of do not take.",
+            "Rename the columns of the data to prompt, chosen and rejected, and remove pairing.",
         )
     rows, names, split = load_rows(
         path,

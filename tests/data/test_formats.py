@@ -110,7 +110,7 @@ BOTH = {"chosen": [assistant("Yes")], "rejected": [assistant("No")]}
         ({"chosen": "<|im_start|>user a b", "rejected": "<|im_start|>user a c"}, "spells turns of a chat template"),
         ({"chosen": "Yes", "rejected": "No"}, "do not begin alike"),
         (BOTH | {"prompt": "a", "images": ["x.png"]}, "has the column images; rmkit reads text only"),
-        ({"instruction": "a", "input": "b", "chosen": "c", "rejected": "d"}, "several that may hold it"),
+        ({"instruction": "a", "question": "b", "chosen": "c", "rejected": "d"}, "several that may hold it"),
         ({"system": 3, "prompt": "a", "chosen": "c", "rejected": "d"}, "system holds int, not text"),
     ],
 )  # fmt: skip
@@ -164,13 +164,13 @@ def test_identical_conversations_are_dropped(tmp_path):
 
 
 def test_remedies_about_columns_work(tmp_path):
-    path = write(tmp_path, [{"instruction": "a", "input": "b", "chosen": "c", "rejected": "d"}])
+    path = write(tmp_path, [{"instruction": "a", "question": "b", "chosen": "c", "rejected": "d"}])
     assert refused(path).remedy == (
-        "Choose one with columns: {prompt: instruction} in the set (rmkit score: --column prompt=instruction)."
+        "Choose one with columns: {prompt: question} in the set (rmkit score: --column prompt=question)."
     )
-    data = load_preferences(str(path), columns={"prompt": "instruction"})
-    assert list(data) == [PreferencePair("a", "c", "d")]
-    assert data.format == "standard, prompt from instruction, not used: input"
+    data = load_preferences(str(path), columns={"prompt": "question"})
+    assert list(data) == [PreferencePair("b", "c", "d")]
+    assert data.format == "standard, prompt from question, not used: instruction"
     path = write(tmp_path, [{"question": "a", "good": "c", "bad": "d"}])
     assert f"{path} has no column chosen; it has question, good, bad." in refused(path).cause
     assert "columns: {prompt: question}" in refused(path).remedy

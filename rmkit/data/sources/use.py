@@ -40,6 +40,7 @@ def load_set(
         limit=settings.limit,
         identical=identical,
         columns=settings.columns,
+        pairing=settings.pairing,
     )
 
 
