@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rmkit.commands.extras import require_extra
-from rmkit.commands.options import Limit, Subset, group_options
+from rmkit.commands.options import Limit, SetOptions, Subset, group_options
 from rmkit.errors import RmkitError, exit_on_error
 
 if TYPE_CHECKING:  # heavy, and not needed for --help
@@ -97,6 +97,7 @@ def rewrite(
     ],
     output: Annotated[Path, typer.Option(help="The folder to write. Answers are kept in OUTPUT.journal.jsonl.")],
     source: SourceOptions,
+    reading: SetOptions,
     asking: AskOptions,
     summary: SummaryOptions,
     seed: Annotated[int, typer.Option(help="Seed of the local styles.")] = 0,
@@ -117,7 +118,12 @@ def rewrite(
         if model_style is not None and asking.model is None:
             raise RmkitError(f"--style {style} needs a --model to ask.", "Add --model, or use a local: style.")
         tokenize = load_tokenize(summary.tokenizer)
-        pairs = load_preferences(data, **asdict(source))
+        if reading.templated == "read":
+            raise RmkitError(
+                "--templated read needs a model's chat template, which rmkit rewrite does not have.",
+                "Give the conversations as messages, or --templated text to rewrite the texts as they are.",
+            )
+        pairs = load_preferences(data, **asdict(source), **reading.settings())
         if pairs.format is not None:
             print(f"{pairs.name}: {pairs.format}")
         settings: dict[str, Any] = {"source": data, "split": source.split, "style": style}

@@ -173,7 +173,8 @@ class PreferenceSet(StrictModel):
     path, rmkit stores the set in its cache. `subset` is a hub configuration. `where` keeps the rows whose columns have
     the given value, or one of a list of values. `columns` names the columns of prompt, chosen, rejected, system,
     history and margin where they have other names; margin may be two columns of scores, whose difference it is.
-    `pairing` says which of several responses with scores become pairs (default: best_worst).
+    `pairing` says which of several responses with scores become pairs (default: best_worst). `templated` decides about
+    texts to which a chat template was already applied: an error, reading them back into turns, or as they are.
     """
 
     name: SetName
@@ -184,6 +185,7 @@ class PreferenceSet(StrictModel):
     where: dict[str, Annotated[Any, AfterValidator(_check_where_value)]] = {}
     columns: dict[str, str | list[str]] = {}
     pairing: Pairing | None = None
+    templated: Templated = "error"
     revision: str | None = None
     limit: PositiveInt | None = None
 

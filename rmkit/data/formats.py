@@ -19,8 +19,10 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rmkit.config.recipe import Templated
 from rmkit.data.conversations import Conversation, Message, parse_messages, parse_prompt
 from rmkit.data.sharegpt import holds_messages, plain_messages
+from rmkit.data.templated import ALLOW, KNOWN_MARKS
 from rmkit.errors import RmkitError
 
 FIELDS = ("prompt", "chosen", "rejected", "system", "history", "margin")
@@ -113,6 +115,7 @@ class PairFormat:
         scores: two columns whose difference could be the margin, and is not.
         transcript_prompts: whether the prompts look like transcripts; they are read as texts.
         csv: whether numbers are written as texts.
+        templated: what is done with texts to which a chat template was already applied.
     """
 
     path: str
@@ -122,6 +125,7 @@ class PairFormat:
     scores: tuple[str, ...] = ()
     transcript_prompts: bool = False
     csv: bool = False
+    templated: Templated = "error"
 
     @property
     def needed(self) -> list[str]:
@@ -235,11 +239,14 @@ class PairFormat:
         chosen, rejected = values["chosen"], values["rejected"]
         if not isinstance(chosen, str) or not isinstance(rejected, str):
             return {"prompt": "-"}  # parse_row names the column
-        if _TEMPLATED.search(chosen):
+        if self.templated == "error" and _TEMPLATED.search(chosen):
             raise RmkitError(
-                f"{self._where(index, 'chosen')} spells turns of a chat template, which was already applied.",
-                "Give the conversation as messages, before a template is applied.",
+                f"{self._where(index, 'column chosen')} spells turns of a chat template, which was already applied.",
+                ALLOW,
             )
+        if self.templated == "read" and KNOWN_MARKS.spelled_in(chosen):  # `rmkit.encoding.templated` finds the prompt
+            differ = (at for at, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
+            return {"prompt": chosen[: next(differ, None)]}
         pieces = [re.findall(r"\S+\s*", text) for text in (chosen, rejected)]
         common = 0
         while common < min(map(len, pieces)) - 1 and pieces[0][common] == pieces[1][common]:
@@ -303,7 +310,9 @@ class PairFormat:
         return values[0] - values[1]
 
 
-def recognise(path: str, rows: Any, names: Sequence[str], given: Columns, csv: bool = False) -> PairFormat:
+def recognise(
+    path: str, rows: Any, names: Sequence[str], given: Columns, csv: bool = False, templated: Templated = "error"
+) -> PairFormat:
     """The format of a source, from its columns and their types, and for texts without a prompt from the first row.
 
     Args:
@@ -325,7 +334,7 @@ def recognise(path: str, rows: Any, names: Sequence[str], given: Columns, csv: b
         kind == "standard" and "prompt" in columns and len(rows) > 0 and is_transcript(rows[0][columns["prompt"][0]])
     )
     scores = next((pair for pair in _SCORES if "margin" not in columns and {*pair} <= {*names}), ())
-    return PairFormat(path, columns, kind, unused, scores, transcript_prompts, csv)
+    return PairFormat(path, columns, kind, unused, scores, transcript_prompts, csv, templated)
 
 
 def find_unused(names: Sequence[str], read: Container[str]) -> tuple[str, ...]:

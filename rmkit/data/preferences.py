@@ -17,12 +17,13 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from rmkit.config.recipe import Pairing
-from rmkit.data.conversations import Prompt, as_json, parse_prompt
+from rmkit.config.recipe import Pairing, Templated
+from rmkit.data.conversations import Prompt, as_json, contents, parse_prompt
 from rmkit.data.formats import Columns, PairFormat, find_columns, recognise
 from rmkit.data.ranked import FIELDS as JUDGED_FIELDS
 from rmkit.data.ranked import find_judged, make_pairs
 from rmkit.data.rows import Where, iter_rows, load_rows, match_rows
+from rmkit.data.templated import ALLOW, KNOWN_MARKS
 from rmkit.errors import RmkitError
 
 COLUMNS = ("prompt", "chosen", "rejected")
@@ -96,6 +97,7 @@ class PreferenceData:
         split: the split that was loaded; None if the source has no splits.
         format: the format that was recognised and the columns that were not used; None for plain texts.
         pairs_per_row: the most pairs that a row of the source can give; index // pairs_per_row is the row.
+        templated: what encoding does with texts to which a chat template was already applied.
     """
 
     name: str
@@ -104,6 +106,7 @@ class PreferenceData:
     split: str | None = None
     format: str | None = None
     pairs_per_row: int = 1
+    templated: Templated = "error"
 
     @property
     def fingerprint(self) -> str:
@@ -145,6 +148,7 @@ def load_preferences(
     identical: Literal["drop", "error"] = "drop",
     columns: Columns | None = None,
     pairing: Pairing | None = None,
+    templated: Templated = "error",
 ) -> PreferenceData:
     """Load and validate a set of preference pairs, in any of the formats of `rmkit.data.formats`.
 
@@ -157,6 +161,8 @@ def load_preferences(
         identical: whether pairs with two identical responses are dropped or are an error.
         columns: field (`FIELDS` of `rmkit.data.formats` and `rmkit.data.ranked`) -> column, for other names.
         pairing: which responses become pairs where rows have several, see `rmkit.data.ranked`; default best_worst.
+        templated: `error` refuses texts to which a chat template was already applied, as far as their structure shows
+            it (`rmkit.data.templated`); `read` leaves them to `rmkit.encoding.templated`; `text` reads them as texts.
 
     Raises:
         RmkitError: if the source, the split or a column is missing, a column has the wrong type, a text is empty, a
@@ -188,20 +194,22 @@ def load_preferences(
             per_row, rows, source, index, left_out = made.per_row, made.rows, made.source, made.index, made.dropped
             given = pair_given
         pair_names = names if judged is None else judged.pair_columns(names)
-        form = recognise(path, rows, pair_names, given, csv=path.endswith(".csv"))
+        form = recognise(path, rows, pair_names, given, path.endswith(".csv"), templated)
         rows = rows.select_columns(form.needed)
         converted = (
             (number, form.convert(number, row)) for number, row in zip(source.tolist(), iter_rows(rows), strict=True)
         )
-        pairs = (row if isinstance(row, str) else parse_row(path, number, row) for number, row in converted)
+        pairs = (row if isinstance(row, str) else parse_row(path, number, row, templated) for number, row in converted)
         kept, dropped = _find_usable(pairs, name, identical, left_out)
         recognised = form.description
         if judged is not None:
             recognised = f"{made.description}, {recognised or 'standard'}"
             if "margin" in names and not judged.margin:
                 recognised += ", margin is not used"
+        if templated == "read":
+            recognised = f"{recognised or 'standard'}, texts with a chat template are read back into turns"
         kept_rows = PairRows(rows, np.array(kept), index, form)
-        return PreferenceData(name, kept_rows, dropped, loaded_split, recognised, per_row)
+        return PreferenceData(name, kept_rows, dropped, loaded_split, recognised, per_row, templated)
     except UnicodeDecodeError:  # Arrow decodes bytes only when a row is read
         raise RmkitError(f"{path} holds text that is not UTF-8.", "Convert the file to UTF-8.") from None
 
@@ -220,11 +228,12 @@ def drop_identical(
     return PreferenceData(name, [pairs[number] for number in kept], dropped)
 
 
-def parse_row(path: str, index: int, row: Mapping[str, Any]) -> PreferencePair:
+def parse_row(path: str, index: int, row: Mapping[str, Any], templated: Templated = "error") -> PreferencePair:
     """The pair of a row.
 
     Raises:
-        RmkitError: naming `path`, the row and the column, if a text is missing or empty or the margin is not a number.
+        RmkitError: naming `path`, the row and the column, if a text is missing or empty, the margin is not a number, or
+            `templated` is `error` and a chat template was already applied to a text.
     """
     for column in COLUMNS:
         text = row[column]
@@ -244,7 +253,18 @@ def parse_row(path: str, index: int, row: Mapping[str, Any]) -> PreferencePair:
         raise RmkitError(
             f"{path}: row {index} has the margin {margin!r}, not a finite number.", "Fix it or drop the column margin."
         )
-    return _pair(index, row)
+    pair = _pair(index, row)
+    for column, texts in (
+        ("prompt", contents(pair.prompt)),
+        ("chosen", (pair.chosen,)),
+        ("rejected", (pair.rejected,)),
+    ):
+        if templated == "error" and any(map(KNOWN_MARKS.spelled_in, texts)):
+            raise RmkitError(
+                f"{path}: row {index}, column {column} spells turns of a chat template, which was already applied.",
+                ALLOW,
+            )
+    return pair
 
 
 def _find_usable(

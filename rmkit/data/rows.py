@@ -227,7 +227,9 @@ def _load_folder(folder: Path, split: str, subset: str | None, choose: Choose) -
 
     files = _files_of_split(folder, split) if subset is None else {}
     builder = datasets.load_dataset_builder(**(files or {"path": str(folder), "name": subset}))
-    files_by_split = {str(name): [Path(file) for file in paths] for name, paths in builder.config.data_files.items()}
+    files_by_split = {
+        str(name): [Path(file) for file in paths] for name, paths in (builder.config.data_files or {}).items()
+    }
     if not files and builder.name in ("json", "parquet") and subset is None and split in files_by_split:
         _refuse_unrelated(folder, split, files_by_split[split])
     if builder.name == "json":

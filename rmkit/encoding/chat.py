@@ -26,7 +26,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rmkit.config.recipe import VERIFICATION_PROMPT, SpecialTokens
-from rmkit.data.conversations import Message, Prompt, as_text, contents, messages, with_contents
+from rmkit.data.conversations import Conversation, Message, Prompt, as_text, contents, messages, with_contents
 from rmkit.encoding.control_tokens import ControlTokens, Render
 from rmkit.errors import RmkitError, first_line
 
@@ -238,6 +238,15 @@ class ChatEncoder:
         """Whether a turn starts with a control token, or with the text that opens a prompt in this chat template."""
         starts = self._control_tokens.spellings + ((self._opening,) if self._opening else ())
         return any(text.lstrip().startswith(starts) for text in contents(prompt))
+
+    def rendered(self, turns: Conversation, generation: bool) -> str:
+        """The text that the template writes for turns, with `generation` up to the start of the assistant's next."""
+        return self._render(messages(turns), add_generation_prompt=generation)
+
+    @property
+    def control_spellings(self) -> tuple[str, ...]:
+        """The texts of the control tokens."""
+        return self._control_tokens.spellings
 
     @property
     def end_id(self) -> int:

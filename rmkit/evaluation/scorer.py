@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmkit.data.conversations import Prompt, parse_prompt
+from rmkit.data.conversations import Prompt, contents, parse_prompt
 from rmkit.data.preferences import PreferenceData, PreferencePair
+from rmkit.data.templated import KNOWN_MARKS
 from rmkit.errors import RmkitError
 from rmkit.evaluation.limits import DEFAULT_BATCH_SIZE, WINDOW
 from rmkit.evaluation.statistics import length_baselines, summary
@@ -146,6 +147,14 @@ class RewardScorer:
                 raise RmkitError(f"responses[{number}] is empty or not a string.", "Give non-empty texts.")
         if not parsed:
             return np.zeros(0)
+        for number, (turns, text) in enumerate(zip(parsed, responses, strict=True)):
+            if any(map(KNOWN_MARKS.spelled_in, (*contents(turns), text))):
+                warnings.warn(
+                    f"score: prompts[{number}] or responses[{number}] spells turns of a chat template, which was "
+                    "already applied; they are read as text. Give plain texts or messages.",
+                    stacklevel=2,
+                )
+                break
         parts, lengths, control_texts, templated = [], [], 0, 0
         for start in range(0, len(parsed), 2 * WINDOW):
             window = slice(start, start + 2 * WINDOW)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import PositiveFloat, model_validator
 
-from rmkit.config.recipe import EvaluationSet
+from rmkit.config.recipe import EvaluationSet, Templated
 from rmkit.config.resources import find_suite
 from rmkit.config.strict_yaml import StrictModel, load_yaml, validate
 from rmkit.data.formats import find_unused
@@ -103,13 +103,15 @@ def load_set(suite_set: SuiteSet, root: Path | None, identical: Literal["drop", 
     )
     index = match_rows(rows, suite_set.where, path)[: suite_set.limit]
     numbered = zip(index.tolist(), iter_rows(rows.select(index)), strict=True)
-    pairs = [pair for number, row in numbered for pair in _best_of_pairs(path, number, row)]
+    pairs = [pair for number, row in numbered for pair in _best_of_pairs(path, number, row, suite_set.templated)]
     unused = ", ".join(find_unused(names, COLUMNS))
     form = f"best of several, not used: {unused}" if unused else None
-    return replace(drop_identical(pairs, suite_set.name, identical), split=split, format=form)
+    return replace(
+        drop_identical(pairs, suite_set.name, identical), split=split, format=form, templated=suite_set.templated
+    )
 
 
-def _best_of_pairs(path: str, index: int, row: Mapping[str, object]) -> list[PreferencePair]:
+def _best_of_pairs(path: str, index: int, row: Mapping[str, object], templated: Templated) -> list[PreferencePair]:
     chosen, rejected = row["chosen"], row["rejected"]
     chosen = chosen if isinstance(chosen, list) else [chosen]
     if len(chosen) != 1 or not isinstance(rejected, list) or not rejected:
@@ -117,7 +119,9 @@ def _best_of_pairs(path: str, index: int, row: Mapping[str, object]) -> list[Pre
             f"{path}: row {index} does not have one chosen response and a list of rejected ones.",
             "Leave such rows out with `where`, or give `score: accuracy`.",
         )
-    return [parse_row(path, index, {**row, "chosen": chosen[0], "rejected": response}) for response in rejected]
+    return [
+        parse_row(path, index, {**row, "chosen": chosen[0], "rejected": response}, templated) for response in rejected
+    ]
 
 
 def best_of_accuracy(index: ArrayLike, chosen: ArrayLike, rejected: ArrayLike) -> dict[str, float]:

@@ -6,6 +6,7 @@ A run records its data, reference and base, so its dynamics are computed both be
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -45,7 +46,7 @@ def same_prompts(data: PreferenceData, prompts: Sequence[Prompt]) -> PreferenceD
             f"No prompt of {data.name} is among the {len(wanted)} training prompts.",
             "Give a set with other wordings of the responses to the same prompts.",
         )
-    return PreferenceData(data.name, kept)
+    return replace(data, pairs=kept, dropped={})
 
 
 def dynamics_of_model(
@@ -205,7 +206,8 @@ def _encode_sets(
     for settings in recipe.data.evaluation:
         evaluated = load_set(settings, root=root, identical=identical)
         kept = [pair for at, pair in enumerate(evaluated) if at < pairs or pair.prompt in prompts]
-        unseen[settings.name] = encode_pairs(PreferenceData(settings.name, kept), reward_model, max_length=max_length)
+        kept_data = replace(evaluated, pairs=kept, dropped={})
+        unseen[settings.name] = encode_pairs(kept_data, reward_model, max_length=max_length)
     return training, unseen
 
 

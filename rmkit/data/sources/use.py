@@ -41,6 +41,7 @@ def load_set(
         identical=identical,
         columns=settings.columns,
         pairing=settings.pairing,
+        templated=settings.templated,
     )
 
 
