@@ -108,7 +108,6 @@ def rewrite(
     """Paraphrase, translate or reformat the responses of a set."""
     with exit_on_error():
         require_extra("rewrite", "rmkit rewrite")
-        from rmkit.data.preferences import load_preferences
         from rmkit.data.rewriting import sets
         from rmkit.data.rewriting.styles import load_local_style, load_style
         from rmkit.data.rewriting.token_overlap import load_tokenize
@@ -118,14 +117,7 @@ def rewrite(
         if model_style is not None and asking.model is None:
             raise RmkitError(f"--style {style} needs a --model to ask.", "Add --model, or use a local: style.")
         tokenize = load_tokenize(summary.tokenizer)
-        if reading.templated == "read":
-            raise RmkitError(
-                "--templated read needs a model's chat template, which rmkit rewrite does not have.",
-                "Give the conversations as messages, or --templated text to rewrite the texts as they are.",
-            )
-        pairs = load_preferences(data, **asdict(source), **reading.settings())
-        if pairs.format is not None:
-            print(f"{pairs.name}: {pairs.format}")
+        pairs = _load_set(data, source, reading)
         settings: dict[str, Any] = {"source": data, "split": source.split, "style": style}
         settings |= {"seed": seed} if model_style is None else {"prompt": model_style.prompt, **asking.settings()}
         identity = sets.identity(pairs.fingerprint, settings)
@@ -147,6 +139,21 @@ def rewrite(
         overlaps = sets.overlaps(sets.read_set(output, source.split), tokenize)
         _print_summary(output, card, overlaps, summary.tokenizer)
         _print_cost(card["tokens"], summary.input_price, summary.output_price)
+
+
+def _load_set(data: str, source: SourceOptions, reading: SetOptions) -> PreferenceData:
+    """The set to rewrite, with a line on its format unless it is plain texts."""
+    from rmkit.data.preferences import load_preferences
+
+    if reading.templated == "read":
+        raise RmkitError(
+            "--templated read needs a model's chat template, which rmkit rewrite does not have.",
+            "Give the conversations as messages, or --templated text to rewrite the texts as they are.",
+        )
+    pairs = load_preferences(data, **asdict(source), **reading.settings())
+    if pairs.format is not None:
+        print(f"{pairs.name}: {pairs.format}")
+    return pairs
 
 
 def _ask(
