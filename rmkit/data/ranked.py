@@ -93,7 +93,9 @@ class Judged:
         if self.by == "ranks":
             text += " (lower is better)"
         text += f", pairing {self.pairing}"
-        return text if per_row == 1 else f"{text} (index = {per_row} * row + number)"
+        if per_row > 1:
+            text += f" (index = {per_row} * row + number)"
+        return f"{text}, their difference as margin" if self.margin else text
 
     def judge(self, row: int, values: Mapping[str, Any]) -> tuple[list[tuple[int, int, int]], list[float], int] | str:
         """The pairs of a row as (better, worse, number), the values of its responses, and the ties among its pairs.

@@ -63,6 +63,7 @@ def test_the_difference_of_scores_is_the_margin_only_where_asked(tmp_path):
     assert load_preferences(path).pairs[0].margin is None
     data = load_preferences(path, columns={"margin": "scores"}, pairing="all")
     assert [pair.margin for pair in data] == [2.0, 1.0, 1.0]
+    assert "(index = 3 * row + number), their difference as margin, standard" in data.format
     ranked = [{"prompt": "p", "answers": ["a", "b"], "ranks": [3, 1]}]
     data = load_preferences(str(write(tmp_path, ranked)), columns={"margin": "ranks"})
     assert list(data) == [PreferencePair("p", "b", "a", margin=2.0)]
