@@ -51,8 +51,8 @@ class TemplateReader:
         return KNOWN_MARKS.spelled_in(text) or (self._marks is not None and self._marks.spelled_in(text))
 
     def _templated_column(self, pair: PreferencePair) -> str | None:
-        texts = {"prompt": contents(pair.prompt), "chosen": (pair.chosen,), "rejected": (pair.rejected,)}
-        return next((column for column, each in texts.items() if any(map(self.is_templated, each))), None)
+        texts = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+        return next((name for name, each in texts.items() if any(map(self.is_templated, contents(each)))), None)
 
     def _read_pair(self, pair: PreferencePair, where: str) -> PreferencePair:
         turns = self._prompt(pair)
