@@ -148,7 +148,7 @@ class RewardScorer:
         if not parsed:
             return np.zeros(0)
         for number, (turns, text) in enumerate(zip(parsed, responses, strict=True)):
-            if any(map(KNOWN_MARKS.spelled_in, (*contents(turns), text))):
+            if any(map(KNOWN_MARKS.spelled_in, (*contents(turns), *contents(text)))):
                 warnings.warn(
                     f"score: prompts[{number}] or responses[{number}] spells turns of a chat template, which was "
                     "already applied; they are read as text. Give plain texts or messages.",
