@@ -254,12 +254,8 @@ def parse_row(path: str, index: int, row: Mapping[str, Any], templated: Template
             f"{path}: row {index} has the margin {margin!r}, not a finite number.", "Fix it or drop the column margin."
         )
     pair = _pair(index, row)
-    for column, texts in (
-        ("prompt", contents(pair.prompt)),
-        ("chosen", (pair.chosen,)),
-        ("rejected", (pair.rejected,)),
-    ):
-        if templated == "error" and any(map(KNOWN_MARKS.spelled_in, texts)):
+    for column, text in (("prompt", pair.prompt), ("chosen", pair.chosen), ("rejected", pair.rejected)):
+        if templated == "error" and any(map(KNOWN_MARKS.spelled_in, contents(text))):
             raise RmkitError(
                 f"{path}: row {index}, column {column} spells turns of a chat template, which was already applied.",
                 ALLOW,

@@ -26,7 +26,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rmkit.config.recipe import VERIFICATION_PROMPT, SpecialTokens
-from rmkit.data.conversations import Conversation, Message, Prompt, as_text, contents, messages, with_contents
+from rmkit.data.conversations import Message, Prompt, as_text, contents, messages, with_contents
 from rmkit.encoding.control_tokens import ControlTokens, Render
 from rmkit.errors import RmkitError, first_line
 
@@ -239,7 +239,7 @@ class ChatEncoder:
         starts = self._control_tokens.spellings + ((self._opening,) if self._opening else ())
         return any(text.lstrip().startswith(starts) for text in contents(prompt))
 
-    def rendered(self, turns: Conversation, generation: bool) -> str:
+    def rendered(self, turns: tuple[Message, ...], generation: bool) -> str:
         """The text that the template writes for turns, with `generation` up to the start of the assistant's next."""
         return self._render(messages(turns), add_generation_prompt=generation)
 

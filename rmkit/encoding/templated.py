@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from rmkit.data.conversations import Conversation, Message, contents, parse_prompt
+from rmkit.data.conversations import Message, contents, parse_prompt
 from rmkit.data.preferences import PreferenceData, PreferencePair
 from rmkit.data.templated import ALLOW, KNOWN_MARKS, TurnMarks, literal_marks
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.errors import RmkitError
 
 _SYSTEM, _USER, _ASSISTANT, _LAST = (f"rmkit-probe-{name}" for name in ("system", "user", "assistant", "last"))
+
+
+Turns = tuple[Message, ...]
 
 
 class TemplateReader:
@@ -55,29 +58,31 @@ class TemplateReader:
         return next((name for name, each in texts.items() if any(map(self.is_templated, contents(each)))), None)
 
     def _read_pair(self, pair: PreferencePair, where: str) -> PreferencePair:
-        turns = self._prompt(pair)
-        responses = [self._response(turns, text) for text in (pair.chosen, pair.rejected)] if turns else []
-        if not turns or not all(responses):
+        texts = [text for text in (pair.prompt, pair.chosen, pair.rejected) if isinstance(text, str)]
+        found = self._read(*texts) if len(texts) == 3 else None
+        if found is None:
             raise RmkitError(
                 f"{where}: the chat template of {self._encoder.name} does not write these texts, so they cannot be "
                 "read back into turns.",
                 "Give the conversation as messages, or set templated: text in the set (--templated text).",
             )
-        chosen, rejected = map(str, responses)
-        return replace(pair, prompt=parse_prompt(turns, where), chosen=chosen, rejected=rejected)
+        prompt, chosen, rejected = found
+        return replace(pair, prompt=parse_prompt(prompt, where), chosen=chosen, rejected=rejected)
 
-    def _prompt(self, pair: PreferencePair) -> Conversation | None:
-        """The turns of a prompt."""
-        prompt = pair.prompt
-        turns = self._turns(prompt) if isinstance(prompt, str) else None
-        if turns is None and not any(map(self.is_templated, contents(prompt))):
-            turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+    def _read(self, prompt: str, *responses: str) -> tuple[Turns, str, str] | None:
+        """The turns of a prompt, and two responses."""
+        turns = self._turns(prompt)
+        if turns is None and not self.is_templated(prompt):
+            turns = (Message("user", prompt),)
         elif turns is None or turns[-1].role != "user":  # the beginning of both responses, cut anywhere
-            both = [self._turns(text) for text in (pair.chosen, pair.rejected) if text.startswith(str(prompt))]
-            turns = both[0][:-1] if len(both) == 2 and both[0] is not None else None
-        return turns if turns and turns[-1].role == "user" else None
+            whole = self._turns(responses[0]) if all(text.startswith(prompt) for text in responses) else None
+            turns = whole[:-1] if whole is not None else ()
+        if not turns or turns[-1].role != "user":
+            return None
+        chosen, rejected = (self._response(turns, text) for text in responses)
+        return (turns, chosen, rejected) if chosen and rejected else None
 
-    def _response(self, turns: Conversation, text: str) -> str | None:
+    def _response(self, turns: Turns, text: str) -> str | None:
         """A response without what the template writes around it; None if that is not what the template writes."""
         marks = self._separators
         if marks is None:
@@ -101,7 +106,7 @@ class TemplateReader:
                 return content
         return None
 
-    def _turns(self, text: str) -> Conversation | None:
+    def _turns(self, text: str) -> Turns | None:
         """The turns of a text; None if the template does not write it."""
         marks, text = self._separators, self._normal(text)
         for start, role in ((marks.start, "user"), (marks.system_start, "system")) if marks is not None else ():
@@ -115,7 +120,7 @@ class TemplateReader:
                     return turns
         return None
 
-    def _split(self, text: str, role: str, longest: bool) -> Conversation:
+    def _split(self, text: str, role: str, longest: bool) -> Turns:
         """The turns of a text after its first opener, up to the last one, which may be the assistant's opener."""
         marks, turns = self._separators, []
         assert marks is not None
@@ -136,7 +141,7 @@ class TemplateReader:
             role = "assistant" if role == "user" else "user"
         return tuple(turns)
 
-    def _render(self, turns: Conversation, generation: bool) -> str:
+    def _render(self, turns: Turns, generation: bool) -> str:
         """The rendered turns; empty if the template refuses them."""
         try:
             return self._encoder.rendered(turns, generation)
