@@ -7,7 +7,7 @@ import tiny
 from test_templates import TEXT, by_name, of_bytes
 
 from rmkit.config.recipe import Explicit
-from rmkit.data.conversations import Message
+from rmkit.data.conversations import Message, messages, parse_prompt
 from rmkit.data.preferences import PreferenceData, PreferencePair
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.pairs import encode_pairs
@@ -38,7 +38,7 @@ def read(reader, pair, templated="read"):
 
 
 def as_pair(turns):
-    return PreferencePair(turns if len(turns) > 1 else turns[0].content, *RESPONSES)
+    return PreferencePair(parse_prompt(turns, "x"), *RESPONSES)
 
 
 def templated(encoder, turns):
@@ -84,7 +84,7 @@ def test_what_is_read_renders_as_the_text(path):
                 found = read(reader, pair)
             except RmkitError:
                 continue
-            back = found.prompt if isinstance(found.prompt, tuple) else (Message("user", found.prompt),)
+            back = tuple(Message(**message) for message in messages(found.prompt))
             assert made.rendered(back, True) == rendered
             for response, wanted in zip((found.chosen, found.rejected), RESPONSES, strict=True):
                 assert response.split("\n")[-1] == wanted
