@@ -28,7 +28,7 @@ from rmkit.errors import RmkitError
 FIELDS = ("prompt", "chosen", "rejected", "system", "history", "margin")
 Columns = Mapping[str, str | Sequence[str]]
 """Field of `FIELDS` -> column. `margin` may also be two columns of scores, whose difference it is, and `prompt` two of
-texts, which are joined by a line break. The fields of `rmkit.data.ranked.FIELDS` are read there."""
+texts, which are joined by a line break. The fields of `rmkit.data.ranked_columns.FIELDS` are read there."""
 
 SEVERAL_TURNS, EMPTY_TURNS = LEFT_OUT = ("responses of several turns", "empty turns")
 _PROMPTS = ("question", "instruction", "input", "messages", "conversations", "conversation")

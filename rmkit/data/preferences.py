@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from rmkit.config.recipe import Pairing, Templated
 from rmkit.data.conversations import Prompt, as_json, contents, parse_prompt
 from rmkit.data.formats import Columns, PairFormat, find_columns, recognise
-from rmkit.data.ranked import FIELDS as JUDGED_FIELDS
-from rmkit.data.ranked import find_judged, make_pairs
+from rmkit.data.ranked import make_pairs
+from rmkit.data.ranked_columns import FIELDS as JUDGED_FIELDS
+from rmkit.data.ranked_columns import find_judged
 from rmkit.data.rows import Where, iter_rows, load_rows, match_rows
 from rmkit.data.templated import ALLOW, KNOWN_MARKS
 from rmkit.errors import RmkitError
@@ -159,7 +160,7 @@ def load_preferences(
         where: keep the rows that have these values in these columns.
         limit: use only the first N of these rows.
         identical: whether pairs with two identical responses are dropped or are an error.
-        columns: field (`FIELDS` of `rmkit.data.formats` and `rmkit.data.ranked`) -> column, for other names.
+        columns: field (`FIELDS` of `rmkit.data.formats` and `ranked_columns`) -> column, for other names.
         pairing: which responses become pairs where rows have several, see `rmkit.data.ranked`; default best_worst.
         templated: `error` refuses texts to which a chat template was already applied, as far as their structure shows
             it (`rmkit.data.templated`); `read` leaves them to `rmkit.encoding.templated`; `text` reads them as texts.

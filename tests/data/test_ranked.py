@@ -99,6 +99,9 @@ def test_responses_beside_chosen_and_rejected_are_not_read(tmp_path):
     row = {"prompt": "p", "chosen": "c", "rejected": "r", "responses": ["x", "y"], "scores": [1, 2]}
     path = str(write(tmp_path, [row]))
     assert list(load_preferences(path)) == [PreferencePair("p", "c", "r")]
+    named = {"chosen_response": "c", "rejected_response": "r", "prompt": "p", "responses": ["x", "y"]}
+    assert list(load_preferences(str(write(tmp_path, [named])))) == [PreferencePair("p", "c", "r")]
+    path = str(write(tmp_path, [row]))
     asked = load_preferences(path, columns={"responses": "responses", "scores": "scores"})
     assert list(asked) == [PreferencePair("p", "y", "x")]
 
@@ -127,6 +130,7 @@ SIDES = {"prompt": "p", "response_a": "x", "response_b": "y"}
          {"columns": {"margin": "scores"}}),
         (TEXTS | {"s": [1, 2], "r": [1, 2]}, {"columns": {"scores": "s", "ranks": "r"}}, "do not go together",
          {"columns": {"scores": "s"}}),
+        (TEXTS | {"scores": [1, 2], "w": "x"}, {"columns": {"winner": "w"}}, "do not go together", {}),
         ({"prompt": "p", "answers": [{"t": "x", "score": 1}, {"t": "y", "score": 2}]}, {},
          "none of which is known to hold the response", {"columns": {"responses": "answers.t"}}),
         ({"prompt": "p", "answers": [{"text": "x", "s": 1}, {"text": "y", "s": 2}]},
