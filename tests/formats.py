@@ -61,7 +61,30 @@ def _renamed(rows, **names):
     return [{names.get(key, key): value for key, value in row.items()} for row in rows]
 
 
-Form = tuple[list[dict[str, Any]], dict[str, str], str | None]
+def _shared(turn):
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    return {"from": names[turn["role"]], "value": turn["content"]}
+
+
+def _sharegpt(before):
+    """As LLaMA-Factory stores them: the prompt as turns, each response as one."""
+    return [
+        {
+            "conversations": [_shared(turn) for turn in (*before, user(row["prompt"]))],
+            "chosen": _shared(assistant(row["chosen"])),
+            "rejected": _shared(assistant(row["rejected"])),
+        }
+        for row in ROWS
+    ]
+
+
+def _prompts(rows, **others):
+    return [{"prompt": row["prompt"], **{key: make(row) for key, make in others.items()}} for row in rows]
+
+
+FILLER = "A dull answer."
+
+Form = tuple[list[dict[str, Any]], dict[str, Any], str | None]
 
 SINGLE_TURN: dict[str, Form] = {
     "standard": (ROWS, {}, None),
@@ -97,8 +120,131 @@ SINGLE_TURN: dict[str, Form] = {
         {"prompt": "q", "chosen": "better", "rejected": "worse"},
         "standard, prompt from q, chosen from better, rejected from worse",
     ),
+    "ShareGPT": (_sharegpt([]), {}, "conversational, prompt from conversations"),
+    "alpaca": (
+        [{"input": empty} | row for empty, row in zip(["", None], _renamed(ROWS, prompt="instruction"), strict=True)],
+        {},
+        "standard, prompt from instruction + input",
+    ),
+    "argilla": (
+        _renamed(ROWS, prompt="instruction", chosen="chosen_response", rejected="rejected_response"),
+        {},
+        "standard, chosen from chosen_response, rejected from rejected_response, prompt from instruction",
+    ),
+    "messages and single responses": (
+        [
+            {"messages": [user(row["prompt"])]} | {side: assistant(row[side]) for side in ("chosen", "rejected")}
+            for row in ROWS
+        ],
+        {},
+        "conversational, prompt from messages",
+    ),
+    "OpenAI": (
+        [
+            {
+                "input": {"messages": [user(row["prompt"])], "tools": []},
+                "preferred_output": [assistant(row["chosen"])],
+                "non_preferred_output": [assistant(row["rejected"])],
+            }
+            for row in ROWS
+        ],
+        {},
+        "conversational, chosen from preferred_output, rejected from non_preferred_output, prompt from input",
+    ),
+    "ratings": (
+        _prompts(ROWS, answers=lambda row: [row["rejected"], FILLER, row["chosen"]], ratings=lambda _: [1, 3, 5]),
+        {},
+        "answers by ratings, pairing best_worst, standard",
+    ),
+    "ranks": (
+        _prompts(ROWS, responses=lambda row: [row["chosen"], row["rejected"]], rank=lambda _: [1, 2]),
+        {},
+        "responses by rank (lower is better), pairing best_worst, standard",
+    ),
+    "UltraFeedback": (
+        [
+            {
+                "instruction": row["prompt"],
+                "completions": [
+                    {"model": "m", "response": text, "overall_score": score}
+                    for text, score in ((FILLER, 6.5), (row["chosen"], 8.0), (row["rejected"], 1.5))
+                ],
+            }
+            for row in ROWS
+        ],
+        {},
+        "completions by completions.overall_score, pairing best_worst, standard, prompt from instruction",
+    ),
+    "message responses": (
+        _prompts(
+            ROWS,
+            completions=lambda row: [[assistant(row["rejected"])], [assistant(row["chosen"])]],
+            scores=lambda _: [0.25, 0.5],
+        ),
+        {},
+        "completions by scores, pairing best_worst, conversational",
+    ),
+    "candidates as columns": (
+        _prompts(ROWS, texts=lambda row: [{"t": row["rejected"], "s": 0}, {"t": row["chosen"], "s": 1}]),
+        {"responses": "texts.t", "scores": "texts.s"},
+        "texts by texts.s, pairing best_worst, standard",
+    ),
+    "arena": (
+        [
+            {
+                "conversation_a": [user(row["prompt"]), assistant(row["rejected" if flipped else "chosen"])],
+                "conversation_b": [user(row["prompt"]), assistant(row["chosen" if flipped else "rejected"])],
+                "winner": "model_b" if flipped else "model_a",
+            }
+            for flipped, row in enumerate(ROWS)
+        ],
+        {},
+        "conversation_a and conversation_b by winner, conversational, prompt extracted",
+    ),
+    "PKU-SafeRLHF": (
+        [
+            {
+                "prompt": row["prompt"],
+                "response_0": row["rejected" if flipped else "chosen"],
+                "response_1": row["chosen" if flipped else "rejected"],
+                "better_response_id": flipped,
+            }
+            for flipped, row in enumerate(ROWS)
+        ],
+        {},
+        "response_0 and response_1 by better_response_id, standard",
+    ),
+    "two columns": (
+        _prompts(ROWS, left=lambda row: row["rejected"], right=lambda row: row["chosen"], verdict=lambda _: "Right"),
+        {"responses": ["left", "right"], "winner": "verdict"},
+        "left and right by verdict, standard",
+    ),
 }
 MULTI_TURN: dict[str, Form] = {
+    "ShareGPT": (_sharegpt(BEFORE), {}, "conversational, prompt from conversations"),
+    "ShareGPT transcripts": (
+        [
+            {
+                side: [*map(_shared, [*BEFORE, user(row["prompt"]), assistant(row[side])])]
+                for side in ("chosen", "rejected")
+            }
+            for row in ROWS
+        ],
+        {},
+        "conversational, prompt extracted",
+    ),
+    "ratings": (
+        [
+            {
+                "messages": [*BEFORE, user(row["prompt"])],
+                "answers": [row["chosen"], FILLER, row["rejected"]],
+                "scores": [2, 1, 0],
+            }
+            for row in ROWS
+        ],
+        {},
+        "answers by scores, pairing best_worst, conversational prompt, prompt from messages",
+    ),
     "conversational": (_conversational(BEFORE), {}, "conversational"),
     "conversational implicit": (_conversational(BEFORE, prompt=False), {}, "conversational, prompt extracted"),
     "text responses": (

@@ -7,9 +7,11 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
+
+from rmkit.errors import RmkitError
 
 RecipeName = Annotated[
     str, typer.Argument(help="A recipe file, or the name of a shipped recipe, for example llama8b_exrm.")
@@ -65,6 +67,47 @@ class ModelOptions:
     trust_remote_code: Trust = False
     base: Base = None
     no_verify: NoVerify = False
+
+
+@dataclass(frozen=True)
+class SetOptions:
+    """How to read a set of preference pairs; see `rmkit.data.preferences.load_preferences`."""
+
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=COLUMN",
+            help="The column of prompt, chosen, rejected, system, history, margin, responses, scores, ranks or winner; "
+            "for margin and responses also two, as margin=A,B. Repeatable.",
+        ),
+    ] = None
+    pairing: Annotated[
+        Literal["best_worst", "all", "adjacent"] | None,
+        typer.Option(help="Which of several responses with scores or ranks become pairs.", show_default="best_worst"),
+    ] = None
+    templated: Annotated[
+        Literal["error", "read", "text"],
+        typer.Option(
+            help="Texts to which a chat template was already applied: an error, read back into turns, or plain texts."
+        ),
+    ] = "error"
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of `load_preferences`.
+
+        Raises:
+            RmkitError: if --column is not FIELD=COLUMN.
+        """
+        given = self.column or []
+        columns: dict[str, str | list[str]] = dict(each.partition("=")[::2] for each in given)
+        if len(columns) < len(given) or not all(columns.values()):
+            raise RmkitError(
+                "--column is not FIELD=COLUMN, once per field.", "Write for example --column prompt=question."
+            )
+        for field in ("margin", "responses"):
+            if "," in columns.get(field, ""):
+                columns[field] = str(columns[field]).split(",")
+        return {"columns": columns, "pairing": self.pairing, "templated": self.templated}
 
 
 def group_options(command: Callable[..., None]) -> Callable[..., None]:

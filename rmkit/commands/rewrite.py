@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rmkit.commands.extras import require_extra
-from rmkit.commands.options import Limit, Subset, group_options
+from rmkit.commands.options import Limit, SetOptions, Subset, group_options
 from rmkit.errors import RmkitError, exit_on_error
 
 if TYPE_CHECKING:  # heavy, and not needed for --help
@@ -97,6 +97,7 @@ def rewrite(
     ],
     output: Annotated[Path, typer.Option(help="The folder to write. Answers are kept in OUTPUT.journal.jsonl.")],
     source: SourceOptions,
+    reading: SetOptions,
     asking: AskOptions,
     summary: SummaryOptions,
     seed: Annotated[int, typer.Option(help="Seed of the local styles.")] = 0,
@@ -107,7 +108,6 @@ def rewrite(
     """Paraphrase, translate or reformat the responses of a set."""
     with exit_on_error():
         require_extra("rewrite", "rmkit rewrite")
-        from rmkit.data.preferences import load_preferences
         from rmkit.data.rewriting import sets
         from rmkit.data.rewriting.styles import load_local_style, load_style
         from rmkit.data.rewriting.token_overlap import load_tokenize
@@ -118,10 +118,8 @@ def rewrite(
         if model_style is not None and asking.model is None:
             raise RmkitError(f"--style {style} needs a --model to ask.", "Add --model, or use a local: style.")
         tokenize = load_tokenize(summary.tokenizer)
-        pairs = load_preferences(data, **asdict(source))
+        pairs = _load_set(data, source, reading)
         split = "_".join(split_names(source.split))  # a split of `datasets` has no slice in its name
-        if pairs.format is not None:
-            print(f"{pairs.name}: {pairs.format}")
         settings: dict[str, Any] = {"source": data, "split": source.split, "style": style}
         settings |= {"seed": seed} if model_style is None else {"prompt": model_style.prompt, **asking.settings()}
         identity = sets.identity(pairs.fingerprint, settings)
@@ -143,6 +141,21 @@ def rewrite(
         overlaps = sets.overlaps(sets.read_set(output, split), tokenize)
         _print_summary(output, card, overlaps, summary.tokenizer)
         _print_cost(card["tokens"], summary.input_price, summary.output_price)
+
+
+def _load_set(data: str, source: SourceOptions, reading: SetOptions) -> PreferenceData:
+    """The set to rewrite, with a line on its format unless it is plain texts."""
+    from rmkit.data.preferences import load_preferences
+
+    if reading.templated == "read":
+        raise RmkitError(
+            "--templated read needs a model's chat template, which rmkit rewrite does not have.",
+            "Give the conversations as messages, or --templated text to rewrite the texts as they are.",
+        )
+    pairs = load_preferences(data, **asdict(source), **reading.settings())
+    if pairs.format is not None:
+        print(f"{pairs.name}: {pairs.format}")
+    return pairs
 
 
 def _ask(

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rmkit.commands.options import Base as Base
-from rmkit.commands.options import BatchSize, Layout, Limit, MaxLength, Model, ModelOptions, Subset, group_options
+from rmkit.commands.options import (
+    BatchSize,
+    Layout,
+    Limit,
+    MaxLength,
+    Model,
+    ModelOptions,
+    SetOptions,
+    Subset,
+    group_options,
+)
 from rmkit.commands.options import NoVerify as NoVerify
 from rmkit.errors import RmkitError, exit_on_error
 
@@ -22,6 +32,7 @@ def score(
     model: Model,
     data: Annotated[str, typer.Argument(help="A save_to_disk folder, .parquet, .jsonl, .json, .csv, or a hub id.")],
     options: ModelOptions,
+    reading: SetOptions,
     split: Annotated[
         str | None, typer.Option(help="The split to score, or a slice, test[:100].", show_default="test")
     ] = None,
@@ -31,12 +42,6 @@ def score(
     limit: Limit = None,
     max_length: MaxLength = None,
     subset: Subset = None,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FIELD=COLUMN", help="The column of prompt, chosen, rejected, system or history. Repeatable."
-        ),
-    ] = None,
 ) -> None:
     """Score the pairs of a set. Prints accuracy, margin and ties."""
     with exit_on_error():
@@ -46,8 +51,7 @@ def score(
         from rmkit.files import check_place
 
         check_place(output)
-        columns = _parse_columns(column or [])
-        pairs = load_preferences(data, split=split or "test", subset=subset, limit=limit, columns=columns)
+        pairs = load_preferences(data, split=split or "test", subset=subset, limit=limit, **reading.settings())
         if pairs.format is not None and is_main_process():
             print(f"{pairs.name}: {pairs.format}")
         if split is not None and pairs.split is None and is_main_process():
@@ -58,14 +62,6 @@ def score(
         if is_main_process():
             scored.rewards.write(output)
             print_scores({pairs.name: summary}, model)
-
-
-def _parse_columns(columns: list[str]) -> dict[str, str]:
-    """FIELD=COLUMN options by field."""
-    parsed = dict(each.partition("=")[::2] for each in columns)
-    if len(parsed) < len(columns) or not all(parsed.values()):
-        raise RmkitError("--column is not FIELD=COLUMN, once per field.", "Write for example --column prompt=question.")
-    return parsed
 
 
 def load_scorer(model: str, options: ModelOptions, layout: str | None = None) -> RewardScorer:

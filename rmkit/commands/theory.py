@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rmkit.commands.extras import require_extra
+from rmkit.commands.options import SetOptions, group_options
 from rmkit.commands.score import Base, NoVerify
 from rmkit.errors import RmkitError, exit_on_error
 
@@ -41,9 +42,11 @@ FigureFile = Annotated[
     epilog="\b\nExamples:\n  rmkit theory dynamics runs/llama8b_imrm/model data/ultrafeedback --pairs 4\n"
     "  rmkit theory dynamics runs/llama8b_imrm"
 )
+@group_options
 def dynamics(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="A language model, a trained reward model, or a finished run.")],
+    reading: SetOptions,
     data: Annotated[
         str | None, typer.Argument(help=f"{_DATA} Not for a run, which records its own.", show_default=False)
     ] = None,
@@ -97,11 +100,14 @@ def dynamics(
         place = _figure_place(json, figure)
         loading |= {"beta": beta, "seed": seed, "date_string": date_string}
         texts: dict[str, Any] = {"max_length": max_length, "tokens": tokens, "types": type}
-        content = _dynamics_of_model(model, data, unseen or [], split, pairs, loading=loading, **texts, **steps)
+        content = _dynamics_of_model(
+            model, data, unseen or [], split, pairs, reading, loading=loading, **texts, **steps
+        )
         _finish_dynamics(content, model, data, json, place)
 
 
-_RECORDED = ("data", "unseen", "type", "split", "beta", "tokens", "max_length", "date_string", "seed")
+_READING = ("column", "pairing", "templated")
+_RECORDED = ("data", "unseen", "type", "split", "beta", "tokens", "max_length", "date_string", "seed", *_READING)
 
 
 def _refuse_options(context: typer.Context, model: str) -> None:
@@ -121,13 +127,13 @@ def _is_on_command_line(context: typer.Context, name: str) -> bool:
 
 
 def _dynamics_of_model(
-    model: str, data: str, unseen: list[str], split: str, pairs: int, **options: Any
+    model: str, data: str, unseen: list[str], split: str, pairs: int, reading: SetOptions, **options: Any
 ) -> dict[str, Any]:
     from rmkit.theory.model_dynamics import dynamics_of_model, same_prompts
 
-    training = _load_set(data, split, pairs)
+    training = _load_set(data, split, reading, pairs)
     prompts = [pair.prompt for pair in training]
-    rewordings = {name: same_prompts(pairs, prompts) for name, pairs in _sets(unseen, split).items()}
+    rewordings = {name: same_prompts(pairs, prompts) for name, pairs in _sets(unseen, split, reading).items()}
     return dynamics_of_model(model, training, rewordings, **options)
 
 
@@ -145,9 +151,11 @@ def _finish_dynamics(
 
 
 @theory_app.command(epilog="\b\nExample:\n  rmkit theory separator runs/llama8b_exrm/model data/rewardmath --pairs 500")
+@group_options
 def separator(
     model: Model,
     data: Data,
+    reading: SetOptions,
     unseen: Annotated[list[str] | None, typer.Option(help="Pairs to measure the separator on; repeatable.")] = None,
     split: Split = "test",
     unseen_split: Annotated[str | None, typer.Option(help="Split of the unseen sets, if different.")] = None,
@@ -175,8 +183,8 @@ def separator(
             separator_summary,
         )
 
-        training = _load_set(data, split, pairs)
-        sets = _sets(unseen or [], unseen_split or split, pairs)
+        training = _load_set(data, split, reading, pairs)
+        sets = _sets(unseen or [], unseen_split or split, reading, pairs)
         loading = {"dtype": dtype, "date_string": date_string, "base": base, "verify": not no_verify}
         compute_differences = _difference_function(model, max_length, batch_size, loading)
         indices, differences = compute_differences(training)
@@ -216,7 +224,9 @@ def _difference_function(
 
 
 @theory_app.command("unseen-tokens", epilog="\b\nExample:\n  rmkit theory unseen-tokens --json unseen_tokens.json")
+@group_options
 def unseen_tokens(
+    reading: SetOptions,
     model: Annotated[
         str | None, typer.Option(help="Use hidden states of this model instead of simulated ones.")
     ] = None,
@@ -254,7 +264,7 @@ def unseen_tokens(
                 theorem.synthetic_task(arm, training_pairs=training_pairs, seed=seed) for arm in (True, False)
             )
         else:
-            task = _single_tokens(model, data, unseen, split, training_pairs, batch_size, dtype, date_string)
+            task = _single_tokens(model, data, unseen, split, reading, training_pairs, batch_size, dtype, date_string)
             control = theorem.control_task(task, seed)
         options: dict[str, Any] = {"beta": beta, "steps": steps}
         found = theorem.descend(*task, learning_rate=learning_rate, **options)
@@ -364,22 +374,22 @@ def _check_dtype(dtype: str) -> None:
         raise RmkitError(f"--dtype {dtype} is unknown.", "Use float64 or float32.")
 
 
-def _load_set(path: str, split: str, limit: int | None = None) -> PreferenceData:
+def _load_set(path: str, split: str, reading: SetOptions, limit: int | None = None) -> PreferenceData:
     """A set, with a line on its format unless it is plain texts."""
     from rmkit.data.preferences import load_preferences
 
-    data = load_preferences(path, split=split, limit=limit)
+    data = load_preferences(path, split=split, limit=limit, **reading.settings())
     if data.format is not None:
         print(f"{data.name}: {data.format}")
     return data
 
 
-def _sets(paths: list[str], split: str, limit: int | None = None) -> dict[str, PreferenceData]:
+def _sets(paths: list[str], split: str, reading: SetOptions, limit: int | None = None) -> dict[str, PreferenceData]:
     """Sets by name, or by path if two have the same name."""
     files = (".jsonl", ".json", ".parquet", ".csv")
     names = [Path(path).stem if Path(path).suffix in files else Path(path).name for path in paths]
     return {
-        name if names.count(name) == 1 else path: _load_set(path, split, limit)
+        name if names.count(name) == 1 else path: _load_set(path, split, reading, limit)
         for name, path in zip(names, paths, strict=True)
     }
 
@@ -389,6 +399,7 @@ def _single_tokens(
     data: str,
     unseen: str | None,
     split: str,
+    reading: SetOptions,
     training_pairs: int,
     batch_size: int,
     dtype: str,
@@ -396,6 +407,7 @@ def _single_tokens(
 ) -> Any:
     from accelerate import PartialState
 
+    from rmkit.encoding.templated import TemplateReader
     from rmkit.theory.loading import freeze_checkpoint, load_as, possible_types
     from rmkit.theory.single_tokens import split_by_tokens, token_pairs
 
@@ -403,10 +415,15 @@ def _single_tokens(
         raise RmkitError(
             f"{model} is a trained reward model.", "Give a language model: both types are trained from it."
         )
-    pairs = _load_set(data, split).pairs
-    others = None if unseen is None else _load_set(unseen, split).pairs
+    loaded = _load_set(data, split, reading)
+    others = None if unseen is None else _load_set(unseen, split, reading)
     checkpoint = load_as(model, "implicit", dtype=dtype, date_string=date_string)
-    train, left = split_by_tokens(checkpoint.reward_model.encoder, pairs, training_pairs, others)
+    template = TemplateReader(checkpoint.reward_model.encoder)
+    pairs, left_pairs = (
+        template.apply(loaded, loaded.pairs),
+        None if others is None else template.apply(others, others.pairs),
+    )
+    train, left = split_by_tokens(checkpoint.reward_model.encoder, pairs, training_pairs, left_pairs)
     checkpoint.model.to(PartialState().device)
     frozen_model = freeze_checkpoint(checkpoint)
     for note in frozen_model.notes:

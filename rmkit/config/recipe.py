@@ -51,6 +51,8 @@ VERIFICATION_PROMPT = "Question: {prompt}\nAnswer: {response}\nVerification: Is 
 _HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9_]([\w.-]*/[A-Za-z0-9_])?[\w.-]*", re.ASCII)
 
 SpecialTokens = Literal["text", "keep", "error"]
+Pairing = Literal["best_worst", "all", "adjacent"]
+Templated = Literal["error", "read", "text"]
 DTypeName = Literal["float32", "bfloat16"]
 SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """A set's name. It is used as a file name, so separators are not allowed."""
@@ -184,7 +186,9 @@ class PreferenceSet(StrictModel):
     `limit` apply to its rows. `subset` is a hub configuration. `where` keeps the rows whose columns have the given
     value, or one of a list of values. `columns` names the columns of prompt, chosen, rejected, system, history, tools,
     chat_template_kwargs and margin where they have other names; margin may be two columns of scores, whose difference
-    it is. `limit` keeps the first rows, or with `limit_seed` as many rows drawn with that seed.
+    it is. `pairing` says which of several responses with scores become pairs (default: best_worst). `templated` decides
+    about texts to which a chat template was already applied: an error, reading them back into turns, or as they are.
+    `limit` keeps the first rows, or with `limit_seed` as many rows drawn with that seed.
     """
 
     name: SetName
@@ -194,6 +198,8 @@ class PreferenceSet(StrictModel):
     subset: str | None = None
     where: dict[str, Annotated[Any, AfterValidator(_check_where_value)]] = {}
     columns: dict[str, str | list[str]] = {}
+    pairing: Pairing | None = None
+    templated: Templated = "error"
     revision: str | None = None
     limit: PositiveInt | None = None
     limit_seed: Seed | None = None

@@ -4,7 +4,8 @@
   column or without one, when both responses begin with the prompt;
 - a text as prompt and lists of messages that repeat it (ultrafeedback_binarized), or messages as prompt and texts;
 - transcripts ("\\n\\nHuman: ...\\n\\nAssistant: ...", hh-rlhf), whose last turn is the response;
-- `system`, `history`, and the prompt under another name (`question` in orca_dpo_pairs).
+- `system`, `history`, and the prompt under another name (`question` in orca_dpo_pairs) or as `instruction`, `input`;
+- messages of ShareGPT and OpenAI, see `rmkit.data.sharegpt`; several responses per row, see `rmkit.data.ranked`.
 
 A prompt that is not in a column of its own is the longest common beginning of both responses: whole messages, whole
 turns of a transcript, whole words of a text.
@@ -18,6 +19,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rmkit.config.recipe import Templated
 from rmkit.data.conversations import (
     Conversation,
     Message,
@@ -28,18 +30,31 @@ from rmkit.data.conversations import (
     parse_response,
     prompt_turns,
 )
+from rmkit.data.sharegpt import holds_messages, plain_messages
+from rmkit.data.templated import ALLOW, KNOWN_MARKS
 from rmkit.errors import RmkitError
 
 FIELDS = ("prompt", "chosen", "rejected", "system", "history", "tools", "chat_template_kwargs", "margin")
 Columns = Mapping[str, str | Sequence[str]]
-"""Field of `FIELDS` -> column. `margin` may also be two columns of scores, whose difference it is."""
+"""Field of `FIELDS` -> column. `margin` may also be two columns of scores, whose difference it is, and `prompt` two of
+texts, which are joined by a line break. The fields of `rmkit.data.ranked_columns.FIELDS` are read there."""
 
 EMPTY_TURNS, OUT_OF_ORDER = LEFT_OUT = ("empty turns", "turns out of order")
-_PROMPTS = ("question", "instruction", "input", "messages")
+_PROMPTS = ("question", "instruction", "input", "messages", "conversations", "conversation")
+_INSTRUCTION = ("instruction", "input")
+_RESPONSES = (("chosen_response", "rejected_response"), ("preferred_output", "non_preferred_output"))
+_SCORES = [
+    pair
+    for name in ("score", "rating")
+    for pair in ((f"chosen_{name}", f"rejected_{name}"), (f"{name}_chosen", f"{name}_rejected"))
+]
 _MEANINGFUL = (*_PROMPTS, "system", "history", "context", "documents", "tools", "chat_template_kwargs")
 _BESIDES = ("system", "history", "tools", "chat_template_kwargs")
 _IMAGES = ("image", "images")
-_KNOWN = "prompt, chosen and rejected as text or messages, or chosen and rejected that begin with the prompt"
+_KNOWN = (
+    "prompt, chosen and rejected as text or messages, chosen and rejected that begin with the prompt, or prompt and "
+    "responses with scores, ranks or a winner"
+)
 _MAP = "map other names in the set, for example columns: {prompt: question} (rmkit score: --column prompt=question)"
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -59,10 +74,11 @@ def find_columns(names: Sequence[str], given: Columns, path: str) -> dict[str, t
     found = {field: (column,) if isinstance(column, str) else tuple(column) for field, column in given.items()}
     listed = ", ".join(names) or "none"
     for field, columns in found.items():
-        if field not in FIELDS or not 1 <= len(columns) <= (2 if field == "margin" else 1):
+        if field not in FIELDS or not 1 <= len(columns) <= (2 if field in ("margin", "prompt") else 1):
             raise RmkitError(
                 f"columns has {field}: {given[field]}, which is not a field with its column.",
-                f"Map {', '.join(FIELDS)} to a column (margin also to a list of two).",
+                f"Map {', '.join(FIELDS)} to a column (prompt and margin also to a list of two), or responses with "
+                "scores, ranks or winner.",
             )
         for column in columns:
             if column not in names:
@@ -70,15 +86,20 @@ def find_columns(names: Sequence[str], given: Columns, path: str) -> dict[str, t
     taken = {column for columns in found.values() for column in columns}
     free = [name for name in names if name not in taken]
     found |= {field: (field,) for field in FIELDS if field not in found and field in free}
+    for columns in _RESPONSES:
+        if not {"chosen", "rejected"} & found.keys() and {*columns} <= {*free}:
+            found |= {"chosen": columns[:1], "rejected": columns[1:]}
     if "prompt" not in found:
         prompts = [name for name in _PROMPTS if name in free]
-        if len(prompts) > 1:
+        if (*prompts,) == _INSTRUCTION:
+            found["prompt"] = _INSTRUCTION
+        elif len(prompts) > 1:
             raise RmkitError(
                 f"{path} has no column prompt, and several that may hold it: {', '.join(prompts)}.",
                 f"Choose one with columns: {{prompt: {prompts[0]}}} in the set "
                 f"(rmkit score: --column prompt={prompts[0]}).",
             )
-        if prompts:
+        elif prompts:
             found["prompt"] = (prompts[0],)
     for field in ("chosen", "rejected"):
         if field not in found:
@@ -101,16 +122,20 @@ class PairFormat:
         columns: as `find_columns` returns them.
         kind: what the columns chosen and rejected hold.
         unused: columns that may change what is meant, and are not read.
+        scores: two columns whose difference could be the margin, and is not.
         transcript_prompts: whether the prompts look like transcripts; they are read as texts.
         csv: whether numbers are written as texts.
+        templated: what is done with texts to which a chat template was already applied.
     """
 
     path: str
     columns: Mapping[str, tuple[str, ...]]
     kind: str = "standard"
     unused: tuple[str, ...] = ()
+    scores: tuple[str, ...] = ()
     transcript_prompts: bool = False
     csv: bool = False
+    templated: Templated = "error"
 
     @property
     def needed(self) -> list[str]:
@@ -124,11 +149,15 @@ class PairFormat:
         if "prompt" not in self.columns:
             parts.append("prompt extracted")
         parts += [
-            f"{field} from {' - '.join(columns)}" for field, columns in self.columns.items() if columns != (field,)
+            f"{field} from {(' - ' if field == 'margin' else ' + ').join(columns)}"
+            for field, columns in self.columns.items()
+            if columns != (field,)
         ]
         parts += [f"with {field}" for field in _BESIDES if self.columns.get(field) == (field,)]
         if self.transcript_prompts:
             parts.append("prompts that look like transcripts are read as one user turn")
+        if self.scores:
+            parts.append(f"available as margin: [{', '.join(self.scores)}]")
         if self.unused:
             parts.append(f"not used: {', '.join(self.unused)}")
         return None if parts == ["standard"] else ", ".join(parts)
@@ -141,7 +170,9 @@ class PairFormat:
         Raises:
             RmkitError: naming the row, if it is not of this format or a conversation is not well-formed.
         """
-        values = {field: row[columns[0]] for field, columns in self.columns.items()}
+        values = {field: plain_messages(row[columns[0]]) for field, columns in self.columns.items()}
+        if len(self.columns.get("prompt", ())) == 2:
+            values["prompt"] = self._joined(index, [row[column] for column in self.columns["prompt"]])
         if "margin" in values:
             values["margin"] = self._margin(index, [row[column] for column in self.columns["margin"]])
         found = self._with_prompt(index, values)
@@ -190,6 +221,16 @@ class PairFormat:
             self._check_repeated(index, given, beginning)
         return found | {"prompt": parse_prompt(beginning, self._where(index, "the prompt"))}
 
+    def _joined(self, index: int, texts: Sequence[Any]) -> str:
+        """The text of a prompt in two columns, the second of which may be empty."""
+        for column, text in zip(self.columns["prompt"], texts, strict=True):
+            if not isinstance(text, str | None):
+                raise RmkitError(
+                    f"{self._where(index, f'column {column}')} holds {type(text).__name__}, not text.",
+                    f"Give text, or one column: columns: {{prompt: {column}}}.",
+                )
+        return "\n".join(text for text in texts if text)
+
     def _check_repeated(self, index: int, prompt: Prompt, beginning: Turns) -> None:
         """Refuse responses that begin with another prompt than that of the prompt's column."""
         users = [message.content for message in beginning if message.role == "user"]
@@ -204,11 +245,14 @@ class PairFormat:
         chosen, rejected = values["chosen"], values["rejected"]
         if not isinstance(chosen, str) or not isinstance(rejected, str):
             return {"prompt": "-"}  # parse_row names the column
-        if _TEMPLATED.search(chosen):
+        if self.templated == "error" and _TEMPLATED.search(chosen):
             raise RmkitError(
-                f"{self._where(index, 'chosen')} spells turns of a chat template, which was already applied.",
-                "Give the conversation as messages, before a template is applied.",
+                f"{self._where(index, 'column chosen')} spells turns of a chat template, which was already applied.",
+                ALLOW,
             )
+        if self.templated == "read" and KNOWN_MARKS.spelled_in(chosen):  # `rmkit.encoding.templated` finds the prompt
+            differ = (at for at, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
+            return {"prompt": chosen[: next(differ, None)]}
         pieces = [re.findall(r"\S+\s*", text) for text in (chosen, rejected)]
         common = 0
         while common < min(map(len, pieces)) - 1 and pieces[0][common] == pieces[1][common]:
@@ -272,7 +316,9 @@ class PairFormat:
         return values[0] - values[1]
 
 
-def recognise(path: str, rows: Any, names: Sequence[str], given: Columns, csv: bool = False) -> PairFormat:
+def recognise(
+    path: str, rows: Any, names: Sequence[str], given: Columns, csv: bool = False, templated: Templated = "error"
+) -> PairFormat:
     """The format of a source, from its columns and their types, and for texts without a prompt from the first row.
 
     Args:
@@ -284,16 +330,17 @@ def recognise(path: str, rows: Any, names: Sequence[str], given: Columns, csv: b
     unused = find_unused(names, taken)
     schema = rows.features.arrow_schema
     kind = "standard"
-    if all(_holds_messages(schema.field(columns[field][0]).type) for field in ("chosen", "rejected")):
+    if all(holds_messages(schema.field(columns[field][0]).type) for field in ("chosen", "rejected")):
         kind = "conversational"
-    elif "prompt" in columns and _holds_messages(schema.field(columns["prompt"][0]).type):
+    elif "prompt" in columns and holds_messages(schema.field(columns["prompt"][0]).type):
         kind = "conversational prompt"
     elif "prompt" not in columns and len(rows) and is_transcript(rows[0][columns["chosen"][0]]):
         kind = "transcripts"
     transcript_prompts = (
         kind == "standard" and "prompt" in columns and len(rows) > 0 and is_transcript(rows[0][columns["prompt"][0]])
     )
-    return PairFormat(path, columns, kind, unused, transcript_prompts, csv)
+    scores = next((pair for pair in _SCORES if "margin" not in columns and {*pair} <= {*names}), ())
+    return PairFormat(path, columns, kind, unused, scores, transcript_prompts, csv, templated)
 
 
 def find_unused(names: Sequence[str], read: Container[str]) -> tuple[str, ...]:
@@ -304,14 +351,6 @@ def find_unused(names: Sequence[str], read: Container[str]) -> tuple[str, ...]:
 def is_transcript(value: Any) -> bool:
     """Whether a text is a transcript of turns."""
     return isinstance(value, str) and _TURN.match(value) is not None
-
-
-def _holds_messages(kind: Any) -> bool:
-    import pyarrow as pa
-
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not pa.types.is_struct(kind.value_type):
-        return False
-    return {"role", "content"} <= {kind.value_type.field(at).name for at in range(kind.value_type.num_fields)}
 
 
 def split_conversations(first: Turns, second: Turns, prompt: Prompt | None = None) -> tuple[Turns, Turns, Turns]:

@@ -54,6 +54,15 @@ def read_json(files: Sequence[Path], choose: Callable[[list[str]], Iterable[str]
     return rows, names
 
 
+def first_columns(file: Path) -> set[str]:
+    """The columns of the first rows of a file.
+
+    Raises:
+        RmkitError: as `read_json`.
+    """
+    return {name for row in itertools.islice(_iter_objects(file), _CHUNK) for name in row}
+
+
 def _infer_schema(files: Sequence[Path], wanted: Sequence[str]) -> tuple[list[str], Any]:
     """The names of all columns, and the Arrow schema of the wanted ones."""
     import pyarrow as pa

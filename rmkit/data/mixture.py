@@ -70,6 +70,11 @@ def cut_validation(
             "Give a number or fraction that leaves prompts on both sides.",
         )
     cut = set(prompts[:count])
+    if len({data.templated for data in training}) > 1:
+        raise RmkitError(
+            f"data.validation is cut off {names}, which differ in templated.",
+            "Give these sets the same templated, or hold out an evaluation set of each.",
+        )
     masks = [np.array([key in cut for key in own]) for own in keys]
     for data, mask in zip(training, masks, strict=True):
         if mask.all():
@@ -78,7 +83,7 @@ def cut_validation(
             )
     rest = [data.select(np.flatnonzero(~mask)) for data, mask in zip(training, masks, strict=True)]
     parts = [data.select(np.flatnonzero(mask)) for data, mask in zip(training, masks, strict=True)]
-    held = parts[0] if len(parts) == 1 else replace(parts[0], pairs=_numbered(parts), split=None)
+    held = parts[0] if len(parts) == 1 else replace(parts[0], pairs=_numbered(parts), split=None, pairs_per_row=1)
     return rest, replace(held, name=VALIDATION, dropped={}, format=None)
 
 

@@ -17,9 +17,14 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from rmkit.data.conversations import Conversation, Prompt, Response, as_json, parse_prompt
+from rmkit.config.recipe import Pairing, Templated
+from rmkit.data.conversations import Conversation, Prompt, Response, as_json, contents, parse_prompt
 from rmkit.data.formats import Columns, PairFormat, find_columns, recognise
+from rmkit.data.ranked import make_pairs
+from rmkit.data.ranked_columns import FIELDS as JUDGED_FIELDS
+from rmkit.data.ranked_columns import find_judged
 from rmkit.data.rows import Where, iter_rows, limit_rows, load_rows, match_rows
+from rmkit.data.templated import ALLOW, KNOWN_MARKS
 from rmkit.errors import RmkitError
 
 COLUMNS = ("prompt", "chosen", "rejected")
@@ -33,6 +38,8 @@ class PreferencePair:
     The prompt is a text (one user turn) or a conversation, a response a text (one assistant turn) or several turns; see
     `rmkit.data.conversations`.
     `index` is the row in the source (in the split, over all its files), whatever slices, `where` and `limit` leave out.
+    Where a row gives several pairs (`PreferenceData.pairs_per_row`), it is row * pairs_per_row + the number of the pair
+    in it.
     """
 
     prompt: Prompt
@@ -96,6 +103,8 @@ class PreferenceData:
         dropped: reason -> number of pairs left out.
         split: the split that was loaded; None if the source has no splits.
         format: the format that was recognised and the columns that were not used; None for plain texts.
+        pairs_per_row: the most pairs that a row of the source can give; index // pairs_per_row is the row.
+        templated: what encoding does with texts to which a chat template was already applied.
     """
 
     name: str
@@ -103,6 +112,8 @@ class PreferenceData:
     dropped: dict[str, int] = field(default_factory=dict)
     split: str | None = None
     format: str | None = None
+    pairs_per_row: int = 1
+    templated: Templated = "error"
 
     @property
     def fingerprint(self) -> str:
@@ -151,6 +162,8 @@ def load_preferences(
     limit_seed: int | None = None,
     identical: Literal["drop", "error"] = "drop",
     columns: Columns | None = None,
+    pairing: Pairing | None = None,
+    templated: Templated = "error",
 ) -> PreferenceData:
     """Load and validate a set of preference pairs, in any of the formats of `rmkit.data.formats`.
 
@@ -163,7 +176,10 @@ def load_preferences(
         limit: use only the first N of these rows.
         limit_seed: draw these N rows with this seed instead.
         identical: whether pairs with two identical responses are dropped or are an error.
-        columns: field (`rmkit.data.formats.FIELDS`) -> column, for columns with other names.
+        columns: field (`FIELDS` of `rmkit.data.formats` and `ranked_columns`) -> column, for other names.
+        pairing: which responses become pairs where rows have several, see `rmkit.data.ranked`; default best_worst.
+        templated: `error` refuses texts to which a chat template was already applied, as far as their structure shows
+            it (`rmkit.data.templated`); `read` leaves them to `rmkit.encoding.templated`; `text` reads them as texts.
 
     Raises:
         RmkitError: if the source, the split or a column is missing, a column has the wrong type, a text is empty, a
@@ -171,24 +187,45 @@ def load_preferences(
     """
     name, given = name or Path(path).name, columns or {}
 
+    pair_given = {field: column for field, column in given.items() if field not in (*JUDGED_FIELDS, "margin")}
+
     def choose(names: Sequence[str]) -> list[str]:
-        found = find_columns(names, given, path)
+        judged = find_judged(names, given, pairing, path)
+        if judged is None:
+            found = find_columns(names, given, path)
+        else:
+            found = find_columns(judged.pair_columns(names), pair_given, path) | {"": tuple(judged.columns)}
         return [column for each in found.values() for column in each]
 
     loaded = load_rows(path, split=split, root=root, subset=subset, revision=revision, where=where, columns=choose)
-    index = limit_rows(match_rows(loaded, where or {}, path), limit, limit_seed)
-    rows = loaded.rows.select(index)
+    rows, names = loaded.rows, loaded.names
+    source = index = limit_rows(match_rows(loaded, where or {}, path), limit, limit_seed)
+    judged = find_judged(names, given, pairing, path)
+    left_out: Mapping[str, int] = {}
     try:
-        form = recognise(path, rows, loaded.names, given, csv=path.endswith(".csv"))
+        if judged is None:
+            per_row, rows = 1, rows.select(index)
+        else:
+            made = make_pairs(judged, rows, index)
+            per_row, rows, source, index, left_out = made.per_row, made.rows, made.source, made.index, made.dropped
+            given = pair_given
+        pair_names = names if judged is None else judged.pair_columns(names)
+        form = recognise(path, rows, pair_names, given, path.endswith(".csv"), templated)
         rows = rows.select_columns(form.needed)
         converted = (
-            (number, form.convert(number, row)) for number, row in zip(index.tolist(), iter_rows(rows), strict=True)
+            (number, form.convert(number, row)) for number, row in zip(source.tolist(), iter_rows(rows), strict=True)
         )
-        pairs = (row if isinstance(row, str) else parse_row(path, number, row) for number, row in converted)
-        kept, dropped = _find_usable(pairs, name, identical)
-        return PreferenceData(
-            name, PairRows(rows, np.array(kept), index, form), dropped, loaded.split, form.description
-        )
+        pairs = (row if isinstance(row, str) else parse_row(path, number, row, templated) for number, row in converted)
+        kept, dropped = _find_usable(pairs, name, identical, left_out)
+        recognised = form.description
+        if judged is not None:
+            recognised = f"{made.description}, {recognised or 'standard'}"
+            if "margin" in names and not judged.margin:
+                recognised += ", margin is not used"
+        if templated == "read":
+            recognised = f"{recognised or 'standard'}, texts with a chat template are read back into turns"
+        kept_rows = PairRows(rows, np.array(kept), index, form)
+        return PreferenceData(name, kept_rows, dropped, loaded.split, recognised, per_row, templated)
     except UnicodeDecodeError:  # Arrow decodes bytes only when a row is read
         raise RmkitError(f"{path} holds text that is not UTF-8.", "Convert the file to UTF-8.") from None
 
@@ -207,11 +244,12 @@ def drop_identical(
     return PreferenceData(name, [pairs[number] for number in kept], dropped)
 
 
-def parse_row(path: str, index: int, row: Mapping[str, Any]) -> PreferencePair:
+def parse_row(path: str, index: int, row: Mapping[str, Any], templated: Templated = "error") -> PreferencePair:
     """The pair of a row.
 
     Raises:
-        RmkitError: naming `path`, the row and the column, if a text is missing or empty or the margin is not a number.
+        RmkitError: naming `path`, the row and the column, if a text is missing or empty, the margin is not a number, or
+            `templated` is `error` and a chat template was already applied to a text.
     """
     for column in COLUMNS:
         text = row[column]
@@ -233,20 +271,31 @@ def parse_row(path: str, index: int, row: Mapping[str, Any]) -> PreferencePair:
         raise RmkitError(
             f"{path}: row {index} has the margin {margin!r}, not a finite number.", "Fix it or drop the column margin."
         )
-    return _pair(index, row)
+    pair = _pair(index, row)
+    for column, text in (("prompt", pair.prompt), ("chosen", pair.chosen), ("rejected", pair.rejected)):
+        if templated == "error" and any(map(KNOWN_MARKS.spelled_in, contents(text))):
+            raise RmkitError(
+                f"{path}: row {index}, column {column} spells turns of a chat template, which was already applied.",
+                ALLOW,
+            )
+    return pair
 
 
 def _find_usable(
-    pairs: Iterable[PreferencePair | str], name: str, identical: Literal["drop", "error"]
+    pairs: Iterable[PreferencePair | str],
+    name: str,
+    identical: Literal["drop", "error"],
+    left_out: Mapping[str, int] | None = None,
 ) -> tuple[list[int], dict[str, int]]:
     """The numbers of the pairs that `drop_identical` keeps, and how many it drops by reason, in one pass.
 
     Args:
         pairs: instead of a pair that cannot be used, the reason.
+        left_out: reason -> number, of those that were left out before.
     """
     kept: list[int] = []
     with_margin = 0
-    reasons: Counter[str] = Counter()
+    reasons = Counter(left_out)
     without_margin = None
     for number, pair in enumerate(pairs):
         if isinstance(pair, str):

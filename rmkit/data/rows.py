@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmkit.data.json_rows import read_json
+from rmkit.data.json_rows import first_columns, read_json
 from rmkit.data.splits import Loaded, SplitRows, load_split
 from rmkit.errors import RmkitError, Unreachable, first_line
 
@@ -29,6 +29,9 @@ _NO_ROWS = ("StopIteration", "corresponds to no data", "BatchSize must be greate
 _CHUNK = 1000
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 _FILES = (".parquet", ".jsonl", ".json", ".csv")
+_PART = re.compile(r"[-_]?(?:\d+|\d+-of-\d+)$")
+_TRAIN = re.compile(r"(?<![a-z])train(?:ing)?(?![a-z])", re.IGNORECASE)
+"""How `datasets` finds the split train in the names of files and folders."""
 
 Choose = Callable[[list[str]], Sequence[str]]
 """The names of all columns of a source -> those that are needed."""
@@ -236,10 +239,14 @@ def _load_folder(folder: Path, split: str, subset: str | None, choose: Choose) -
 
     files = _files_of_split(folder, split) if subset is None else {}
     builder = datasets.load_dataset_builder(**(files or {"path": str(folder), "name": subset}))
+    files_by_split = {
+        str(name): [Path(file) for file in paths] for name, paths in (builder.config.data_files or {}).items()
+    }
+    if not files and builder.name in ("json", "parquet") and subset is None and split in files_by_split:
+        _refuse_unrelated(folder, split, files_by_split[split])
     if builder.name == "json":
-        files_by_split = {str(name): paths for name, paths in builder.config.data_files.items()}
         _refuse_missing_split(files_by_split, split, str(folder))
-        return SplitRows(*read_json([Path(file) for file in files_by_split[split]], choose), split)
+        return SplitRows(*read_json(files_by_split[split], choose), split)
     if builder.name == "csv":  # pandas would turn texts that look like numbers into numbers
         raise RmkitError(
             f"{folder} holds CSV files, in which texts and numbers look alike.",
@@ -267,6 +274,47 @@ def _files_of_split(folder: Path, split: str) -> dict[str, Any]:
         if files:
             return {"path": builder, "data_files": {split: files}}
     return {}
+
+
+def _refuse_unrelated(folder: Path, split: str, files: Sequence[Path]) -> None:
+    """Refuse a folder whose files are not one set. Parts of a set have the same name but for their numbers.
+
+    `datasets` takes all files as the split train if no name says train, and only those of one type.
+    """
+    readme = folder / "README.md"
+    if readme.is_file() and "data_files:" in readme.read_text(encoding="utf-8", errors="replace"):
+        return  # which names the files of a split
+    named = split != "train" or any(_TRAIN.search(str(file.relative_to(folder))) for file in files)
+    if not named:
+        others = [file for suffix in (".parquet", ".jsonl", ".csv") for file in folder.rglob(f"*{suffix}")]
+        files = list(dict.fromkeys([*files, *others]))
+    names = sorted(str(file.relative_to(folder)) for file in files)
+    if len({_PART.sub("", name.partition(".")[0]) for name in names}) == 1:
+        return
+    listed = ", ".join([*names[:5], "..."] if len(names) > 5 else names)
+    if not named:
+        raise RmkitError(
+            f"{folder} holds files that are not named as the parts of one set: {listed}.",
+            f"Give one of them as the path, or name them {split}-0, {split}-1 and so on.",
+        )
+    first, *rest = files
+    columns = _columns_of(first)
+    for file in rest:
+        if _columns_of(file) != columns:
+            raise RmkitError(
+                f"{folder} holds files of the split {split} with different columns, such as {first.name} "
+                f"({', '.join(sorted(columns))}) and {file.name} ({', '.join(sorted(_columns_of(file)))}).",
+                f"Give one of them as the path: {listed}.",
+            )
+
+
+def _columns_of(file: Path) -> set[str]:
+    """The columns of a file; of JSON, those of its first rows."""
+    import pyarrow.parquet as pq
+
+    if file.suffix == ".parquet":
+        return {*pq.read_schema(file).names}
+    return first_columns(file)
 
 
 def _load_from_hub(path: str, subset: str | None, revision: str | None) -> Any:

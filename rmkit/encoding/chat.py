@@ -321,6 +321,11 @@ class ChatEncoder:
         return any(text.lstrip().startswith(starts) for text in contents(prompt))
 
     @property
+    def control_spellings(self) -> tuple[str, ...]:
+        """The texts of the control tokens."""
+        return self._control_tokens.spellings
+
+    @property
     def end_id(self) -> int:
         """The end-of-turn token, which a model generates at the end of a response."""
         return next(token for token in self.suffix_ids if token in special_ids(self.tokenizer))

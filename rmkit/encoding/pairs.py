@@ -21,6 +21,7 @@ from rmkit.data.mixture import draw
 from rmkit.data.preferences import PreferenceData, PreferencePair
 from rmkit.encoding.batches import Layout, collate, common_prefix, split
 from rmkit.encoding.chat import ChatEncoder, TokenSequence
+from rmkit.encoding.templated import TemplateReader
 from rmkit.errors import RmkitError
 
 _CHUNK = 1000
@@ -349,9 +350,11 @@ def iter_encoded(
     """
     dropped |= data.dropped
     left = 0
+    template = TemplateReader(reader.encoder)
     for start in range(0, len(data.pairs), _CHUNK):
-        for encoded, longest, same in _encode_chunk(data.pairs[start : start + _CHUNK], reader, max_length is not None):
-            row = f"{data.name}: row {encoded.pair.index}"
+        chunk = template.apply(data, data.pairs[start : start + _CHUNK])
+        for encoded, longest, same in _encode_chunk(chunk, reader, max_length is not None):
+            row = f"{data.name}: row {encoded.pair.index // data.pairs_per_row}"
             if max_length is not None and longest > max_length:
                 reason = f"longer than {max_length} tokens"
                 if over_length == "error":

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmkit.data.conversations import Conversation, Prompt, Response, parse_prompt, parse_response
+from rmkit.data.conversations import Conversation, Prompt, Response, contents, parse_prompt, parse_response
 from rmkit.data.preferences import PreferenceData, PreferencePair
+from rmkit.data.templated import KNOWN_MARKS
 from rmkit.errors import RmkitError
 from rmkit.evaluation.limits import DEFAULT_BATCH_SIZE, WINDOW
 from rmkit.evaluation.statistics import length_baselines, summary
@@ -157,6 +158,14 @@ class RewardScorer:
             answers.append(parse_response(response, f"responses[{number}]"))
         if not parsed:
             return np.zeros(0)
+        for number, (turns, text) in enumerate(zip(parsed, answers, strict=True)):
+            if any(map(KNOWN_MARKS.spelled_in, (*contents(turns), *contents(text)))):
+                warnings.warn(
+                    f"score: prompts[{number}] or responses[{number}] spells turns of a chat template, which was "
+                    "already applied; they are read as text. Give plain texts or messages.",
+                    stacklevel=2,
+                )
+                break
         parts, lengths, control_texts, templated = [], [], 0, 0
         for start in range(0, len(parsed), 2 * WINDOW):
             window = slice(start, start + 2 * WINDOW)

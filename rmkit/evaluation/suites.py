@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import PositiveFloat, model_validator
 
-from rmkit.config.recipe import EvaluationSet
+from rmkit.config.recipe import EvaluationSet, Templated
 from rmkit.config.resources import find_suite
 from rmkit.config.strict_yaml import StrictModel, load_yaml, validate
 from rmkit.data.formats import find_unused
@@ -86,10 +86,11 @@ def load_set(suite_set: SuiteSet, root: Path | None, identical: Literal["drop", 
     if suite_set.score == "accuracy":
         return load_pairs(suite_set, root=root, identical=identical)
     path = locate(suite_set, root)
-    if suite_set.columns:
+    unread = [key for key, value in {"columns": suite_set.columns, "pairing": suite_set.pairing}.items() if value]
+    if unread:
         raise RmkitError(
-            f"{suite_set.name} has columns, which sets with score: best_of do not take.",
-            "Rename the columns of the data to prompt, chosen and rejected.",
+            f"{suite_set.name} has {unread[0]}, which sets with score: best_of do not take.",
+            "Rename the columns of the data to prompt, chosen and rejected, and remove pairing.",
         )
     loaded = load_rows(
         path,
@@ -102,13 +103,18 @@ def load_set(suite_set: SuiteSet, root: Path | None, identical: Literal["drop", 
     )
     index = limit_rows(match_rows(loaded, suite_set.where, path), suite_set.limit, suite_set.limit_seed)
     numbered = zip(index.tolist(), iter_rows(loaded.rows.select(index)), strict=True)
-    pairs = [pair for number, row in numbered for pair in _best_of_pairs(path, number, row)]
+    pairs = [pair for number, row in numbered for pair in _best_of_pairs(path, number, row, suite_set.templated)]
     unused = ", ".join(find_unused(loaded.names, COLUMNS))
     form = f"best of several, not used: {unused}" if unused else None
-    return replace(drop_identical(pairs, suite_set.name, identical), split=loaded.split, format=form)
+    return replace(
+        drop_identical(pairs, suite_set.name, identical),
+        split=loaded.split,
+        format=form,
+        templated=suite_set.templated,
+    )
 
 
-def _best_of_pairs(path: str, index: int, row: Mapping[str, object]) -> list[PreferencePair]:
+def _best_of_pairs(path: str, index: int, row: Mapping[str, object], templated: Templated) -> list[PreferencePair]:
     chosen, rejected = row["chosen"], row["rejected"]
     chosen = chosen if isinstance(chosen, list) else [chosen]
     if len(chosen) != 1 or not isinstance(rejected, list) or not rejected:
@@ -116,7 +122,9 @@ def _best_of_pairs(path: str, index: int, row: Mapping[str, object]) -> list[Pre
             f"{path}: row {index} does not have one chosen response and a list of rejected ones.",
             "Leave such rows out with `where`, or give `score: accuracy`.",
         )
-    return [parse_row(path, index, {**row, "chosen": chosen[0], "rejected": response}) for response in rejected]
+    return [
+        parse_row(path, index, {**row, "chosen": chosen[0], "rejected": response}, templated) for response in rejected
+    ]
 
 
 def best_of_accuracy(index: ArrayLike, chosen: ArrayLike, rejected: ArrayLike) -> dict[str, float]:

@@ -46,7 +46,7 @@ def same_prompts(data: PreferenceData, prompts: Sequence[Prompt]) -> PreferenceD
             f"No prompt of {data.name} is among the {len(wanted)} training prompts.",
             "Give a set with other wordings of the responses to the same prompts.",
         )
-    return PreferenceData(data.name, kept)
+    return replace(data, pairs=kept, dropped={})
 
 
 def dynamics_of_model(

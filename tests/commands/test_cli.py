@@ -21,6 +21,7 @@ from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 import rmkit.train as training
+from rmkit import load_reward_model
 from rmkit.cli import app
 
 PAIRS = [
@@ -277,6 +278,64 @@ def test_score_takes_columns_and_says_the_format(place):
         options = [option for each in wrong for option in ("--column", each)]
         error, _ = refused(place, app, "score", "explicit", "named.jsonl", *options)
         assert "--column is not FIELD=COLUMN" in error
+
+
+def test_score_reads_ratings_as_pairs(place):
+    rows = [
+        {"prompt": pair["prompt"], "texts": [pair["rejected"], "Wait", pair["chosen"]], "stars": [1, 2, 3]}
+        for pair in PAIRS
+    ]
+    (place / "rated.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    columns = ["--column", "responses=texts", "--column", "scores=stars"]
+    assert run(app, "score", "explicit", "pairs.jsonl", "--output", "plain.parquet").exit_code == 0
+    result = run(app, "score", "explicit", "rated.jsonl", *columns, "--output", "rated.parquet")
+    assert result.exit_code == 0, result.output
+    assert "rated.jsonl: texts by stars, pairing best_worst, standard" in result.stdout
+    plain, rated = pd.read_parquet("plain.parquet"), pd.read_parquet("rated.parquet")
+    assert rated.equals(plain)
+    result = run(app, "score", "explicit", "rated.jsonl", *columns, "--pairing", "all", "--output", "all.parquet")
+    assert "texts by stars, pairing all (index = 3 * row + number), standard" in result.stdout
+    every = pd.read_parquet("all.parquet")
+    assert every["index"].tolist() == list(range(3 * len(PAIRS)))
+    assert every["chosen_reward"][1::3].tolist() == plain["chosen_reward"].tolist()
+    error, _ = refused(place, app, "score", "explicit", "pairs.jsonl", "--pairing", "all")
+    assert "is not read as several responses per row" in error
+
+
+def test_score_reads_templated_texts_where_asked(place):
+    prompt = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    rows = [
+        pair | {"prompt": prompt.format(pair["prompt"]), "chosen": f"{pair['chosen']}<|im_end|>\n"} for pair in PAIRS
+    ]
+    (place / "templated.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    error, _ = refused(place, app, "score", "explicit", "templated.jsonl")
+    assert "templated.jsonl: row 0, column prompt spells turns of a chat template" in error
+    assert run(app, "score", "explicit", "pairs.jsonl", "--output", "plain.parquet").exit_code == 0
+    for mode, same in (("read", True), ("text", False)):
+        result = run(app, "score", "explicit", "templated.jsonl", "--templated", mode, "--output", f"{mode}.parquet")
+        assert result.exit_code == 0, result.output
+        assert pd.read_parquet(f"{mode}.parquet").equals(pd.read_parquet("plain.parquet")) is same
+    spelled = pytest.warns(UserWarning, match="control tokens")
+    with spelled, pytest.warns(UserWarning, match=r"prompts\[1\] or responses\[1\] spells turns of a chat template"):
+        load_reward_model("explicit", "explicit").score(["Hi", rows[0]["prompt"]], ["Yes", "Yes"])
+
+
+def test_a_suite_reads_sets_as_they_are_described(place):
+    rows = [{"q": pair["prompt"], "answers": [pair["rejected"], pair["chosen"]], "ratings": [1, 2]} for pair in PAIRS]
+    (place / "rated.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sets = [{"name": "rated", "path": "rated.jsonl", "columns": {"prompt": "q"}, "pairing": "all", "templated": "read"}]
+    (place / "rated.yaml").write_text(json.dumps({"sets": [*sets, {"name": "plain", "path": "pairs.jsonl"}]}))
+    result = run(app, "evaluate", "explicit", "--suite", "rated.yaml", "--output", "evaluated")
+    assert result.exit_code == 0, result.output
+    assert (
+        "rated: answers by ratings, pairing all, standard, prompt from q, texts with a chat template" in result.stdout
+    )
+    rated, plain = (pd.read_parquet(f"evaluated/rewards/{name}.parquet") for name in ("rated", "plain"))
+    assert rated.equals(plain)
+    sets[0] |= {"score": "best_of", "columns": {}}
+    (place / "rated.yaml").write_text(json.dumps({"sets": sets}))
+    error, _ = refused(place, app, "evaluate", "explicit", "--suite", "rated.yaml")
+    assert "rated has pairing, which sets with score: best_of do not take" in error
 
 
 def test_score_overwrites_its_own_output(place):

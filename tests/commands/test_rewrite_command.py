@@ -386,3 +386,22 @@ def test_an_expired_batch_keeps_its_answers(tmp_path: Path, endpoint: Endpoint) 
         (left,) = (key for key in requests if key not in journal.answers)
         ask_in_batches(client, {left: requests[left]}, journal, lambda _: None, sleep=lambda _: None)
         assert [len(journal.answers[key]) for key in requests] == [1, 1]
+
+
+def test_a_set_with_other_columns_is_rewritten(tmp_path: Path) -> None:
+    rows = [{"q": "Who?", "answers": ["the cat", "a dog", "my fox"], "ratings": [1, 2, 3]}]
+    (tmp_path / "rated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = [str(tmp_path / "rated.jsonl"), "--style", "local:typos", "--split", "test", "--column", "prompt=q"]
+    result = run(*options, "--pairing", "adjacent", "--output", str(tmp_path / "out"))
+    assert "answers by ratings, pairing adjacent (index = 2 * row + number), standard, prompt from q" in result.output
+    written = datasets.load_from_disk(str(tmp_path / "out"))["test"]
+    assert written["orig_index"] == [0, 1]
+    assert written["orig_chosen"] == ["my fox", "a dog"]
+    templated = [{"prompt": "<|im_start|>user\nHi<|im_end|>\n", "chosen": "a", "rejected": "b"}]
+    (tmp_path / "templated.jsonl").write_text("".join(json.dumps(row) + "\n" for row in templated))
+    options = [str(tmp_path / "templated.jsonl"), "--style", "local:typos", "--output", str(tmp_path / "text")]
+    for mode, cause in (("error", "spells turns of a chat template"), ("read", "needs a model's chat template")):
+        failed = run(*options, "--templated", mode)
+        assert failed.exit_code == 2
+        assert cause in failed.output
+    run(*options, "--templated", "text")

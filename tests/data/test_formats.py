@@ -150,8 +150,17 @@ BOTH = {"chosen": [assistant("Yes")], "rejected": [assistant("No")]}
         ({"chosen": "<|im_start|>user a b", "rejected": "<|im_start|>user a c"}, "spells turns of a chat template"),
         ({"chosen": "Yes", "rejected": "No"}, "do not begin alike"),
         (BOTH | {"prompt": "a", "images": ["x.png"]}, "has the column images; rmkit reads text only"),
-        ({"instruction": "a", "input": "b", "chosen": "c", "rejected": "d"}, "several that may hold it"),
         ({"system": "a", "prompt": " ", "chosen": "c", "rejected": "d"}, "the prompt, message 1 has no text"),
+        ({"instruction": "a", "question": "b", "chosen": "c", "rejected": "d"}, "several that may hold it"),
+        ({"instruction": 3, "input": "b", "chosen": "c", "rejected": "d"}, "column instruction holds int, not text"),
+        ({"conversations": [{"from": "function_call", "value": "x"}, {"from": "human", "value": "a"}],
+          "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}},
+         "message 0 has the role 'function_call'"),
+        ({"conversations": [{"from": "human", "value": "a"}], "chosen": {"from": "human", "value": "a"},
+          "rejected": {"from": "gpt", "value": "b"}}, "the response is a message of the role user"),
+        ({"conversations": [{"from": "human", "value": ""}], "chosen": "a", "rejected": "b"}, "message 0 has no text"),
+        ({"input": {"messages": [user("a")], "tools": [{"name": "f"}]}, "preferred_output": [assistant("a")],
+          "non_preferred_output": [assistant("b")]}, "row 0, column prompt holds dict"),
         ({"system": 3, "prompt": "a", "chosen": "c", "rejected": "d"}, "system holds int, not text"),
     ],
 )  # fmt: skip
@@ -185,6 +194,53 @@ def test_rows_of_two_formats_are_named(tmp_path):
     transcript = SINGLE_TURN["transcripts"][0][0]
     path = write(tmp_path, [transcript, {"chosen": "a b", "rejected": "a c"}])
     assert refused(path).cause == f"{path}: row 1, column chosen is not a transcript, unlike the first row."
+
+
+@pytest.mark.parametrize(
+    ("other", "cause"),
+    [
+        ({"question": "q", "chosen": "c", "rejected": "r"}, "row 6, column prompt holds NoneType, not text"),
+        ({"prompt": "q", "responses": ["c", "r"], "scores": [2, 1]}, "row 6, column chosen holds NoneType, not text"),
+        ({"prompt": "q", **BOTH}, "row 6, column chosen holds list, unlike the rows before it"),
+        ({"chosen": "a b", "rejected": "a c"}, "row 6, column prompt holds NoneType, not text"),
+    ],
+)
+def test_a_file_half_of_which_has_another_format_names_the_first_row(tmp_path, other, cause):
+    plain = {"prompt": "p", "chosen": "c", "rejected": "r"}
+    assert cause in refused(write(tmp_path, [plain] * 6 + [other] * 6)).cause
+
+
+def test_rows_of_both_spellings_of_messages_are_read(tmp_path):
+    shared = {"prompt": "p", "chosen": {"from": "gpt", "value": "c"}, "rejected": {"from": "gpt", "value": "r"}}
+    plain = {"prompt": "p", "chosen": assistant("c"), "rejected": assistant("r")}
+    assert [pair.chosen for pair in load_preferences(str(write(tmp_path, [shared, plain])))] == ["c", "c"]
+
+
+def test_an_unknown_layout_lists_its_columns_and_the_formats(tmp_path):
+    error = refused(write(tmp_path, [{"text": "a", "label": 1}]))
+    assert error.cause.endswith("has no column chosen; it has text, label.")
+    for known in (
+        "prompt, chosen and rejected as text or messages",
+        "responses with scores, ranks or a winner",
+        "columns",
+    ):
+        assert known in error.remedy
+
+
+def test_instruction_and_input_are_one_prompt(tmp_path):
+    rows = [{"instruction": "Add.", "input": each, "chosen": "c", "rejected": "r"} for each in ("1 + 1", "", None)]
+    data = load_preferences(str(write(tmp_path, rows)))
+    assert [pair.prompt for pair in data] == ["Add.\n1 + 1", "Add.", "Add."]
+    chosen = load_preferences(str(write(tmp_path, rows)), columns={"prompt": "instruction"})
+    assert chosen.format == "standard, prompt from instruction, not used: input"
+
+
+def test_margins_that_are_available_are_named(tmp_path):
+    row = {"prompt": "p", "chosen": "c", "rejected": "r", "score_chosen": 8, "score_rejected": 2.5}
+    path = write(tmp_path, [row])
+    assert load_preferences(str(path)).format == "standard, available as margin: [score_chosen, score_rejected]"
+    data = load_preferences(str(path), columns={"margin": ["score_chosen", "score_rejected"]})
+    assert data.format == "standard, margin from score_chosen - score_rejected"
 
 
 @pytest.mark.parametrize("name", RESPONSES)
@@ -289,13 +345,13 @@ def test_identical_conversations_are_dropped(tmp_path):
 
 
 def test_remedies_about_columns_work(tmp_path):
-    path = write(tmp_path, [{"instruction": "a", "input": "b", "chosen": "c", "rejected": "d"}])
+    path = write(tmp_path, [{"instruction": "a", "question": "b", "chosen": "c", "rejected": "d"}])
     assert refused(path).remedy == (
-        "Choose one with columns: {prompt: instruction} in the set (rmkit score: --column prompt=instruction)."
+        "Choose one with columns: {prompt: question} in the set (rmkit score: --column prompt=question)."
     )
-    data = load_preferences(str(path), columns={"prompt": "instruction"})
-    assert list(data) == [PreferencePair("a", "c", "d")]
-    assert data.format == "standard, prompt from instruction, not used: input"
+    data = load_preferences(str(path), columns={"prompt": "question"})
+    assert list(data) == [PreferencePair("b", "c", "d")]
+    assert data.format == "standard, prompt from question, not used: instruction"
     path = write(tmp_path, [{"question": "a", "good": "c", "bad": "d"}])
     assert f"{path} has no column chosen; it has question, good, bad." in refused(path).cause
     assert "columns: {prompt: question}" in refused(path).remedy

@@ -145,6 +145,68 @@ def test_a_folder_of_several_sets_is_refused(tmp_path):
     assert len(load_preferences(str(tmp_path / "a"))) == 3
 
 
+PLAIN_ROW, OTHER_ROW = ROWS[0], {"question": "q", "chosen": "c", "rejected": "r"}
+
+
+def write_folder(folder, files):
+    for name, row in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (as_parquet if name.endswith("parquet") else as_jsonl)(folder / name, [row])
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"maths.jsonl": PLAIN_ROW, "notes.jsonl": OTHER_ROW},
+        {"maths.jsonl": PLAIN_ROW, "chat.jsonl": PLAIN_ROW},  # of one format, but not one set
+        {"maths.jsonl": PLAIN_ROW, "chat.parquet": PLAIN_ROW},  # of which `datasets` reads one
+        {"maths/a.parquet": PLAIN_ROW, "chat/a.parquet": PLAIN_ROW},
+    ],
+)
+def test_a_folder_of_unrelated_files_is_refused(tmp_path, files):
+    folder = write_folder(tmp_path / "folder", files)
+    error = refused(folder, split="train")
+    assert error.cause == (
+        f"{folder} holds files that are not named as the parts of one set: {', '.join(sorted(files))}."
+    )
+    assert error.remedy == "Give one of them as the path, or name them train-0, train-1 and so on."
+    assert len(load_preferences(f"{folder}/{next(iter(files))}")) == 1
+
+
+def test_files_of_one_split_need_the_same_columns(tmp_path):
+    folder = write_folder(tmp_path / "mixed", {"train_chat.jsonl": PLAIN_ROW, "train_maths.jsonl": OTHER_ROW})
+    error = refused(folder, split="train")
+    assert (
+        "train_chat.jsonl (chosen, prompt, rejected) and train_maths.jsonl (chosen, question, rejected)" in error.cause
+    )
+    assert error.remedy == "Give one of them as the path: train_chat.jsonl, train_maths.jsonl."
+    assert len(load_preferences(f"{folder}/train_maths.jsonl")) == 1
+    alike = write_folder(tmp_path / "alike", {"train_chat.jsonl": PLAIN_ROW, "train_maths.jsonl": PLAIN_ROW})
+    assert len(load_preferences(alike, split="train")) == 2
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["part-0.jsonl", "part-1.jsonl"],
+        ["chat-00000-of-00002.parquet", "chat-00001-of-00002.parquet"],
+        ["data/train-0.jsonl", "data/train-1.jsonl"],
+        ["train/a.jsonl", "train/b.jsonl"],
+    ],
+)
+def test_a_set_in_parts_is_one_set(tmp_path, names):
+    folder = write_folder(tmp_path / "folder", dict.fromkeys(names, PLAIN_ROW))
+    assert len(load_preferences(folder, split="train")) == 2
+
+
+def test_files_that_a_dataset_card_names_are_one_set(tmp_path):
+    folder = write_folder(tmp_path / "folder", {"maths.jsonl": PLAIN_ROW, "chat.jsonl": PLAIN_ROW})
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: '*.jsonl'\n---\n"
+    (tmp_path / "folder" / "README.md").write_text(card)
+    assert len(load_preferences(folder, split="train")) == 2
+
+
 def test_other_columns_and_their_order_do_not_matter(jsonl):
     rows = [{"x": [1], "rejected": "r", "id": None, "chosen": "c", "prompt": "p"}, {**ROWS[0], "y": 1}]
     assert [pair.chosen for pair in load_preferences(jsonl(*rows))] == ["c", ROWS[0]["chosen"]]

@@ -472,7 +472,8 @@ def test_texts_are_counted(settings, mode):
 def test_a_set_that_is_templated_already_is_reported(mode):
     encoder = chatml(mode)
     pairs = [PreferencePair(render(encoder.tokenizer, pair.prompt), pair.chosen, pair.rejected) for pair in PAIRS]
-    encoded = encode_pairs(PreferenceData("set", pairs), make_reward_model(Explicit(), encoder))
+    as_texts = PreferenceData("set", pairs, templated="text")
+    encoded = encode_pairs(as_texts, make_reward_model(Explicit(), encoder))
     assert encoded.templated == len(PAIRS)
     options = {"known": None, "special_tokens": mode}
     lines = remarks("set", encoded.lengths, encoded.control_texts, encoded.templated, **options)

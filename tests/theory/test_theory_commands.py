@@ -266,6 +266,7 @@ def test_mistakes_about_a_run(place: Path, tmp_path: Path) -> None:
     data = place / "original.jsonl"
     assert "DATA has no use" in refused(run, data)
     assert "--seed has no use" in refused(run, "--seed", 1)
+    assert "--column has no use" in refused(run, "--column", "prompt=q")
     assert "DATA is missing" in refused(run / "model")
     invoke("dynamics", run / "model", data, "--pairs", 1, "--no-backbone")
     base.rename(tmp_path / "moved")
@@ -284,3 +285,24 @@ def test_reports_need_no_torch() -> None:
     modules = "rmkit.report.theory_summary, rmkit.report.theory_figures, rmkit.commands.theory"
     code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_sets_with_other_columns(place: Path) -> None:
+    """The numbers are those of the plain form; a run, which records its sets, takes no such option."""
+    rows = [
+        {"question": prompt, "answers": [rejected, chosen], "ratings": [1, 2]}
+        for prompt, (chosen, rejected) in zip(PROMPTS, WORDINGS["original"], strict=True)
+    ]
+    (place / "rated.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = ["--type", "explicit", "--pairs", 2, "--no-backbone", "--json"]
+    plain = invoke("dynamics", place / "llama", place / "original.jsonl", *options, place / "plain.json")
+    assert "pairing" not in plain.output
+    columns = ["--column", "prompt=question", "--pairing", "all"]
+    rated = invoke("dynamics", place / "llama", place / "rated.jsonl", *columns, *options, place / "rated.json")
+    assert "rated.jsonl: answers by ratings, pairing all, standard, prompt from question" in rated.output
+    first, second = (json.loads((place / f"{name}.json").read_text())["types"] for name in ("plain", "rated"))
+    assert first == second
+    place_of = place / "templated.jsonl"
+    place_of.write_text(json.dumps({"prompt": "<|im_start|>user\nHi", "chosen": "Yes", "rejected": "No"}))
+    refused = invoke("separator", place / "llama", place_of, code=2)
+    assert "row 0, column prompt spells turns of a chat template" in refused.output

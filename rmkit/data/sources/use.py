@@ -44,6 +44,8 @@ def load_set(
         limit_seed=settings.limit_seed,
         identical=identical,
         columns=settings.columns,
+        pairing=settings.pairing,
+        templated=settings.templated,
     )
 
 

@@ -1,0 +1,50 @@
+"""Messages in the spellings of other tools, as messages with role and content.
+
+- ShareGPT (LLaMA-Factory, Axolotl): `{"from": "human", "value": "Hi"}`;
+- one message in place of a list, as LLaMA-Factory and Axolotl store chosen and rejected responses;
+- a mapping with `messages`, as OpenAI's preference files store the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
+_KEYS = ({"role", "content"}, {"from", "value"})
+
+
+def plain_messages(value: Any) -> Any:
+    """Messages as a list of mappings with role and content; any other value is returned as it is.
+
+    Unknown roles and other keys stay, for `rmkit.data.conversations.parse_messages` to refuse.
+    """
+    if isinstance(value, Mapping):
+        if _is_message(value):
+            return [_plain(value)]
+        if isinstance(value.get("messages"), list) and not value.get("tools"):
+            return plain_messages(value["messages"])
+    if isinstance(value, list) and any(isinstance(each, Mapping) and "from" in each for each in value):
+        return [_plain(each) for each in value]
+    return value
+
+
+def holds_messages(kind: Any) -> bool:
+    """Whether an Arrow type is that of messages, or of one message."""
+    import pyarrow as pa
+
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    return pa.types.is_struct(kind) and any(keys <= {field.name for field in kind} for keys in _KEYS)
+
+
+def _is_message(value: Mapping[str, Any]) -> bool:
+    return any(keys <= value.keys() for keys in _KEYS)
+
+
+def _plain(message: Any) -> Any:
+    """A message with role and content; rows of both spellings have the keys of the other as null."""
+    if not isinstance(message, Mapping) or message.get("from") is None:
+        return message
+    others = {key: value for key, value in message.items() if key not in ("from", "value", "role", "content")}
+    return {"role": _ROLES.get(message["from"], message["from"]), "content": message.get("value"), **others}
