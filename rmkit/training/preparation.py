@@ -20,6 +20,8 @@ from rmkit.encoding.pairs import EncodedPairs, encode_pairs
 from rmkit.encoding.tokenizer import load_tokenizer
 from rmkit.errors import RmkitError, first_line
 from rmkit.library_errors import template_limit
+from rmkit.model_files.adapters import chain
+from rmkit.model_files.gguf import gguf_file
 from rmkit.model_files.weights import folder_notes
 from rmkit.models.positions import last_position, made_for, refuse_longer
 from rmkit.processes import zero3_disabled
@@ -28,6 +30,36 @@ from rmkit.reward_models.metadata import ModelMetadata
 from rmkit.reward_models.origins import ModelRef
 from rmkit.training import trainer_class
 from rmkit.training.launch import accumulation_steps
+
+
+def check_four_bit(recipe: Recipe, sharding: str | None) -> None:
+    """Refuse bases that `base.load_in: 4bit` cannot quantize, and DeepSpeed, before anything is read or built.
+
+    Args:
+        sharding: none | zero0..3; None: any.
+
+    Raises:
+        RmkitError: naming what does not go with it.
+    """
+    if recipe.base.load_in is None:
+        return
+    name, revision = str(recipe.base.name), recipe.base.revision
+    whole = "Leave base.load_in out, or give the original model as a folder of safetensors or a hub id."
+    if sharding is not None and sharding.startswith("zero"):
+        raise RmkitError(
+            f"base.load_in: 4bit does not work with DeepSpeed ({sharding}).",
+            "Use distributed: ddp; a base in 4 bit has little to shard.",
+        )
+    if gguf_file(name) is not None:
+        raise RmkitError(f"base.load_in: 4bit does not quantize a GGUF file: {name}.", whole)
+    if chain(name, revision):
+        raise RmkitError(
+            f"base.load_in: 4bit does not quantize an adapter: {name}.",
+            "Leave base.load_in out, or merge the adapter into its base (PEFT's merge_and_unload) first.",
+        )
+    config = loading.load_config(name, revision, recipe.base.trust_remote_code)
+    if getattr(config, "quantization_config", None) is not None:
+        raise RmkitError(f"The base {name} is quantized already.", whole)
 
 
 def load_data(recipe: Recipe) -> dict[str, PreferenceData]:
@@ -147,6 +179,7 @@ def make_record(
         base=base,
         adapter=recipe.lora is not None,
         dtype="bfloat16" if whole else recipe.base.dtype,
+        load_in=recipe.base.load_in,
         autocast=arguments.bf16 and not whole,
         attention=recipe.base.attention,
         layout=layout,
