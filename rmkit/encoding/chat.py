@@ -2,7 +2,8 @@
 
 The chat template renders a conversation to text. The response is everything after the prompt's text, including its
 end-of-turn token and the template's fixed suffix. Prompt and response are tokenized separately, without adding special
-tokens, as in the paper's released code, so the prompt's ids never depend on the response. `special_tokens` decides what
+tokens, as in the paper's released code, so the prompt's ids never depend on the response. A tokenizer that puts a space
+in front of every text puts none in front of a response. `special_tokens` decides what
 happens to texts that spell control tokens; see `rmkit.encoding.control_tokens`.
 
 The prompt's text ends with the generation prompt. Some templates do not write that before a response that is there
@@ -27,14 +28,14 @@ from transformers import PreTrainedTokenizerBase
 
 from rmkit.config.recipe import VERIFICATION_PROMPT, SpecialTokens
 from rmkit.data.conversations import Message, Prompt, as_text, contents, messages, with_contents
-from rmkit.encoding.control_tokens import ControlTokens, Render
+from rmkit.encoding.control_tokens import ControlTokens, Render, unknown_id
 from rmkit.errors import RmkitError, first_line
 
 DEFAULT_DATE = "26 Jul 2024"
 """The date for templates that print today's, unless `date_string` names another: the one in Llama 3's own template."""
 
 _DATE_FORMATS = ("%d %b %Y", "%d %B %Y", "%Y-%m-%d", "%b %d, %Y", "%B %d, %Y")
-_DATE_PROBES = ("11 Nov 1111", "22 Feb 2222")
+_CLOCK_PROBES = (datetime(2011, 11, 11, 11, 11, 11), datetime(2022, 2, 22, 22, 22, 22))
 _PROMPT_PROBE, _RESPONSE_PROBE = "rmkit-probe-prompt", "rmkit-probe-response"
 _PLAIN_PROBES, _THOUGHTS_PROBE = ("a", "b"), "<think>\nrmkit-probe-thoughts\n</think>\n\nrmkit-probe-response"
 _ANSWER_PROBES = [("x", "y"), ("Is 2 + 2 = 4?", "4."), ("a\n", " b "), ("x", ":")]
@@ -103,6 +104,7 @@ class ChatEncoder:
         self.name = tokenizer.name_or_path or "this model"
         self.folds_system = False
         self.notes: list[str] = []
+        self._unknown = unknown_id(tokenizer)
         self._clock, self._end, self._place, self._one_place = "", "", 0, True
         self._refuse_vision()
         self._pin_clock()
@@ -121,6 +123,7 @@ class ChatEncoder:
         self._control_tokens = ControlTokens(tokenizer, [*before_ids, *after_ids, *self._ids([system])[0]])
         self._prompt_controls = self._control_tokens.written(before, before_ids)
         self._response_controls = self._control_tokens.written(after, after_ids)
+        self._lead = self._lead_of(before.rpartition(_PROMPT_PROBE)[2], after)
         self._opening = before.partition(_PROMPT_PROBE)[0].strip()
         special = [number for number, token in enumerate(ids) if token in self._special_ids]
         # Anything before the end-of-turn token, such as a space, may merge with the response's last token.
@@ -182,7 +185,7 @@ class ChatEncoder:
         before = dict(zip(distinct, self._encoded(map(opener, distinct)), strict=True))
         both = [continuer(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         sequences = []
-        for number, (after, response_spells) in enumerate(self._encoded(both)):
+        for number, (after, response_spells) in enumerate(self._encoded_after_prompts(both)):
             ids, prompt_spells = before[prompts[number]]
             if after[-len(self.suffix_ids) :] != self.suffix_ids:
                 raise RmkitError(
@@ -260,7 +263,8 @@ class ChatEncoder:
 
     @property
     def _special_ids(self) -> set[int]:
-        return {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        """All special and added tokens but the unknown one, which a line break may be."""
+        return {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder} - {self._unknown}
 
     def _controls(self, prompt: Prompt) -> tuple[list[int], list[int]]:
         """The control tokens that the template writes around a prompt and around a response, by the prompt's roles."""
@@ -388,6 +392,37 @@ class ChatEncoder:
             found.append(self._with_control_tokens(render, content, text, ids if isinstance(text, str) else None))
         return found
 
+    def _encoded_after_prompts(self, jobs: Iterable[Job]) -> list[tuple[list[int], bool]]:
+        """As `_encoded`, for texts that follow a prompt: with `_lead` in front, whose ids are then removed."""
+        jobs = list(jobs)
+        if not self._lead:
+            return self._encoded(jobs)
+
+        def led(job: Job) -> Job:
+            render, content, controls = job
+            return lambda *texts: self._lead + render(*texts), content, [*lead_controls, *controls]
+
+        lead = self._ids([self._lead])[0]
+        lead_controls = [token for token in lead if token in self._control_tokens.ids]
+        return [
+            (ids[len(lead) :], spells) if ids[: len(lead)] == lead else self._encoded([job])[0]
+            for job, (ids, spells) in zip(jobs, self._encoded(map(led, jobs)), strict=True)
+        ]
+
+    def _lead_of(self, generation_prompt: str, response: str) -> str:
+        """What must stand in front of a response for its ids to be those that it has in the whole conversation.
+
+        Nothing for most tokenizers. SentencePiece's put a space in front of a text, which a response in the middle of
+        one does not have: for them it is the end of the generation prompt, from its last control token on.
+        """
+        starts = [generation_prompt.rfind(spelling) for spelling in self._control_tokens.spellings]
+        lead = generation_prompt[max(0, *starts) :]
+        before, both, alone = self._ids([lead, lead + response, response])
+        rest = both[len(before) :]
+        same_controls = [[token for token in ids if token in self._control_tokens.ids] for ids in (rest, alone)]
+        separable = both[: len(before)] == before and same_controls[0] == same_controls[1]
+        return lead if separable and rest != alone else ""
+
     def _with_control_tokens(
         self, render: Render, contents: tuple[str, ...], text: str | RmkitError, ids: list[int] | None
     ) -> tuple[list[int], bool]:
@@ -432,7 +467,7 @@ class ChatEncoder:
                 "(another: base.date_string or --date-string)."
             )
         if self.date_string is not None and self._prints_clock():
-            self._clock = _clock(self.date_string)
+            self._clock = _clock(_date(self.date_string))
 
     def _prints_clock(self) -> bool:
         """Whether what the template writes depends on what `strftime_now` returns."""
@@ -441,7 +476,7 @@ class ChatEncoder:
         user, assistant = {"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}
         first, second = (
             [self._render([user], True, clock), self._render([user, assistant], False, clock), self._with_system(clock)]
-            for clock in ("{% macro strftime_now(_) %}" + date + "{% endmacro %}\n" for date in _DATE_PROBES)
+            for clock in map(_clock, _CLOCK_PROBES)
         )
         return first != second
 
@@ -503,10 +538,8 @@ class ChatEncoder:
             )
 
 
-def _clock(date_string: str) -> str:
-    """The beginning of a template in which `strftime_now` returns a fixed date, at midnight.
-
-    transformers gives templates a clock of that name, which a macro hides, and lets no function be passed instead.
+def _date(date_string: str) -> datetime:
+    """A date in one of the usual formats, at midnight.
 
     Raises:
         RmkitError: if the text is no date.
@@ -517,9 +550,17 @@ def _clock(date_string: str) -> str:
             f"The chat template prints a date in its own format, and {date_string!r} is not a date.",
             f"Write base.date_string (or --date-string) like {DEFAULT_DATE} or 2024-07-26.",
         )
+    return date
+
+
+def _clock(moment: datetime) -> str:
+    """The beginning of a template in which `strftime_now` returns a fixed moment.
+
+    transformers gives templates a clock of that name, which a macro hides, and lets no function be passed instead.
+    """
     # Jinja removes the line break after the macro, and reads the template from the start of a line, as without it.
-    codes = [f"%-{code}" for code in "dmyHIMSj"] + [f"%{code}" for code in "aAwdbBmyYHIpMSfzZjUWcxXGuVeFDTR"]
-    values = json.dumps({code: date.strftime(code) for code in codes})
+    codes = [f"%-{code}" for code in "dmyHIMSj"] + [f"%{code}" for code in "aAwdbBmyYHIpMSfzZjUWcxXGuVeFDTRklPChgnt%"]
+    values = json.dumps({code: moment.strftime(code) for code in codes})
     return (
         "{% macro strftime_now(format) %}{% set its = namespace(text=format) %}{% for code, value in "
         + values
