@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # heavy, and not needed until a model is loaded
     from pathlib import Path
 
     import torch
 
-    from rmkit.config.recipe import DTypeName, Recipe, SpecialTokens
+    from rmkit.config.recipe import DTypeName, LoadIn, Recipe, SpecialTokens
     from rmkit.encoding.batches import Layout
     from rmkit.evaluation.scorer import RewardScorer
     from rmkit.runs.directory import RunDirectory
@@ -27,6 +27,7 @@ def load_reward_model(
     *,
     revision: str | None = None,
     dtype: DTypeName | None = None,
+    load_in: LoadIn | Literal["none"] | None = None,
     attention: str | None = None,
     layout: Layout | None = None,
     date_string: str | None = None,
@@ -49,6 +50,7 @@ def load_reward_model(
         beta: implicit models: the factor of Eq. 2.
         revision: a branch, tag or commit of the hub repository.
         dtype: float32 or bfloat16; as recorded, else float32.
+        load_in: 4bit quantizes the base of an adapter (on a GPU), none does not; as recorded, else none.
         attention: transformers' `attn_implementation`; the architecture's default if omitted.
         layout: shared (compute shared prefixes once) or padded; as recorded, else shared.
         date_string: the date for chat templates that print one (Llama 3).
@@ -71,6 +73,7 @@ def load_reward_model(
         options={"type": type, "pooling": pooling, "reference": reference, "beta": beta},
         revision=revision,
         dtype=dtype,
+        load_in=load_in,
         attention=attention,
         layout=layout,
         date_string=date_string,

@@ -38,6 +38,7 @@ from rmkit.evaluation.tables import print_metrics
 from rmkit.files import write_json
 from rmkit.hub import push as hub
 from rmkit.models.dropout import ConfigValue, turn_off_dropout
+from rmkit.models.quantization import train_in_float32
 from rmkit.processes import running_sharding, skipping_teardown, visible_gpus
 from rmkit.reward_models.loading import load_model
 from rmkit.reward_models.probe import check_forward
@@ -129,6 +130,7 @@ def _make_trainer(run: TrainingRun, references: References) -> tuple[Any, list[C
         attention=recipe.base.attention,
         layout=metadata.layout,
         trust_remote_code=recipe.base.trust_remote_code,
+        four_bit=metadata.four_bit,
     )
     dropout = [] if recipe.base.dropout else turn_off_dropout(model)
     tokenizer = reward_model.encoder.tokenizer
@@ -145,6 +147,8 @@ def _make_trainer(run: TrainingRun, references: References) -> tuple[Any, list[C
             reward_model=reward_model,
             reference_outputs=cache(partial(references.select, run.training_rows)),
         )
+    if metadata.load_in is not None:
+        train_in_float32(trainer.model)
     if not running_sharding(run.arguments).startswith("zero"):  # a sharded model runs only in training
         with metadata.precision(run.arguments.device):
             check_forward(trainer.model, reward_model, half=metadata.half)

@@ -37,6 +37,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
         console = Console()
         loaded = load_recipe(recipe, overrides or [])
         plan = launch.plan(loaded)
+        preparation.check_four_bit(loaded, plan.sharding if plan else None)
         data = preparation.load_data(loaded)
         base = _find_base(loaded, join([data[each.name] for each in loaded.data.training_sets]))
         if base is None:
@@ -191,6 +192,7 @@ def _print_memory(console: Console, memory: Memory) -> None:
     from rmkit.training.disk_space import gib
 
     trained = "" if memory.trainable == memory.parameters else f", {memory.trainable:,} of them trained"
+    trained += f", {memory.quantized:,} in 4 bit" if memory.quantized else ""
     gpus = [torch.cuda.get_device_properties(number).total_memory for number in range(torch.cuda.device_count())]
     available = f"; the smallest GPU has {min(gpus) / 2**30:.0f} GiB" if gpus else ""
     console.print(

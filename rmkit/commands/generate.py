@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rmkit.commands.options import Base, NoVerify
+from rmkit.commands.options import Base, ChatTemplate, LoadIn, NoVerify
 from rmkit.errors import RmkitError, exit_on_error
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Responses per batch.")] = 64,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N prompts of every set.")] = None,
+    chat_template: ChatTemplate = None,
+    load_in: LoadIn = None,
     base: Base = None,
     no_verify: NoVerify = False,
 ) -> None:
@@ -40,8 +42,12 @@ def generate(
         settings = GenerationSettings(
             samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
         )
+        requested = settings.model_dump(mode="json") | {"limit": limit}
+        requested |= {} if chat_template is None else {"chat_template": _read_template(chat_template)}
+        requested |= {} if load_in is None else {"load_in": load_in}
+        loading = {"chat_template": chat_template, "load_in": load_in, "base": base, "verify": not no_verify}
         for path, record in records.items():
-            _generate_run(RunDirectory(path), list(record["data"]), settings, batch_size, limit, base, not no_verify)
+            _generate_run(RunDirectory(path), list(record["data"]), settings, batch_size, requested, loading)
 
 
 def _generate_run(
@@ -49,11 +55,15 @@ def _generate_run(
     sets: list[str],
     settings: GenerationSettings,
     batch_size: int,
-    limit: int | None,
-    base: str | None,
-    verify: bool,
+    requested: dict[str, Any],
+    loading: dict[str, Any],
 ) -> None:
-    """Generate for every set of a run, except those finished with the same settings, and print the counts."""
+    """Generate for every set of a run, except those finished with the same settings, and print the counts.
+
+    Args:
+        requested: the settings to record, by which a finished result is recognised.
+        loading: options of `load_reward_model`.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -61,7 +71,6 @@ def _generate_run(
     from rmkit.data.sources.hamiltonian import is_hamiltonian_cycle
     from rmkit.files import write_json
 
-    requested = settings.model_dump(mode="json") | {"limit": limit}
     scorer = None
     table = Table(
         "set", "prompts", "correct", "ln π(C|x)", "ln π_ref(C|x)", title=str(run_dir.path), title_justify="left"
@@ -70,10 +79,13 @@ def _generate_run(
         file = run_dir.path / FOLDER / f"{name}.json"
         content = _read_finished(file, requested)
         if content is None:
-            texts = _read_texts(run_dir, name, limit)
+            texts = _read_texts(run_dir, name, requested["limit"])
             for prompt in texts["prompt"]:
                 is_hamiltonian_cycle(prompt, "")  # stops now, not after hours, at a prompt that describes no graph
-            scorer = scorer or load_reward_model(str(run_dir.model), base=base, verify=verify)
+            if scorer is None:
+                scorer = load_reward_model(str(run_dir.model), **loading)
+                for note in scorer.checkpoint.notes:
+                    print(note)
             content = {"set": name, "settings": requested, **_generate_set(scorer, name, texts, settings, batch_size)}
             write_json(file, content)
         log_probs = content["log_probs"] or {}
@@ -95,6 +107,13 @@ def _generate_set(
     log_probs = likelihoods(scorer, texts["prompt"], texts["chosen"], texts["rejected"], batch_size=batch_size)
     verified = verify_samples(texts["prompt"], texts["chosen"], samples, is_hamiltonian_cycle)
     return {"log_probs": log_probs, **verified}
+
+
+def _read_template(file: Path) -> str:
+    try:
+        return file.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RmkitError(f"The chat template {file} cannot be read: {error}.", "Check the path.") from None
 
 
 def _read_texts(run_dir: RunDirectory, name: str, limit: int | None) -> dict[str, list[str]]:

@@ -31,6 +31,9 @@ Reference = Annotated[
 ]
 Beta = Annotated[float | None, typer.Option(help="For implicit models: the factor in Eq. 2.")]
 DType = Annotated[str | None, typer.Option(help="float32 or bfloat16. Default: as recorded, else float32.")]
+LoadIn = Annotated[
+    str | None, typer.Option(help="For adapters: load the base in 4bit, or none. Default: as recorded, else none.")
+]
 Layout = Annotated[str | None, typer.Option(help="shared or padded. Default: as recorded, else shared.")]
 DateString = Annotated[str | None, typer.Option(help="The date for chat templates that print one.")]
 ChatTemplate = Annotated[
@@ -61,6 +64,7 @@ class ModelOptions:
     reference: Reference = None
     beta: Beta = None
     dtype: DType = None
+    load_in: LoadIn = None
     date_string: DateString = None
     chat_template: ChatTemplate = None
     special_tokens: SpecialTokens = None

@@ -83,6 +83,7 @@ def load_scorer(model: str, options: ModelOptions, layout: str | None = None) ->
         options.reference,
         options.beta,
         dtype=options.dtype,  # type: ignore[arg-type]
+        load_in=options.load_in,  # type: ignore[arg-type]
         layout=layout,  # type: ignore[arg-type]
         date_string=options.date_string,
         chat_template=options.chat_template,

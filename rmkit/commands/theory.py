@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rmkit.commands.extras import require_extra
-from rmkit.commands.options import SetOptions, group_options
-from rmkit.commands.score import Base, NoVerify
+from rmkit.commands.options import Base, ChatTemplate, NoVerify, SetOptions, group_options
 from rmkit.errors import RmkitError, exit_on_error
 
 if TYPE_CHECKING:
@@ -67,6 +66,7 @@ def dynamics(
     batch_size: BatchSize = 4,
     dtype: DType = "float64",
     date_string: DateString = None,
+    chat_template: ChatTemplate = None,
     seed: Annotated[int, typer.Option(help="Seed of an untrained reward head.")] = 0,
     json: Json = None,
     figure: FigureFile = None,
@@ -98,7 +98,7 @@ def dynamics(
         if data is None:
             raise RmkitError(f"DATA is missing: {model} is not a finished run.", "Give preference pairs after MODEL.")
         place = _figure_place(json, figure)
-        loading |= {"beta": beta, "seed": seed, "date_string": date_string}
+        loading |= {"beta": beta, "seed": seed, "date_string": date_string, "chat_template": chat_template}
         texts: dict[str, Any] = {"max_length": max_length, "tokens": tokens, "types": type}
         content = _dynamics_of_model(
             model, data, unseen or [], split, pairs, reading, loading=loading, **texts, **steps
@@ -107,7 +107,19 @@ def dynamics(
 
 
 _READING = ("column", "pairing", "templated")
-_RECORDED = ("data", "unseen", "type", "split", "beta", "tokens", "max_length", "date_string", "seed", *_READING)
+_RECORDED = (
+    "data",
+    "unseen",
+    "type",
+    "split",
+    "beta",
+    "tokens",
+    "max_length",
+    "date_string",
+    "chat_template",
+    "seed",
+    *_READING,
+)
 
 
 def _refuse_options(context: typer.Context, model: str) -> None:
@@ -164,6 +176,7 @@ def separator(
     batch_size: BatchSize = 8,
     dtype: DType = "float32",
     date_string: DateString = None,
+    chat_template: ChatTemplate = None,
     json: Json = None,
     figure: FigureFile = None,
     base: Base = None,
@@ -185,7 +198,8 @@ def separator(
 
         training = _load_set(data, split, reading, pairs)
         sets = _sets(unseen or [], unseen_split or split, reading, pairs)
-        loading = {"dtype": dtype, "date_string": date_string, "base": base, "verify": not no_verify}
+        loading: dict[str, Any] = {"dtype": dtype, "date_string": date_string, "chat_template": chat_template}
+        loading |= {"base": base, "verify": not no_verify}
         compute_differences = _difference_function(model, max_length, batch_size, loading)
         indices, differences = compute_differences(training)
         content: dict[str, Any] = {"theory": "separator", "format": 1, "model": model, "data": data}
@@ -243,6 +257,7 @@ def unseen_tokens(
     batch_size: BatchSize = 8,
     dtype: DType = "float64",
     date_string: DateString = None,
+    chat_template: ChatTemplate = None,
     seed: Annotated[int, typer.Option(help="Seed of the simulation and of the control arm.")] = 0,
     json: Json = None,
     figure: FigureFile = None,
@@ -256,6 +271,8 @@ def unseen_tokens(
             raise RmkitError("--beta must be positive.", "Omit it for 1.")
         if (model is None) != (data is None):
             raise RmkitError("--model and --data must be given together.", "Give both, or neither to simulate.")
+        if model is None and chat_template is not None:
+            raise RmkitError("--chat-template has no use without --model.", "Remove it, or give --model and --data.")
         from rmkit.report import theory_figures as figures
         from rmkit.theory import unseen_tokens as theorem
 
@@ -264,7 +281,8 @@ def unseen_tokens(
                 theorem.synthetic_task(arm, training_pairs=training_pairs, seed=seed) for arm in (True, False)
             )
         else:
-            task = _single_tokens(model, data, unseen, split, reading, training_pairs, batch_size, dtype, date_string)
+            loading = {"dtype": dtype, "date_string": date_string, "chat_template": chat_template}
+            task = _single_tokens(model, data, unseen, split, reading, training_pairs, batch_size, loading)
             control = theorem.control_task(task, seed)
         options: dict[str, Any] = {"beta": beta, "steps": steps}
         found = theorem.descend(*task, learning_rate=learning_rate, **options)
@@ -402,8 +420,7 @@ def _single_tokens(
     reading: SetOptions,
     training_pairs: int,
     batch_size: int,
-    dtype: str,
-    date_string: str | None,
+    loading: dict[str, Any],
 ) -> Any:
     from accelerate import PartialState
 
@@ -417,7 +434,7 @@ def _single_tokens(
         )
     loaded = _load_set(data, split, reading)
     others = None if unseen is None else _load_set(unseen, split, reading)
-    checkpoint = load_as(model, "implicit", dtype=dtype, date_string=date_string)
+    checkpoint = load_as(model, "implicit", **loading)
     template = TemplateReader(checkpoint.reward_model.encoder)
     pairs, left_pairs = (
         template.apply(loaded, loaded.pairs),

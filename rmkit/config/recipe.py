@@ -54,6 +54,7 @@ SpecialTokens = Literal["text", "keep", "error"]
 Pairing = Literal["best_worst", "all", "adjacent"]
 Templated = Literal["error", "read", "text"]
 DTypeName = Literal["float32", "bfloat16"]
+LoadIn = Literal["4bit"]
 SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """A set's name. It is used as a file name, so separators are not allowed."""
 Text = Annotated[str, Field(min_length=1)]
@@ -126,13 +127,15 @@ class Base(StrictModel):
     """The language model that all types start from: a hub id, a folder, or a model to build.
 
     `added_tokens` become single tokens with new embedding rows. `dropout: true` keeps the dropout of the model's
-    configuration during training; the default is no dropout.
+    configuration during training; the default is no dropout. `load_in: 4bit` quantizes the linear layers under adapters
+    (QLoRA).
     """
 
     name: Text | None = None
     revision: str | None = None
     build: BaseBuild | None = None
     dtype: DTypeName = "float32"
+    load_in: LoadIn | None = None
     attention: str | None = None
     dropout: bool = False
     trust_remote_code: bool = False
@@ -144,6 +147,8 @@ class Base(StrictModel):
     def _require_one_origin(self) -> Base:
         if (self.name is None) == (self.build is None):
             raise ValueError("give either base.name or base.build")
+        if self.build is not None and self.load_in is not None:
+            raise ValueError("base.load_in is for a pretrained model (base.name), not for base.build")
         return self
 
 
@@ -382,6 +387,12 @@ class Recipe(StrictModel):
         if not isinstance(content, dict):
             return content
         return {key: value for key, value in content.items() if key != "theory"}
+
+    @model_validator(mode="after")
+    def _require_adapters_on_a_quantized_base(self) -> Recipe:
+        if self.base.load_in is not None and self.lora is None:
+            raise ValueError("base.load_in: 4bit trains adapters only, so give a section lora")
+        return self
 
     def to_yaml(self) -> str:
         """The recipe with every default written out, as stored in the run directory."""

@@ -2,7 +2,8 @@
 
 The chat template renders a conversation to text. The response is everything after the prompt's text, including its
 end-of-turn token and the template's fixed suffix. Prompt and response are tokenized separately, without adding special
-tokens, as in the paper's released code, so the prompt's ids never depend on the response. `special_tokens` decides what
+tokens, as in the paper's released code, so the prompt's ids never depend on the response. A tokenizer that puts a space
+in front of every text puts none in front of a response. `special_tokens` decides what
 happens to texts that spell control tokens; see `rmkit.encoding.control_tokens`.
 
 A response of several turns is tokenized in parts as well: the prompt, an assistant's turn, what the template writes up
@@ -135,6 +136,7 @@ class ChatEncoder:
         self._control_tokens = ControlTokens(tokenizer, [*before_ids, *after_ids, *system_ids])
         self._prompt_controls = self._control_tokens.written(before, before_ids)
         self._response_controls = self._control_tokens.written(after, after_ids)
+        self._lead = self._lead_of(before.rpartition(PROMPT_PROBE)[2], after)
         self._opening = before.partition(PROMPT_PROBE)[0].strip()
         special = [number for number, token in enumerate(ids) if token in special_ids(tokenizer)]
         # Anything before the end-of-turn token, such as a space, may merge with the response's last token.
@@ -210,7 +212,7 @@ class ChatEncoder:
         before = dict(zip(distinct, self._encoded(map(opener, distinct)), strict=True))
         both = [continuer(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         sequences = []
-        for number, (after, response_spells) in enumerate(self._encoded(both)):
+        for number, (after, response_spells) in enumerate(self._encoded_after_prompts(both)):
             ids, prompt_spells = before[prompts[number]]
             self._refuse_without_end(responses[number], after)
             sequences.append(TokenSequence(ids + after, len(ids), prompt_spells, response_spells))
@@ -231,14 +233,15 @@ class ChatEncoder:
 
         controls = [self._controls(*texts) for texts in zip(prompts, responses, strict=True)]
         jobs = [
-            (part(prompt, response, number), (*contents(prompt), *contents(response)), expected)
+            (number, (part(prompt, response, number), (*contents(prompt), *contents(response)), expected))
             for prompt, response, each in zip(prompts, responses, controls, strict=True)
             for number, expected in enumerate(each)
         ]
-        encoded = iter(self._encoded(jobs))
+        others, turns = ([job for number, job in jobs if number % 2 == odd] for odd in (0, 1))
+        encoded = iter(self._encoded(others)), iter(self._encoded_after_prompts(turns))
         sequences = []
         for response, each in zip(responses, controls, strict=True):
-            pieces = [next(encoded) for _ in each]
+            pieces = [next(encoded[number % 2]) for number in range(len(each))]
             if not all(self.end_id in ids for ids, _ in pieces[1::2]):
                 raise self._no_end(as_text(response))
             self._refuse_without_end(as_text(response), pieces[-1][0])
@@ -398,6 +401,37 @@ class ChatEncoder:
                     continue
             found.append(self._with_control_tokens(render, content, text, ids if isinstance(text, str) else None))
         return found
+
+    def _encoded_after_prompts(self, jobs: Iterable[Job]) -> list[tuple[list[int], bool]]:
+        """As `_encoded`, for texts that follow a prompt: with `_lead` in front, whose ids are then removed."""
+        jobs = list(jobs)
+        if not self._lead:
+            return self._encoded(jobs)
+
+        def led(job: Job) -> Job:
+            render, content, controls = job
+            return lambda *texts: self._lead + render(*texts), content, [*lead_controls, *controls]
+
+        lead = self._ids([self._lead])[0]
+        lead_controls = [token for token in lead if token in self._control_tokens.ids]
+        return [
+            (ids[len(lead) :], spells) if ids[: len(lead)] == lead else self._encoded([job])[0]
+            for job, (ids, spells) in zip(jobs, self._encoded(map(led, jobs)), strict=True)
+        ]
+
+    def _lead_of(self, generation_prompt: str, response: str) -> str:
+        """What must stand in front of a response for its ids to be those that it has in the whole conversation.
+
+        Nothing for most tokenizers. SentencePiece's put a space in front of a text, which a response in the middle of
+        one does not have: for them it is the end of the generation prompt, from its last control token on.
+        """
+        starts = [generation_prompt.rfind(spelling) for spelling in self._control_tokens.spellings]
+        lead = generation_prompt[max(0, *starts) :]
+        before, both, alone = self._ids([lead, lead + response, response])
+        rest = both[len(before) :]
+        same_controls = [[token for token in ids if token in self._control_tokens.ids] for ids in (rest, alone)]
+        separable = both[: len(before)] == before and same_controls[0] == same_controls[1]
+        return lead if separable and rest != alone else ""
 
     def _with_control_tokens(
         self, render: Render, contents: tuple[str, ...], text: str | RmkitError, ids: list[int] | None

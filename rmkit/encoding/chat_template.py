@@ -29,6 +29,7 @@ from rmkit.data.conversations import (
     prompt_turns,
     response_turns,
 )
+from rmkit.encoding.control_tokens import unknown_id
 from rmkit.errors import RmkitError, first_line
 
 DEFAULT_DATE = "26 Jul 2024"
@@ -37,7 +38,7 @@ DEFAULT_DATE = "26 Jul 2024"
 PROMPT_PROBE, RESPONSE_PROBE = "rmkit-probe-prompt", "rmkit-probe-response"
 
 _DATE_FORMATS = ("%d %b %Y", "%d %B %Y", "%Y-%m-%d", "%b %d, %Y", "%B %d, %Y")
-_DATE_PROBES = ("11 Nov 1111", "22 Feb 2222")
+_CLOCK_PROBES = (datetime(2011, 11, 11, 11, 11, 11), datetime(2022, 2, 22, 22, 22, 22))
 _PLAIN_PROBES, _THOUGHTS_PROBE = ("a", "b"), "<think>\nrmkit-probe-thoughts\n</think>\n\nrmkit-probe-response"
 _TOOL_PROBE = {"type": "function", "function": {"name": "rmkit_probe", "description": "x", "parameters": {}}}
 
@@ -306,7 +307,7 @@ class ChatTemplate:
                 "(another: base.date_string or --date-string)."
             )
         if self.date_string is not None and self._prints_clock():
-            self._clock = _clock(self.date_string)
+            self._clock = _clock(_date(self.date_string))
 
     def _prints_clock(self) -> bool:
         """Whether what the template writes depends on what `strftime_now` returns."""
@@ -320,7 +321,7 @@ class ChatTemplate:
                 self.with_system(clock),
                 self._with_tools(clock),
             ]
-            for clock in ("{% macro strftime_now(_) %}" + date + "{% endmacro %}\n" for date in _DATE_PROBES)
+            for clock in map(_clock, _CLOCK_PROBES)
         )
         return first != second
 
@@ -381,8 +382,8 @@ class ChatTemplate:
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The ids of all special and added tokens."""
-    return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    """The ids of all special and added tokens but the unknown one, which a line break may be."""
+    return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {unknown_id(tokenizer)}
 
 
 def _extended(prompt: Prompt, turns: Turns) -> Prompt:
@@ -391,10 +392,8 @@ def _extended(prompt: Prompt, turns: Turns) -> Prompt:
     return replace(conversation, turns=(*conversation.turns, *turns)) if turns else prompt
 
 
-def _clock(date_string: str) -> str:
-    """The beginning of a template in which `strftime_now` returns a fixed date, at midnight.
-
-    transformers gives templates a clock of that name, which a macro hides, and lets no function be passed instead.
+def _date(date_string: str) -> datetime:
+    """A date in one of the usual formats, at midnight.
 
     Raises:
         RmkitError: if the text is no date.
@@ -405,9 +404,17 @@ def _clock(date_string: str) -> str:
             f"The chat template prints a date in its own format, and {date_string!r} is not a date.",
             f"Write base.date_string (or --date-string) like {DEFAULT_DATE} or 2024-07-26.",
         )
+    return date
+
+
+def _clock(moment: datetime) -> str:
+    """The beginning of a template in which `strftime_now` returns a fixed moment.
+
+    transformers gives templates a clock of that name, which a macro hides, and lets no function be passed instead.
+    """
     # Jinja removes the line break after the macro, and reads the template from the start of a line, as without it.
-    codes = [f"%-{code}" for code in "dmyHIMSj"] + [f"%{code}" for code in "aAwdbBmyYHIpMSfzZjUWcxXGuVeFDTR"]
-    values = json.dumps({code: date.strftime(code) for code in codes})
+    codes = [f"%-{code}" for code in "dmyHIMSj"] + [f"%{code}" for code in "aAwdbBmyYHIpMSfzZjUWcxXGuVeFDTRklPChgnt%"]
+    values = json.dumps({code: moment.strftime(code) for code in codes})
     return (
         "{% macro strftime_now(format) %}{% set its = namespace(text=format) %}{% for code, value in "
         + values

@@ -27,6 +27,7 @@ _MARKUP = re.compile(r"[^\w\s](?=.*\w).*[^\w\s]")
 # Letters that normalizers and templates do not change: Yi, Hangul, then private use.
 _SPARE = (range(0xA000, 0xA48D), range(0xAC00, 0xD7A4), range(0xF0000, 0x10FFFE))
 
+_STRANGE = "\U00013000"  # a hieroglyph, which only tokenizers of bytes know
 _MAX_COPIES = 4  # a single one serves all texts without Yi letters
 
 
@@ -52,8 +53,8 @@ class ControlTokens:
         structure = {token for token in written if token in added and _is_structure(added[token], added.values())}
         self.ids = frozenset(special | structure | set(tokenizer.all_special_ids))
         self.spellings: tuple[str, ...] = tuple(tokenizer.convert_ids_to_tokens(sorted(self.ids)))
-        self._unknown = tokenizer.unk_token_id
-        self._unknown_folded = _folded(tokenizer.unk_token or "")
+        self._unknown = unknown_id(tokenizer)
+        self._unknown_folded = "" if self._unknown is None else _folded(tokenizer.convert_ids_to_tokens(self._unknown))
         self._copies: dict[str, Tokenizer] = {}
 
     def written(self, text: str, ids: Iterable[int]) -> list[int]:
@@ -144,6 +145,14 @@ class ControlTokens:
             names = {number: _new_name(text, opening, number) for number, text in tokens}
             self._copies[opening] = _rename_tokens(content, names)
         return self._copies[opening]
+
+
+def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token for what is not in the vocabulary, which tokenizer.json may have and tokenizer_config.json not name."""
+    if tokenizer.unk_token_id is not None:
+        return int(tokenizer.unk_token_id)
+    added = tokenizer.added_tokens_decoder
+    return next((token for token in tokenizer(_STRANGE, add_special_tokens=False)["input_ids"] if token in added), None)
 
 
 def _rename_tokens(content: dict[str, Any], names: dict[int, str]) -> Tokenizer:

@@ -27,6 +27,7 @@ from rmkit.library_errors import library_errors
 from rmkit.model_files.gguf import plain_folder
 from rmkit.model_files.weights import check_config, check_finite, check_report, check_weights, weight_files
 from rmkit.models.numerics import at_least_float32
+from rmkit.models.quantization import cast_biases, four_bit_config
 from rmkit.models.shared_attention import (
     ARCHITECTURES,
     FLEX_BLOCK,
@@ -52,17 +53,22 @@ def load(
     attention: str | None = None,
     layout: Layout = "shared",
     trust_remote_code: bool = False,
+    four_bit: str | None = None,
     **config: Any,
 ) -> PreTrainedModel:
     """Load a model from safetensors, bound to rmkit's forward, in evaluation mode.
 
     With `layout: shared` it takes packed rows as well as padded batches, if its architecture supports them.
 
+    Args:
+        four_bit: quantize the linear layers to 4 bit, and multiply in this dtype; see `four_bit_config`.
+
     Raises:
         RmkitError: if there is no such model, it has no weights, or some are missing, unexpected, of the wrong shape or
-            not finite.
+            not finite; if this machine cannot quantize.
     """
     place = str(name)
+    quantization = {} if four_bit is None else {"quantization_config": four_bit_config(four_bit)}
     cause, remedy = f"No model could be loaded from {place}", _LOADABLE
     folder = plain_folder(place)
     check_config(place, revision)
@@ -84,10 +90,13 @@ def load(
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
                 output_loading_info=True,
+                **quantization,
                 **config,
             )
     finally:
         logging.set_verbosity(verbosity)
+    if four_bit is not None:
+        cast_biases(model)
     check_report(auto_class, model, report, place)
     check_finite(model, place)
     if possible_layout(layout, model.config, attention)[0] == "shared":

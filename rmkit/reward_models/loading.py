@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from peft import PeftModel
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from rmkit.config.recipe import DTypeName, RewardModelSettings, SpecialTokens
+from rmkit.config.recipe import DTypeName, LoadIn, RewardModelSettings, SpecialTokens
 from rmkit.config.strict_yaml import StrictModel, validate
 from rmkit.encoding.batches import Layout
 from rmkit.encoding.chat import ChatEncoder
@@ -26,6 +26,7 @@ from rmkit.model_files.adapters import Adapter, attach, chain, check_tokens, fin
 from rmkit.model_files.gguf import plain_folder
 from rmkit.model_files.weights import HEAD, check_config, folder_notes, weight_files
 from rmkit.models import language_model
+from rmkit.models.quantization import require_four_bit
 from rmkit.models.shared_attention import possible_layout
 from rmkit.reward_models import RewardModel, make_reward_model, reward_model_class
 from rmkit.reward_models.metadata import ModelMetadata, read_metadata
@@ -56,6 +57,7 @@ def load(
     options: dict[str, Any] | None = None,
     revision: str | None = None,
     dtype: DTypeName | None = None,
+    load_in: LoadIn | Literal["none"] | None = None,
     attention: str | None = None,
     layout: Layout | None = None,
     date_string: str | None = None,
@@ -72,6 +74,7 @@ def load(
         name: a folder or a hub id, whether published by `rmkit push` or not.
         options: settings that override those of reward_model.json: type, pooling, reference, beta.
         dtype, attention, layout: as recorded, else float32, the architecture's default and shared.
+        load_in: 4bit quantizes the base of an adapter, none does not; as recorded, else none.
         chat_template: a Jinja file to use instead of the model's own template.
         special_tokens: how control tokens in texts are treated; as recorded, else text (see `ChatEncoder`).
         policy_only: leave the reference out, for callers that have its outputs.
@@ -80,14 +83,15 @@ def load(
 
     Raises:
         RmkitError: if nothing usable is there, the type is unknown, the head is missing, base or reference are missing
-            or have changed, or the reference is the model itself.
+            or have changed, or the reference is the model itself; if this machine cannot load a base in 4 bit.
     """
     if special_tokens not in (None, *get_args(SpecialTokens)):
         raise RmkitError(f"special_tokens {special_tokens!r} is unknown.", "Use text, keep or error.")
     options = {key: value for key, value in (options or {}).items() if value is not None}
     source = _find_source(name, revision, options, base, trust_remote_code)
     encoder, notes = _load_encoder(source, date_string, chat_template, special_tokens, trust_remote_code, verify)
-    metadata = source.metadata
+    metadata, quantization_notes = _decide_quantization(source, load_in)
+    notes += quantization_notes
     reward_model = make_reward_model(metadata.reward_model, encoder)
     loading: dict[str, Any] = {
         "dtype": dtype or metadata.dtype,
@@ -104,7 +108,8 @@ def load(
         model: PreTrainedModel | PeftModel = load_model(reward_model, source.origin, **loading)
         notes += folder_notes(source.name)
     else:
-        model, base_notes = _load_adapted(reward_model, source, source.adapter, verify, loading)
+        four_bit = {"four_bit": metadata.model_copy(update={"dtype": loading["dtype"]}).four_bit}
+        model, base_notes = _load_adapted(reward_model, source, source.adapter, verify, loading | four_bit)
         notes += base_notes
     if reward_model.head and not has_saved_head(source.origin, source.adapter, metadata.base):
         raise RmkitError(
@@ -180,6 +185,31 @@ def _find_source(
             raise RmkitError(f"A base has no use: {name} is scored without one.", "Remove --base (base=).")
         metadata = metadata.model_copy(update={"base": parse_ref(base)})
     return _Source(name, revision, recorded, trained, metadata, adapter)
+
+
+def _decide_quantization(source: _Source, load_in: LoadIn | Literal["none"] | None) -> tuple[ModelMetadata, list[str]]:
+    """The metadata with the quantization to use, and a note if there is one, or was one in training.
+
+    Raises:
+        RmkitError: if that is unknown, meant for a whole model, or not possible on this machine.
+    """
+    if load_in not in (None, "none", *get_args(LoadIn)):
+        raise RmkitError(f"load_in {load_in!r} is unknown.", "Use 4bit or none.")
+    metadata, name = source.metadata, source.name
+    used = metadata.load_in if load_in is None else None if load_in == "none" else load_in
+    notes = []
+    if used is not None:
+        if source.adapter is None:
+            raise RmkitError(
+                f"{name} is a whole model; only the base of an adapter is loaded in 4 bit.",
+                "Remove --load-in (load_in=).",
+            )
+        require_four_bit(f"The base of {name} in 4 bit", 'Load it unquantized: --load-in none (load_in="none").')
+        trained = ", as in training" if metadata.load_in == used else ""
+        notes.append(f"The base of {name} is loaded in 4 bit (NF4){trained}.")
+    elif metadata.load_in is not None:
+        notes.append(f"The base of {name} is not quantized; it was in 4 bit in training, so rewards differ from those.")
+    return metadata.model_copy(update={"load_in": used}), notes
 
 
 def _load_encoder(
@@ -260,10 +290,14 @@ def load_model(
     attention: str | None = None,
     layout: Layout = "shared",
     trust_remote_code: bool = False,
+    four_bit: DTypeName | None = None,
 ) -> PreTrainedModel:
     """Load the weights at `origin` as a model of this type, with rows for all tokens and the pad token set.
 
     An adapter is merged into its base.
+
+    Args:
+        four_bit: see `rmkit.models.language_model.load`.
     """
     tokenizer = reward_model.encoder.tokenizer
     adapters = chain(origin.name, origin.revision)
@@ -280,6 +314,7 @@ def load_model(
         attention=attention,
         layout=layout,
         trust_remote_code=trust_remote_code,
+        four_bit=four_bit,
         **reward_model.config,
     )
     reward_model.adapt_model(model)

@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 
 import rmkit
-from rmkit.config.recipe import DTypeName, RewardModelSettings, SpecialTokens
+from rmkit.config.recipe import DTypeName, LoadIn, RewardModelSettings, SpecialTokens
 from rmkit.config.strict_yaml import StrictModel
 from rmkit.encoding.batches import Layout
 from rmkit.errors import RmkitError
@@ -37,6 +37,7 @@ class ModelMetadata(StrictModel):
     tokenizer: dict[str, str] | None = None
     adapter: bool = False
     dtype: DTypeName = "float32"
+    load_in: LoadIn | None = None
     autocast: bool = False
     attention: str | None = None
     layout: Layout = "shared"
@@ -48,6 +49,11 @@ class ModelMetadata(StrictModel):
     def precision(self, device: torch.device) -> torch.autocast:
         """A context for computing in the precision of training, which may differ from the dtype of the weights."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.autocast)
+
+    @property
+    def four_bit(self) -> DTypeName | None:
+        """The dtype in which 4-bit weights of the base are multiplied; None if the base is not quantized."""
+        return None if self.load_in is None else "bfloat16" if self.half else "float32"
 
     @property
     def models(self) -> dict[str, Digests]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ def load_as(
     seed: int = 0,
     dtype: str = "float64",
     date_string: str | None = None,
+    chat_template: Path | None = None,
     base: str | None = None,
     verify: bool = True,
 ) -> Checkpoint:
@@ -55,12 +57,21 @@ def load_as(
         beta: beta of the implicit type.
         seed: seed of the explicit type's head, which transformers draws.
         dtype: dtype of the backbone.
+        chat_template: a Jinja file to use instead of the model's own template.
         base, verify: for a trained one, see `rmkit.reward_models.loading.load`.
     """
     if type is not None and base is not None:
         raise RmkitError(f"A base has no use: {name} is a language model.", "Remove --base (base=).")
     if type is None:
-        checkpoint = load(name, dtype="float32", date_string=date_string, base=base, verify=verify)
+        checkpoint = load(
+            name,
+            dtype="float32",
+            load_in="none",  # a quantized model cannot be cast to float64
+            date_string=date_string,
+            chat_template=chat_template,
+            base=base,
+            verify=verify,
+        )
     else:
         choices: dict[str, RewardModelSettings] = {
             "explicit": Explicit(),
@@ -69,7 +80,7 @@ def load_as(
         }
         if type not in choices:
             raise RmkitError(f"--type {type} is unknown.", f"Use one of {', '.join(choices)}.")
-        tokenizer, notes = load_tokenizer(name)
+        tokenizer, notes = load_tokenizer(name, chat_template=chat_template)
         encoder = ChatEncoder(tokenizer, date_string)
         notes += encoder.notes
         reward_model = make_reward_model(choices[type], encoder)

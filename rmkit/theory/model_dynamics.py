@@ -151,7 +151,7 @@ def dynamics_of_run(
     check_exists("base", base_ref, name)
     notes = verify_origin("base", metadata.base, base_ref, name) if verify else []
     trust, needed_base = recipe.base.trust_remote_code, base if metadata.needs_base else None
-    checkpoint = load(name, base=needed_base, verify=verify, trust_remote_code=trust)
+    checkpoint = load(name, load_in="none", base=needed_base, verify=verify, trust_remote_code=trust)
     for note in notes:
         print(note)
     reward_model = checkpoint.reward_model

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from rmkit.encoding.batches import Layout
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.pairs import EncodedPairs
 from rmkit.errors import RmkitError, first_line
+from rmkit.models.quantization import BYTES, quantized_layers
 from rmkit.reward_models import RewardModel, make_reward_model
 from rmkit.training import launch
 from rmkit.training.preparation import lora_config, refusals
@@ -138,10 +139,15 @@ def work(recipe: Recipe, training: EncodedPairs, plan: launch.LaunchPlan | None,
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes per GPU for weights, gradients and optimizer states, and the estimator that gave them."""
+    """Bytes per GPU for weights, gradients and optimizer states, and the estimator that gave them.
+
+    Attributes:
+        parameters: their number; `trainable` of them are trained, and `quantized` are held in 4 bit.
+    """
 
     parameters: int
     trainable: int
+    quantized: int
     per_gpu: int
     estimator: str
 
@@ -164,6 +170,11 @@ def _memory(
     sizes = [(parameter.numel(), parameter.element_size(), parameter.requires_grad) for parameter in model.parameters()]
     trainable = sum(number for number, _, trains in sizes if trains)
     frozen_bytes = sum(number * size for number, size, trains in sizes if not trains)
+    quantized = 0
+    if recipe.base.load_in is not None:
+        weights = [layer.weight for layer in _quantized_layers(recipe, reward_model, config).values()]
+        quantized = sum(weight.numel() for weight in weights)
+        frozen_bytes += int(quantized * BYTES) - sum(weight.nbytes for weight in weights)
     processes = (plan.processes if plan else None) or 1
     sharding = plan.sharding if plan else "none"
     offload = plan is not None and plan.config.get("deepspeed_config", {}).get("offload_optimizer_device") == "cpu"
@@ -188,7 +199,12 @@ def _memory(
             trained_bytes = sum(number * size for number, size, trains in sizes if trains)
             needed = estimate_training_usage(trained_bytes, "float32")["step"] + frozen_bytes
             estimator = "accelerate's estimator"
-    return Memory(sum(number for number, _, _ in sizes), trainable, int(needed), estimator)
+    return Memory(sum(number for number, _, _ in sizes), trainable, quantized, int(needed), estimator)
+
+
+def _quantized_layers(recipe: Recipe, reward_model: RewardModel[Any], config: PretrainedConfig) -> dict[str, Any]:
+    """The layers of the base that are held in 4 bit, without weights."""
+    return quantized_layers(empty_model(recipe.model_copy(update={"lora": None}), reward_model, config))
 
 
 @contextlib.contextmanager
@@ -237,9 +253,25 @@ def empty_model(recipe: Recipe, reward_model: RewardModel[Any], config: Pretrain
     from peft import get_peft_model
 
     with refusals("lora settings"):
+        quantized = quantized_layers(model) if recipe.base.load_in is not None else {}
         adapted = get_peft_model(model, adapters, low_cpu_mem_usage=True)
     _refuse_unused(recipe.lora, adapted)
+    _refuse_quantized(recipe.lora, quantized)
     return adapted
+
+
+def _refuse_quantized(settings: Lora, quantized: Iterable[str]) -> None:
+    """Refuse modules to train whole that are quantized, or hold what is.
+
+    Raises:
+        RmkitError: naming the module.
+    """
+    for module in settings.modules_to_save:
+        if any(part.endswith(module) for name in quantized for part in accumulate(name.split("."), "{}.{}".format)):
+            raise RmkitError(
+                f"lora.modules_to_save: {module} is in 4 bit (base.load_in) and cannot be trained whole.",
+                f"Remove {module} there; lora.target_modules puts adapters on it.",
+            )
 
 
 def _refuse_unused(settings: Lora, model: nn.Module) -> None:

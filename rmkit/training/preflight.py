@@ -30,6 +30,7 @@ from rmkit.errors import RmkitError, first_line
 from rmkit.hub import push as hub
 from rmkit.model_files.gguf import plain_folder
 from rmkit.model_files.weights import no_progress_bar
+from rmkit.models.quantization import require_four_bit
 from rmkit.processes import running_sharding, zero3_disabled
 from rmkit.reward_models import RewardModel
 from rmkit.reward_models.loading import check_reference
@@ -85,6 +86,9 @@ def preflight(
     check_places(recipe, cache=reward_model.reference is not None)
     sharding = (plan.sharding if plan else None) or running_sharding(arguments)
     _check_sharding(plan, sharding)
+    if recipe.base.load_in is not None:
+        gpu = arguments.device.type == "cuda"
+        require_four_bit(f"base.load_in: {recipe.base.load_in}", "Leave base.load_in out, or train on a GPU.", gpu)
     steps_per_epoch, steps = count_steps(recipe, pairs)
     if reward_model.reference not in (None, "base"):
         revision = reward_model.settings.reference_revision

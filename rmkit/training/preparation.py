@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from rmkit.encoding.pairs import EncodedPairs, encode_pairs, training_rows
 from rmkit.encoding.tokenizer import load_tokenizer
 from rmkit.errors import RmkitError, first_line
 from rmkit.library_errors import template_limit
+from rmkit.model_files.adapters import chain
+from rmkit.model_files.gguf import gguf_file
 from rmkit.model_files.weights import folder_notes
 from rmkit.models.positions import last_position, made_for, refuse_longer
 from rmkit.processes import zero3_disabled
@@ -29,6 +31,36 @@ from rmkit.reward_models.metadata import ModelMetadata
 from rmkit.reward_models.origins import ModelRef
 from rmkit.training import trainer_class
 from rmkit.training.launch import accumulation_steps
+
+
+def check_four_bit(recipe: Recipe, sharding: str | None) -> None:
+    """Refuse bases that `base.load_in: 4bit` cannot quantize, and DeepSpeed, before anything is read or built.
+
+    Args:
+        sharding: none | zero0..3; None: any.
+
+    Raises:
+        RmkitError: naming what does not go with it.
+    """
+    if recipe.base.load_in is None:
+        return
+    name, revision = str(recipe.base.name), recipe.base.revision
+    whole = "Leave base.load_in out, or give the original model as a folder of safetensors or a hub id."
+    if sharding is not None and sharding.startswith("zero"):
+        raise RmkitError(
+            f"base.load_in: 4bit does not work with DeepSpeed ({sharding}).",
+            "Use distributed: ddp; a base in 4 bit has little to shard.",
+        )
+    if gguf_file(name) is not None:
+        raise RmkitError(f"base.load_in: 4bit does not quantize a GGUF file: {name}.", whole)
+    if chain(name, revision):
+        raise RmkitError(
+            f"base.load_in: 4bit does not quantize an adapter: {name}.",
+            "Leave base.load_in out, or merge the adapter into its base (PEFT's merge_and_unload) first.",
+        )
+    config = loading.load_config(name, revision, recipe.base.trust_remote_code)
+    if getattr(config, "quantization_config", None) is not None:
+        raise RmkitError(f"The base {name} is quantized already.", whole)
 
 
 def load_data(recipe: Recipe) -> dict[str, PreferenceData]:
@@ -55,11 +87,11 @@ def warnings(
         notes.append(f"{VALIDATION}: {len(cut)} pairs of {prompts} prompts, cut from {' and '.join(training)}")
     for number, name in enumerate(training[1:], 1):
         others, pairs = training[:number], used[name]
-        count = int(find_overlap(chain.from_iterable(used[other] for other in others), pairs).prompt.sum())
+        count = int(find_overlap(itertools.chain.from_iterable(used[other] for other in others), pairs).prompt.sum())
         if count:
             notes.append(f"warning: {name}: {count} of {len(pairs)} pairs have their prompt in {' or '.join(others)}")
     for name in settings.categories:
-        overlap = find_overlap(chain.from_iterable(used[other] for other in training), used[name])
+        overlap = find_overlap(itertools.chain.from_iterable(used[other] for other in training), used[name])
         notes += filter(None, [overlap.warning(name)])
     return notes
 
@@ -161,6 +193,7 @@ def make_record(
         base=base,
         adapter=recipe.lora is not None,
         dtype="bfloat16" if whole else recipe.base.dtype,
+        load_in=recipe.base.load_in,
         autocast=arguments.bf16 and not whole,
         attention=recipe.base.attention,
         layout=layout,

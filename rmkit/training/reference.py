@@ -100,6 +100,8 @@ class References:
         identity = self.metadata.model_dump(
             mode="json", include={"dtype", "autocast", "attention", "layout", "template_hash"}
         )
+        if self.metadata.load_in is not None and self.reward_model.reference == "base":
+            identity["load_in"] = self.metadata.load_in
         identity |= {
             # Only the main process looks into the store, and reading the weights takes a while.
             "weights": weights_identity(self._reference.name, self._reference.revision)

@@ -26,6 +26,7 @@ from rmkit.reward_models.origins import ModelRef, identify
 from rmkit.runs.directory import RunDirectory
 from rmkit.training import launch
 from rmkit.training.preparation import (
+    check_four_bit,
     encode,
     load_config,
     load_data,
@@ -82,6 +83,7 @@ def plan_training(recipe: Recipe) -> tuple[Any, launch.LaunchPlan | None]:
     """
     launch.check_launcher()
     plan = launch.plan(recipe)
+    check_four_bit(recipe, plan.sharding if plan else None)
     processes = running_processes()
     launch.check_processes(plan, processes)
     options = launch.training_options(plan)

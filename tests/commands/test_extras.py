@@ -35,7 +35,7 @@ def test_the_extras_are_those_of_the_package():
 
 def test_the_tested_versions_cover_the_extras():
     pinned = {line.partition("==")[0].lower() for line in (REPOSITORY / "constraints.txt").read_text().splitlines()}
-    assert {name for extra in [*EXTRAS, "gguf", "track"] for name in packages(extra)} <= pinned
+    assert {name for extra in [*EXTRAS, "gguf", "qlora", "track"] for name in packages(extra)} <= pinned
 
 
 @pytest.mark.parametrize(

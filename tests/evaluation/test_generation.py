@@ -228,6 +228,15 @@ def test_the_command(run, models):
     run_command(run.path, "--max-new-tokens", 12, "--limit", 2)
     assert json.loads(file.read_text())["prompts"] == 2
 
+    template = run.path / "other.jinja"
+    template.write_text((run.model / "chat_template.jinja").read_text() + "\n")
+    options = ("--max-new-tokens", 12, "--limit", 2, "--chat-template", template)
+    refused = run_command(run.path, *options)  # another template, although the finished samples would fit its options
+    assert refused.exit_code == 2
+    assert f"The chat template {template} is not the one that the model was trained with." in refused.output
+    assert run_command(run.path, *options, "--no-verify").exit_code == 0
+    assert json.loads(file.read_text())["settings"]["chat_template"] == template.read_text()
+
 
 def test_other_tasks_are_refused(run, tmp_path):
     shutil.copytree(run.path, tmp_path / "run")

@@ -72,3 +72,16 @@ def test_zero3_on_the_visible_gpus(run, tmp_path, type_name):
     )
     np.testing.assert_allclose(sharded, whole, rtol=0, atol=1e-3 * max(1, np.abs(whole).max()))
     assert one.record.exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("type_name", ["explicit", "implicit", "generative"])
+def test_adapters_on_a_base_in_4_bit_reload_to_their_rewards(run, pairs, type_name, dtype):
+    pytest.importorskip("bitsandbytes")
+    half = {"dtype": dtype, "load_in": "4bit"}
+    directory = run(type_name, base=half, lora={"r": 4}, training={"bf16": dtype == "bfloat16"})
+    rewards = pd.read_parquet(directory.rewards("test"))[["chosen_reward", "rejected_reward"]].to_numpy()
+    scorer = load_reward_model(str(directory.model))
+    assert scorer.checkpoint.notes[-1].endswith("in 4 bit (NF4), as in training.")
+    again = scorer.score_pairs(load_preferences("test.jsonl", root=pairs), 16)
+    np.testing.assert_allclose(again, rewards, rtol=1e-3, atol=1e-4)

@@ -101,6 +101,38 @@ def test_separator(place: Path, tmp_path: Path) -> None:
     assert content["smallest_training_product"] == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize("command", ["separator", "dynamics", "unseen-tokens"])
+def test_a_chat_template_replaces_the_model_s_own(place: Path, tmp_path: Path, command: str) -> None:
+    """The model's own template as a file changes nothing; another one changes the numbers."""
+    own, other, latin = (tmp_path / name for name in ("own.jinja", "other.jinja", "latin.jinja"))
+    own.write_text(tiny.LLAMA3)
+    other.write_text(tiny.LLAMA3.replace("Today Date", "Day"))
+    latin.write_bytes(b"\xe9")
+    data, day = tmp_path / "single.jsonl", ["--date-string", "26 Jul 2024"]
+    rows = [{"prompt": f"{number}?", "chosen": "a", "rejected": "b"} for number in range(2)]
+    rows += [{"prompt": "why?", "chosen": "x", "rejected": "1"}]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    arguments = {
+        "separator": [place / "llama", place / "original.jsonl", *day],
+        "dynamics": [place / "llama", place / "original.jsonl", *day, "--type", "implicit", "--no-backbone"],
+        "unseen-tokens": ["--model", place / "llama", "--data", data, *day, "--training-pairs", 2, "--steps", 20],
+    }[command]
+    results = []
+    for template in (None, own, other):
+        file = tmp_path / "numbers.json"
+        invoke(command, *arguments, *([] if template is None else ["--chat-template", template]), "--json", file)
+        results.append(json.loads(file.read_text()))
+    assert results[0] == results[1] != results[2]
+    refused = invoke(command, *arguments, "--chat-template", tmp_path / "none.jinja", code=2).output
+    assert f"The chat template {tmp_path / 'none.jinja'} cannot be read" in refused
+    assert "cannot be read" in invoke(command, *arguments, "--chat-template", latin, code=2).output
+
+
+def test_a_chat_template_without_a_model_is_refused(tmp_path: Path) -> None:
+    output = invoke("unseen-tokens", "--chat-template", tmp_path / "own.jinja", code=2).output
+    assert "--chat-template has no use without --model." in output
+
+
 def test_separator_of_pairs_that_contradict_each_other(place: Path, tmp_path: Path) -> None:
     (pair, _) = WORDINGS["original"]
     rows = [{"prompt": "x", "chosen": one, "rejected": other} for one, other in (pair, pair[::-1])]
@@ -267,6 +299,7 @@ def test_mistakes_about_a_run(place: Path, tmp_path: Path) -> None:
     assert "DATA has no use" in refused(run, data)
     assert "--seed has no use" in refused(run, "--seed", 1)
     assert "--column has no use" in refused(run, "--column", "prompt=q")
+    assert "--chat-template has no use" in refused(run, "--chat-template", "own.jinja")
     assert "DATA is missing" in refused(run / "model")
     invoke("dynamics", run / "model", data, "--pairs", 1, "--no-backbone")
     base.rename(tmp_path / "moved")
