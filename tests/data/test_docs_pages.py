@@ -62,8 +62,9 @@ def working_directory(tmp_path, monkeypatch):
 @pytest.mark.smoke
 def test_your_own_data(working_directory, models):
     namespace, output = run_page("your-own-data.md", models["qwen2"])
-    assert len(namespace["pairs"]) == 6
-    assert [pair["chosen"] for pair in namespace["pairs"]][1] == "144."
+    pairs = load_preferences("data/train.jsonl")
+    assert [pair.chosen for pair in pairs][:2] == ["Mix flour, water, salt and yeast, let it rise, bake it.", "144."]
+    assert f"train: {pairs.format}" in output  # the line that says what was recognised
     record = json.loads((working_directory / "runs" / "mine" / "run.json").read_text())
     assert {name: data["pairs"] for name, data in record["data"].items()} == {"train": 4, "test": 2, "cooking": 1}
     assert record["metrics"]["test"]["accuracy"] == namespace["accuracy"]
