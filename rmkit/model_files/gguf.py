@@ -44,10 +44,10 @@ def gguf_file(name: str | Path) -> Path | None:
     """
     path = Path(name)
     if os.path.isfile(path):
-        return path if path.suffix == ".gguf" else None
+        return path if path.suffix.lower() == ".gguf" else None
     if not os.path.isdir(path) or any((path / other).is_file() for other in _OTHER_WEIGHTS):
         return None
-    files = sorted(path.glob("*.gguf"))
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".gguf")
     if len(files) > 1:
         raise RmkitError(f"{name} contains {len(files)} GGUF files.", f"Name one of them, such as {files[0]}.")
     return files[0] if files else None
@@ -65,11 +65,13 @@ def plain_folder(name: str) -> str:
     same file at the same time wait for the one that dequantizes it.
 
     Raises:
-        RmkitError: if the package gguf is missing, or the file is damaged, a part of a split file, of an architecture
-            that transformers does not read, or lacks weights.
+        RmkitError: if the file or the package gguf is missing, or the file is damaged, a part of a split file, of an
+            architecture that transformers does not read, or lacks weights.
     """
     file = gguf_file(name)
     if file is None:
+        if name.lower().endswith(".gguf") and not os.path.exists(name):
+            raise RmkitError(f"There is no file {name}.", "Give the path of a GGUF file on this machine.")
         return name
     own = sorted(path for path in Path(name).iterdir() if _is_tokenizer_file(path)) if os.path.isdir(name) else []
     content = [sha256_of_file(file), *([path.name, sha256_of_file(path)] for path in own)]
@@ -127,6 +129,8 @@ def _dequantize(file: Path, own_tokenizer: list[Path], folder: Path) -> None:
                     output_loading_info=True,
                 )
                 tokenizer = None if own_vocabulary else AutoTokenizer.from_pretrained(source, gguf_file="model.gguf")
+        except RmkitError as error:  # the library names the link
+            raise RmkitError(error.cause.replace(str(source / "model.gguf"), str(file)), error.remedy) from None
         finally:
             logging.set_verbosity(verbosity)
         _refuse_incomplete(file, report)

@@ -177,7 +177,20 @@ def test_a_damaged_file(file, tmp_path, damage):
     cause, remedy = refusal(broken)
     assert cause.startswith(f"{broken} cannot be read as a GGUF model: ")
     assert remedy.startswith("Fetch the file again")
+    assert "source" not in cause  # the link that the library reads
     assert entries(tmp_path) == []
+
+
+def test_the_suffix_in_capitals(file, tmp_path):
+    (tmp_path / "folder").mkdir()
+    large = tmp_path / "folder" / "TINY.GGUF"
+    shutil.copy(file, large)
+    assert plain_folder(str(large)) == plain_folder(str(large.parent)) == plain_folder(str(file))
+
+
+def test_a_missing_file(tmp_path):
+    missing = tmp_path / "missing.gguf"
+    assert refusal(missing) == (f"There is no file {missing}.", "Give the path of a GGUF file on this machine.")
 
 
 def test_an_architecture_that_transformers_does_not_read(models, tmp_path):
