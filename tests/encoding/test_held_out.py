@@ -11,7 +11,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from rmkit.data.conversations import Message
+from rmkit.data.conversations import Conversation, Message
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.tokenizer import load_tokenizer
 from rmkit.errors import RmkitError
@@ -188,7 +188,7 @@ def test_templates_encode(name):
     assert ("prints today's date: 26 Jul 2024 is used" in said) == name.startswith("clock")
     assert ("without an end-of-turn token: </s> is added" in said) == missing
     turn, reply = Message("user", "Hi."), Message("assistant", "Hello.")
-    assert len(encoder.response_sequences([(turn, reply, turn)], ["y"])) == 1
+    assert len(encoder.response_sequences([Conversation((turn, reply, turn))], ["y"])) == 1
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -264,3 +264,14 @@ def test_a_tokenizer_without_a_fast_version():
     assert refused.value.remedy == "Set data.special_tokens (or --special-tokens) to keep."
     kept = ChatEncoder(tokenizer, special_tokens="keep")
     assert len(kept.response_sequences(["x"], ["<|end|>"])) == 1
+
+
+def test_a_response_of_several_turns_has_the_ids_of_the_whole_conversation():
+    """Also where the tokenizer puts a space in front of every text: each of the assistant's turns has none."""
+    encoder = ChatEncoder(tokenizer("Llama 2", turns("<|{{ m.role }}|>\n{{ m.content }}<|end|>", "<|assistant|>\n")))
+    roles = ("assistant", "user", "assistant")
+    response = tuple(Message(role, text) for role, text in zip(roles, ("y z", "Why?", "Because."), strict=True))
+    (sequence,) = encoder.response_sequences(["x"], [response])
+    whole = [{"role": "user", "content": "x"}, *({"role": turn.role, "content": turn.content} for turn in response)]
+    text = encoder.tokenizer.apply_chat_template(whole, tokenize=False)
+    assert sequence.ids == encoder.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -124,7 +124,7 @@ def test_a_chat_template_replaces_the_model_s_own(place: Path, tmp_path: Path, c
         results.append(json.loads(file.read_text()))
     assert results[0] == results[1] != results[2]
     refused = invoke(command, *arguments, "--chat-template", tmp_path / "none.jinja", code=2).output
-    assert f"The chat template {tmp_path / 'none.jinja'} cannot be read" in refused
+    assert f"Chat template not found: {tmp_path / 'none.jinja'}" in refused
     assert "cannot be read" in invoke(command, *arguments, "--chat-template", latin, code=2).output
 
 
