@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rmkit.data.rewriting.checks import ends_early
+from rmkit.data.rewriting.endings import ends_early
 from rmkit.report.aggregate import over_seeds
 from rmkit.report.comparison import slug
 from rmkit.report.runs import Runs

@@ -68,11 +68,6 @@ def problem(original: str, answer: Answer, style: Style, bounds: Bounds | None =
     return None
 
 
-def ends_early(original: str, rewrite: str) -> bool:
-    """Whether a rewrite seems cut: it ends in a letter or digit, and the original in something else."""
-    return rewrite.rstrip()[-1:].isalnum() and not original.rstrip()[-1:].isalnum()
-
-
 def language_is_checked(style: Style) -> bool:
     """Whether the detector knows the language of rewrites in this style."""
     return style.keeps_language or style.language in _identifier().labels

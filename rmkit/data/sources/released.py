@@ -21,7 +21,7 @@ from typing import Any
 
 from rmkit.config.strict_yaml import StrictModel
 from rmkit.data.preferences import COLUMNS
-from rmkit.data.rewriting.checks import ends_early
+from rmkit.data.rewriting.endings import ends_early
 from rmkit.data.sources.base import Source
 from rmkit.data.sources.card import Card, describe, read_card, refuse_to_replace, write_card
 from rmkit.errors import RmkitError, Unreachable, first_line
