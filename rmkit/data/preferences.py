@@ -120,6 +120,10 @@ class PreferenceData:
         """The fingerprint of the usable pairs."""
         return fingerprint(self.pairs)
 
+    def row(self, pair: PreferencePair) -> str:
+        """The set's name and the row of a pair, for errors."""
+        return f"{self.name}: row {pair.index // self.pairs_per_row}"
+
     def select(self, numbers: NDArray[np.int64]) -> PreferenceData:
         """The set with only the pairs of these numbers, in their order."""
         if isinstance(self.pairs, PairRows):
