@@ -279,8 +279,7 @@ class ChatTemplate:
         """
         clock = self._clock if clock is None else clock
         if self.folds_system and messages[0]["role"] == "system" and len(messages) > 1:
-            system, user, *others = messages
-            messages = [user | {"content": f"{system['content']}\n\n{user['content']}"}, *others]
+            messages = _folded(messages)
         try:
             rendered = self.tokenizer.apply_chat_template(
                 messages,
@@ -384,6 +383,14 @@ class ChatTemplate:
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The ids of all special and added tokens but the unknown one, which a line break may be."""
     return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {unknown_id(tokenizer)}
+
+
+def _folded(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose system message, the first, is the beginning of the first user message."""
+    system, *others = messages
+    at = next((number for number, each in enumerate(others) if each["role"] == "user"), 0)
+    others[at] = others[at] | {"content": f"{system['content']}\n\n{others[at]['content']}"}
+    return others
 
 
 def _extended(prompt: Prompt, turns: Turns) -> Prompt:
