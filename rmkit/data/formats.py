@@ -31,7 +31,7 @@ from rmkit.data.conversations import (
     prompt_turns,
 )
 from rmkit.data.sharegpt import holds_messages, plain_messages
-from rmkit.data.templated import ALLOW, KNOWN_MARKS
+from rmkit.data.templated import KNOWN_MARKS, already_applied
 from rmkit.errors import RmkitError
 
 FIELDS = ("prompt", "chosen", "rejected", "system", "history", "tools", "chat_template_kwargs", "margin")
@@ -246,10 +246,7 @@ class PairFormat:
             return {"prompt": "-"}  # parse_row names the column
         templated = self.templated != "text" and KNOWN_MARKS.spelled_in(chosen)
         if templated and self.templated == "error":
-            raise RmkitError(
-                f"{self._where(index, 'column chosen')} spells turns of a chat template, which was already applied.",
-                ALLOW,
-            )
+            raise already_applied(self._where(index, "column chosen"))
         if templated:  # `rmkit.encoding.templated` finds the prompt
             differ = (at for at, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
             return {"prompt": chosen[: next(differ, None)]}
