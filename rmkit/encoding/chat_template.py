@@ -265,7 +265,8 @@ class ChatTemplate:
             self._refuse_changed(role or f"{turn.role} message", turn.content, rendered)
 
     def _refuse_changed_response(self, before: str, response: str, after: str) -> None:
-        if not _overlaps(before, after, response):  # the text before it may end in its beginning, such as `<think>`
+        # The text before it may end in its beginning, such as `<think>`.
+        if not _includes(after, response) and not _overlaps(before, after, response):
             self._refuse_changed("response", response, after)
 
     def render(

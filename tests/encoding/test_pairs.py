@@ -53,7 +53,7 @@ def test_a_pair_that_the_template_cannot_write_is_named_by_its_row(reward_models
     tools = Conversation((Message("user", "why?"),), tools='[{"type": "function"}]')
     given = dataclasses.replace(data(*PAIRS, PreferencePair(tools, "Yes.", "No.", index=21)), pairs_per_row=2)
     for reward_model in reward_models:
-        with pytest.raises(RmkitError, match="^set: row 10: The chat template of .* does not write tools"):
+        with pytest.raises(RmkitError, match=r"^set: row 10: The chat template of .* does not write tools"):
             encode_pairs(given, reward_model)
 
 
