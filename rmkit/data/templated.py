@@ -57,6 +57,11 @@ KNOWN_MARKS = TurnMarks(
 )
 """Those of templates in use."""
 
+READ_AS_TEXT = (
+    "spells turns of a chat template, which was already applied; they are read as text. Give plain texts or messages."
+)
+"""What is said of such a text where no set says what to do with it."""
+
 
 def already_applied(where: str) -> RmkitError:
     """The refusal of a text that a template was applied to."""

@@ -255,6 +255,14 @@ def test_a_system_message_is_folded_into_the_first_user_message(name):
         encoder = ChatEncoder(tokenizer("bytes", TEMPLATES[name]))  # which has not warned yet
 
 
+def test_template_options_may_have_any_name():
+    encoder = ChatEncoder(tokenizer("bytes", CHATML + "{# clock #}"))
+    prompt = Conversation((USER,), options='{"clock": "x", "options": 1}')
+    with pytest.warns(UserWarning, match="does not read options of chat_template_kwargs"):
+        found = encoder.response_sequences([prompt], ["y"])
+    assert found == encoder.response_sequences(["Why?"], ["y"])
+
+
 def test_answers_that_template_options_change_are_refused():
     """A space in front of the answer is part of its token, unless the options end the prompt in a text."""
     opening = "{% if terse %}A:{% endif %}"
