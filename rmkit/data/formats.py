@@ -31,7 +31,7 @@ from rmkit.data.conversations import (
     prompt_turns,
 )
 from rmkit.data.sharegpt import holds_messages, plain_messages
-from rmkit.data.templated import ALLOW, KNOWN_MARKS
+from rmkit.data.templated import KNOWN_MARKS, already_applied
 from rmkit.errors import RmkitError
 
 FIELDS = ("prompt", "chosen", "rejected", "system", "history", "tools", "chat_template_kwargs", "margin")
@@ -58,7 +58,6 @@ _KNOWN = (
 _MAP = "map other names in the set, for example columns: {prompt: question} (rmkit score: --column prompt=question)"
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
-_TEMPLATED = re.compile(r"<\|[^|<>]+\|>|<start_of_turn>|\[INST\]")
 
 
 def find_columns(names: Sequence[str], given: Columns, path: str) -> dict[str, tuple[str, ...]]:
@@ -245,12 +244,10 @@ class PairFormat:
         chosen, rejected = values["chosen"], values["rejected"]
         if not isinstance(chosen, str) or not isinstance(rejected, str):
             return {"prompt": "-"}  # parse_row names the column
-        if self.templated == "error" and _TEMPLATED.search(chosen):
-            raise RmkitError(
-                f"{self._where(index, 'column chosen')} spells turns of a chat template, which was already applied.",
-                ALLOW,
-            )
-        if self.templated == "read" and KNOWN_MARKS.spelled_in(chosen):  # `rmkit.encoding.templated` finds the prompt
+        templated = self.templated != "text" and KNOWN_MARKS.spelled_in(chosen)
+        if templated and self.templated == "error":
+            raise already_applied(self._where(index, "column chosen"))
+        if templated:  # `rmkit.encoding.templated` finds the prompt
             differ = (at for at, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
             return {"prompt": chosen[: next(differ, None)]}
         pieces = [re.findall(r"\S+\s*", text) for text in (chosen, rejected)]

@@ -24,7 +24,7 @@ from rmkit.data.ranked import make_pairs
 from rmkit.data.ranked_columns import FIELDS as JUDGED_FIELDS
 from rmkit.data.ranked_columns import find_judged
 from rmkit.data.rows import Where, iter_rows, limit_rows, load_rows, match_rows
-from rmkit.data.templated import ALLOW, KNOWN_MARKS
+from rmkit.data.templated import KNOWN_MARKS, already_applied
 from rmkit.errors import RmkitError
 
 COLUMNS = ("prompt", "chosen", "rejected")
@@ -119,6 +119,10 @@ class PreferenceData:
     def fingerprint(self) -> str:
         """The fingerprint of the usable pairs."""
         return fingerprint(self.pairs)
+
+    def row(self, pair: PreferencePair) -> str:
+        """The set's name and the row of a pair, for errors."""
+        return f"{self.name}: row {pair.index // self.pairs_per_row}"
 
     def select(self, numbers: NDArray[np.int64]) -> PreferenceData:
         """The set with only the pairs of these numbers, in their order."""
@@ -274,10 +278,7 @@ def parse_row(path: str, index: int, row: Mapping[str, Any], templated: Template
     pair = _pair(index, row)
     for column, text in (("prompt", pair.prompt), ("chosen", pair.chosen), ("rejected", pair.rejected)):
         if templated == "error" and any(map(KNOWN_MARKS.spelled_in, contents(text))):
-            raise RmkitError(
-                f"{path}: row {index}, column {column} spells turns of a chat template, which was already applied.",
-                ALLOW,
-            )
+            raise already_applied(f"{path}: row {index}, column {column}")
     return pair
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+from rmkit.errors import RmkitError
+
 _BOS = r"(?:<s>|<bos>|<\|begin_of_text\|>|<\|startoftext\|>|<｜begin▁of▁sentence｜>|\[gMASK\]<sop>)?"
 
 
@@ -55,5 +57,15 @@ KNOWN_MARKS = TurnMarks(
 )
 """Those of templates in use."""
 
-ALLOW = "Give the conversation as messages, or set templated: read (turns) or text in the set (--templated)."
-"""The remedy for a text that a template was applied to."""
+READ_AS_TEXT = (
+    "spells turns of a chat template, which was already applied; they are read as text. Give plain texts or messages."
+)
+"""What is said of such a text where no set says what to do with it."""
+
+
+def already_applied(where: str) -> RmkitError:
+    """The refusal of a text that a template was applied to."""
+    return RmkitError(
+        f"{where} spells turns of a chat template, which was already applied.",
+        "Give the conversation as messages, or set templated: read (turns) or text in the set (--templated).",
+    )

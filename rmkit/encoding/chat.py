@@ -151,8 +151,11 @@ class ChatEncoder:
 
     @property
     def plain_template(self) -> bool:
-        """Whether a plain response is what the tokenizer's template writes after the generation prompt, at any time."""
-        return self.template.plain
+        """Whether a plain response is what the tokenizer's template writes after the generation prompt, at any time.
+
+        And whether its ids are those of its text alone, which they are not where `_lead` stands in front of it.
+        """
+        return self.template.plain and not self._lead
 
     @property
     def template_hash(self) -> str:
@@ -290,8 +293,8 @@ class ChatEncoder:
         render = lambda text: self.template.opening_at(with_contents(asked, [text]), place)  # noqa: E731
         return render, (text,), self._controls(asked)[0]
 
-    def answer_token(self, word: str, verification_prompt: str = VERIFICATION_PROMPT) -> int:
-        """The token for `word` as the answer to a verification prompt.
+    def answer_token(self, word: str, verification_prompt: str = VERIFICATION_PROMPT, prompt: Prompt = "x") -> int:
+        """The token for `word` as the answer to a verification prompt, with the template options of `prompt`.
 
         Prompt and word are tokenized together, as in text that models are trained on. If that merges the word with the
         prompt's last token, the result is the token that continues the prompt's ids to the same text.
@@ -299,10 +302,8 @@ class ChatEncoder:
         Raises:
             RmkitError: if the word takes several tokens there, is unknown, or its token depends on the pair.
         """
-        found = [
-            self._next_token(self._render_user_turn(_filled(verification_prompt, *probe)), word)
-            for probe in _ANSWER_PROBES
-        ]
+        jobs = [self._verification_job(_filled(verification_prompt, *probe), prompt) for probe in _ANSWER_PROBES]
+        found = [self._next_token(render(*content), word) for render, content, _ in jobs]
         if set(found) <= {None, self.tokenizer.unk_token_id}:
             ids = self._ids([word])[0] if word else []
             pieces = ", ".join(repr(self.tokenizer.decode([token])) for token in ids)

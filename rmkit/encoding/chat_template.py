@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from itertools import islice
@@ -187,7 +187,7 @@ class ChatTemplate:
 
     def _whole(self, prompt: Prompt, response: Response) -> str:
         conversation = messages((*prompt_turns(prompt), *response_turns(response)))
-        return self.render(conversation, False, **as_conversation(prompt).template_options) + self._end
+        return self.render(conversation, False, options=as_conversation(prompt).template_options) + self._end
 
     def _whole_or_none(self, prompt: Prompt, response: Response) -> str | None:
         try:
@@ -196,7 +196,7 @@ class ChatTemplate:
             return None
 
     def _generation_prompt(self, prompt: Prompt) -> str:
-        return self.render(messages(prompt), add_generation_prompt=True, **as_conversation(prompt).template_options)
+        return self.render(messages(prompt), True, options=as_conversation(prompt).template_options)
 
     def check_read(self, prompt: Conversation, response: Response) -> None:
         """Refuse tools, tool calls and thoughts that the template does not write; warn of options it does not name.
@@ -265,11 +265,16 @@ class ChatTemplate:
             self._refuse_changed(role or f"{turn.role} message", turn.content, rendered)
 
     def _refuse_changed_response(self, before: str, response: str, after: str) -> None:
-        if not _overlaps(before, after, response):  # the text before it may end in its beginning, such as `<think>`
+        # The text before it may end in its beginning, such as `<think>`.
+        if not _includes(after, response) and not _overlaps(before, after, response):
             self._refuse_changed("response", response, after)
 
     def render(
-        self, messages: list[dict[str, Any]], add_generation_prompt: bool, clock: str | None = None, **options: Any
+        self,
+        messages: list[dict[str, Any]],
+        add_generation_prompt: bool,
+        clock: str | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> str:
         """The text of a conversation.
 
@@ -277,17 +282,17 @@ class ChatTemplate:
             clock: what to put in front of the template instead of the pinned clock.
             options: further arguments of the template.
         """
+        options = options or {}
         clock = self._clock if clock is None else clock
         if self.folds_system and messages[0]["role"] == "system" and len(messages) > 1:
-            system, user, *others = messages
-            messages = [user | {"content": f"{system['content']}\n\n{user['content']}"}, *others]
+            messages = _folded(messages)
         try:
             rendered = self.tokenizer.apply_chat_template(
                 messages,
                 chat_template=clock + self.tokenizer.get_chat_template(tools=options.get("tools")) if clock else None,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
-                **({} if self.date_string is None else {"date_string": self.date_string}) | options,
+                **{**({} if self.date_string is None else {"date_string": self.date_string}), **options},
             )
             return str(rendered)
         except RmkitError:
@@ -337,7 +342,7 @@ class ChatTemplate:
     def _with_tools(self, clock: str) -> str:
         """The text of a user turn with tools, which may have a template of its own; empty if the template refuses."""
         try:
-            return self.render([{"role": "user", "content": PROMPT_PROBE}], True, clock, tools=[_TOOL_PROBE])
+            return self.render([{"role": "user", "content": PROMPT_PROBE}], True, clock, {"tools": [_TOOL_PROBE]})
         except TemplateError:
             return ""
 
@@ -384,6 +389,14 @@ class ChatTemplate:
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The ids of all special and added tokens but the unknown one, which a line break may be."""
     return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {unknown_id(tokenizer)}
+
+
+def _folded(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose system message, the first, is the beginning of the first user message."""
+    system, *others = messages
+    at = next((number for number, each in enumerate(others) if each["role"] == "user"), 0)
+    others[at] = others[at] | {"content": f"{system['content']}\n\n{others[at]['content']}"}
+    return others
 
 
 def _extended(prompt: Prompt, turns: Turns) -> Prompt:

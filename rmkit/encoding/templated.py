@@ -12,7 +12,7 @@ from functools import cached_property
 
 from rmkit.data.conversations import Message, Turns, contents, messages, parse_prompt
 from rmkit.data.preferences import PreferenceData, PreferencePair
-from rmkit.data.templated import ALLOW, KNOWN_MARKS, TurnMarks, literal_marks
+from rmkit.data.templated import KNOWN_MARKS, TurnMarks, already_applied, literal_marks
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.errors import RmkitError
 
@@ -37,11 +37,9 @@ class TemplateReader:
         for pair in pairs:
             column = None if data.templated == "text" else self._templated_column(pair)
             if column is not None:
-                where = f"{data.name}: row {pair.index // data.pairs_per_row}"
+                where = data.row(pair)
                 if data.templated == "error":
-                    raise RmkitError(
-                        f"{where}, column {column} spells turns of the chat template, which was already applied.", ALLOW
-                    )
+                    raise already_applied(f"{where}, column {column}")
                 pair = self._read_pair(pair, where)
             found.append(pair)
         return found

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rmkit.data.conversations import Conversation, Prompt, Response, contents, parse_prompt, parse_response
 from rmkit.data.preferences import PreferenceData, PreferencePair
-from rmkit.data.templated import KNOWN_MARKS
+from rmkit.data.templated import KNOWN_MARKS, READ_AS_TEXT
 from rmkit.errors import RmkitError
 from rmkit.evaluation.limits import DEFAULT_BATCH_SIZE, WINDOW
 from rmkit.evaluation.statistics import length_baselines, summary
@@ -161,8 +161,7 @@ class RewardScorer:
         for number, (turns, text) in enumerate(zip(parsed, answers, strict=True)):
             if any(map(KNOWN_MARKS.spelled_in, (*contents(turns), *contents(text)))):
                 warnings.warn(
-                    f"score: prompts[{number}] or responses[{number}] spells turns of a chat template, which was "
-                    "already applied; they are read as text. Give plain texts or messages.",
+                    f"score: prompts[{number}] or responses[{number}] {READ_AS_TEXT}",
                     stacklevel=2,
                 )
                 break

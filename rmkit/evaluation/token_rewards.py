@@ -8,6 +8,7 @@ EX-GRM scores the text of every prefix.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from rmkit.data.conversations import Prompt, Response, as_text, parse_prompt, parse_response
+from rmkit.data.conversations import Prompt, Response, as_text, contents, parse_prompt, parse_response
+from rmkit.data.templated import KNOWN_MARKS, READ_AS_TEXT
 from rmkit.errors import RmkitError
 from rmkit.evaluation.scorer import RewardScorer
 from rmkit.runs.directory import RunDirectory
@@ -35,11 +37,15 @@ class WrongResponse:
 def explain(scorer: RewardScorer, prompt: Prompt, response: Response, batch_size: int = 8) -> Explanation:
     """The reward of a response by token: terms for types whose reward is a sum over tokens, else prefix rewards.
 
+    Warns of texts to which a chat template was already applied.
+
     Raises:
         RmkitError: if a text is empty.
     """
     prompt = parse_prompt(prompt, "The prompt")
     response = parse_response(response, "The response")
+    if any(map(KNOWN_MARKS.spelled_in, (*contents(prompt), *contents(response)))):
+        warnings.warn(f"explain: The prompt or the response {READ_AS_TEXT}", stacklevel=2)
     shown, text = as_text(prompt), as_text(response)
     encoder = scorer.reward_model.encoder
     (sequence,) = encoder.response_sequences([prompt], [response])

@@ -83,6 +83,8 @@ def plain_folder(name: str) -> str:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.parent / f".{digest}.lock"):
                 if not folder.is_dir():
+                    for left in folder.parent.glob(f".{digest}.*/"):  # by a process that was killed
+                        shutil.rmtree(left, ignore_errors=True)
                     _dequantize(file, own, folder)
         except (OSError, SafetensorError) as error:
             raise RmkitError(

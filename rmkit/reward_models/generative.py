@@ -49,15 +49,14 @@ class GenerativeRewardModel(RewardModel[Generative]):
     def __init__(self, settings: Generative, encoder: ChatEncoder):
         super().__init__(settings, encoder)
         self.generation = settings.generation_weight > 0
+        self._options = {""}  # of the chat template, with which the answers are known to be the tokens `yes` and `no`
         (sequence,) = self.encode(["x"], ["y"])
         if sequence.response_spells and encoder.special_tokens == "text":
             raise RmkitError(
                 "reward_model.verification_prompt contains a control token, which would be read as text.",
                 "Remove it, or set data.special_tokens: keep (or --special-tokens keep).",
             )
-        self.yes, self.no = (
-            encoder.answer_token(word, settings.verification_prompt) for word in (settings.yes_token, settings.no_token)
-        )
+        self.yes, self.no = self._answers("x")
         if self.yes == self.no:
             raise RmkitError(
                 f"{settings.yes_token!r} and {settings.no_token!r} are the same token for {encoder.name}.",
@@ -68,7 +67,28 @@ class GenerativeRewardModel(RewardModel[Generative]):
         use_unembedding(model)
 
     def encode(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[TokenSequence]:
+        """The verification prompts.
+
+        Raises:
+            RmkitError: if the options of a prompt (`chat_template_kwargs`) make the answers other tokens.
+        """
+        for prompt in prompts:
+            options = "" if isinstance(prompt, str) else prompt.options
+            if options not in self._options:
+                if self._answers(prompt) != (self.yes, self.no):
+                    raise RmkitError(
+                        f"With chat_template_kwargs {options} the answers {self.settings.yes_token!r} and "
+                        f"{self.settings.no_token!r} are other tokens for {self.encoder.name} than without.",
+                        "Remove chat_template_kwargs from such rows, or set another base.chat_template.",
+                    )
+                self._options.add(options)
         return self.encoder.verification_sequences(prompts, responses, self.settings.verification_prompt)
+
+    def _answers(self, prompt: Prompt) -> tuple[int, int]:
+        """The tokens for Yes and No, with the template options of a prompt."""
+        words, asked = (self.settings.yes_token, self.settings.no_token), self.settings.verification_prompt
+        yes, no = (self.encoder.answer_token(word, asked, prompt) for word in words)
+        return yes, no
 
     def outputs(self, model: PreTrainedModel, hidden: Tensor, batch: Batch) -> Tensor:
         """ln P(Yes) and ln P(No) [sequences, 2]."""

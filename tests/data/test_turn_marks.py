@@ -87,3 +87,10 @@ def test_texts_without_a_prompt_are_checked_before_they_are_split(tmp_path):
         load_preferences(path)
     (as_text,) = load_preferences(path, templated="text")
     assert as_text.chosen == "sir"
+
+
+def test_prose_without_a_prompt_column_is_not_refused(tmp_path):
+    question = "What does <|endoftext|> mean, and [INST] or <|fim_prefix|>?"
+    row = {"chosen": f"{question} It ends a text.", "rejected": f"{question} Nothing."}
+    (pair,) = load_preferences(str(write(tmp_path, [row])))
+    assert (pair.prompt, pair.chosen, pair.rejected) == (question, "It ends a text.", "Nothing.")

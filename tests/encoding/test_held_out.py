@@ -11,10 +11,12 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
+from rmkit.config.recipe import Generative
 from rmkit.data.conversations import Conversation, Message
 from rmkit.encoding.chat import ChatEncoder
 from rmkit.encoding.tokenizer import load_tokenizer
 from rmkit.errors import RmkitError
+from rmkit.reward_models.generative import GenerativeRewardModel
 
 
 def turns(turn="<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n", start="<|im_start|>assistant\n", before=""):
@@ -222,6 +224,64 @@ def test_a_space_in_front_of_every_text_is_none_in_front_of_a_response():
     tokens = encoder.tokenizer.convert_ids_to_tokens
     assert tokens(sequence.ids[sequence.response_start - 2 :]) == ["▁", "<0x0A>", "y", "▁", "z", "<|end|>"]
     assert tokens(encoder.tokenizer("y z", add_special_tokens=False)["input_ids"]) == ["▁", "y", "▁", "z"]
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_plain_template_is_one_whose_response_has_the_ids_of_its_text(kind):
+    """What model cards rely on: prompt and response tokenised on their own, as in hub/cards/encode.md."""
+    encoder = ChatEncoder(tokenizer(kind, turns("<|{{ m.role }}|>\n{{ m.content }}<|end|>", "<|assistant|>\n")))
+    asked = [{"role": "user", "content": "x"}]
+    answered = [*asked, {"role": "assistant", "content": "It is 4."}]
+    prompt = encoder.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    text = encoder.tokenizer.apply_chat_template(answered, tokenize=False)
+    prompt_ids, ids = encoder.tokenizer([prompt, text[len(prompt) :]], add_special_tokens=False)["input_ids"]
+    (sequence,) = encoder.response_sequences(["x"], ["It is 4."])
+    assert (sequence.ids == prompt_ids + ids) == encoder.plain_template
+
+
+SYSTEM, USER, REPLY = Message("system", "Be kind."), Message("user", "Why?"), Message("assistant", "It is 4.")
+
+
+@pytest.mark.parametrize("name", ["system refused", "system dropped"])
+def test_a_system_message_is_folded_into_the_first_user_message(name):
+    """Also where the assistant speaks first."""
+    encoder = ChatEncoder(tokenizer("bytes", TEMPLATES[name]))
+    folded = Message("user", "Be kind.\n\nWhy?")
+    for before in [(), (REPLY,)]:
+        given, wanted = (Conversation(turns) for turns in ((SYSTEM, *before, USER), (*before, folded)))
+        with pytest.warns(UserWarning, match="the beginning of the first user message"):
+            found = encoder.response_sequences([given], ["Because."])
+        assert found == encoder.response_sequences([wanted], ["Because."])
+        encoder = ChatEncoder(tokenizer("bytes", TEMPLATES[name]))  # which has not warned yet
+
+
+def test_template_options_may_have_any_name():
+    encoder = ChatEncoder(tokenizer("bytes", CHATML + "{# clock #}"))
+    prompt = Conversation((USER,), options='{"clock": "x", "options": 1}')
+    with pytest.warns(UserWarning, match="does not read options of chat_template_kwargs"):
+        found = encoder.response_sequences([prompt], ["y"])
+    assert found == encoder.response_sequences(["Why?"], ["y"])
+
+
+def test_answers_that_template_options_change_are_refused():
+    """A space in front of the answer is part of its token, unless the options end the prompt in a text."""
+    opening = "{% if terse %}A:{% endif %}"
+    template = (
+        f"{{% for m in messages %}}<|{{{{ m.role }}}}|>{{% if m.role == 'assistant' %}}{opening}{{% endif %}}"
+        f"{{{{ m.content }}}}<|end|>{{% endfor %}}{{% if add_generation_prompt %}}<|assistant|>{opening}{{% endif %}}"
+    )
+    settings = Generative(type="generative", yes_token="a", no_token="2")
+    prompt = Conversation((USER,), options='{"terse": true}')
+    changed = GenerativeRewardModel(settings, ChatEncoder(tokenizer("unigram always", template)))
+    for _ in range(2):
+        with pytest.raises(
+            RmkitError, match=r'chat_template_kwargs \{"terse": true\} the answers .a. and .2.'
+        ) as refused:
+            changed.encode(["Why?", prompt], ["4.", "4."])
+    assert refused.value.remedy.startswith("Remove chat_template_kwargs")
+    assert len(changed.encode(["Why?", "Why?"], ["4.", "4."])) == 2
+    same = GenerativeRewardModel(settings, ChatEncoder(tokenizer("unigram first", template)))
+    assert len(same.encode(["Why?", prompt], ["4.", "4."])) == 2
 
 
 @pytest.mark.parametrize("form", ["dict", "list"])

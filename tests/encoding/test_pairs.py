@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from rmkit.config.recipe import Explicit, Generative, Implicit
+from rmkit.data.conversations import Conversation, Message
 from rmkit.data.preferences import PreferenceData, PreferencePair
 from rmkit.encoding.chat import ChatEncoder, TokenSequence
 from rmkit.encoding.pairs import PairCollator, TokenSequences, encode_pairs
@@ -46,6 +47,14 @@ def lengths(reward_model, pair):
         reward_model.encoder.verification_sequences(prompts, responses),
     ]
     return [len(sequence) for sequences in read for sequence in sequences]
+
+
+def test_a_pair_that_the_template_cannot_write_is_named_by_its_row(reward_models):
+    tools = Conversation((Message("user", "why?"),), tools='[{"type": "function"}]')
+    given = dataclasses.replace(data(*PAIRS, PreferencePair(tools, "Yes.", "No.", index=21)), pairs_per_row=2)
+    for reward_model in reward_models:
+        with pytest.raises(RmkitError, match=r"^set: row 10: The chat template of .* does not write tools"):
+            encode_pairs(given, reward_model)
 
 
 def test_without_a_limit_all_pairs_are_encoded_in_order_and_whole(reward_models):

@@ -104,7 +104,7 @@ def test_encoding_reads_templated_pairs_like_messages():
         assert list(found.chosen) == list(wanted.chosen)
         assert list(found.rejected) == list(wanted.rejected)
         assert list(found.pairs) == pairs
-        with pytest.raises(RmkitError, match="set: row 0, column prompt spells turns of the chat template") as error:
+        with pytest.raises(RmkitError, match="set: row 0, column prompt spells turns of a chat template") as error:
             encode_pairs(PreferenceData("set", stored), reward_model)
         assert "templated: read" in error.value.remedy
         as_text = encode_pairs(PreferenceData("set", stored, templated="text"), reward_model)

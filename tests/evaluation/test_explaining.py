@@ -224,6 +224,13 @@ def test_control_tokens_in_texts_follow_the_option(places, tmp_path):
     assert tokens("keep").count("<|im_end|>") == 2
 
 
+def test_a_text_with_a_template_is_said(places):
+    scorer = implicit(places, "qwen2")
+    for texts in [("<|im_start|>user\nHi<|im_end|>\n", "y"), ("Hi", "<|im_start|>assistant\ny<|im_end|>\n")]:
+        with pytest.warns(UserWarning, match="explain: The prompt or the response spells turns of a chat template"):
+            explain(scorer, *texts)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

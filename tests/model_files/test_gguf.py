@@ -140,6 +140,17 @@ def test_one_dequantizes_while_others_wait(file, tmp_path, monkeypatch):
     assert len(calls) == 1
 
 
+def test_what_a_killed_process_left_is_removed(file, tmp_path):
+    digest = Path(plain_folder(str(file))).name
+    cache = tmp_path / "cache" / "gguf"
+    shutil.rmtree(cache / digest)
+    for left in (f".{digest}.abc", ".another.abc"):
+        (cache / left / digest).mkdir(parents=True)
+        (cache / left / digest / "model.safetensors").write_text("half")
+    plain_folder(str(file))
+    assert sorted(entries(tmp_path)) == sorted([digest, ".another.abc"])
+
+
 def test_nothing_half_written_stays(file, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError("No space left on device")
