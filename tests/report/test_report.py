@@ -711,6 +711,8 @@ def test_runs_that_select_among_other_evaluations_are_not_repetitions(tmp_path):
     assert [(problem.run, "every_epochs is None, but 1" in problem.reason) for problem in found.problems] == [
         ("other", True)
     ]
+    build.report([tmp_path], tmp_path / "report")
+    assert "mine.accuracy; the numbers of a set that selects" in (tmp_path / "report" / "index.html").read_text()
 
 
 def test_nothing_to_report_is_an_error_and_leaves_nothing(tmp_path):
