@@ -30,6 +30,7 @@ from pydantic import (
     model_validator,
 )
 
+from rmkit.config.evaluation import Evaluation, check_evaluation
 from rmkit.config.resources import find_recipe
 from rmkit.config.strict_yaml import (
     ONE,
@@ -291,32 +292,6 @@ class Data(StrictModel):
         return cut | {each.name: each.category for each in self.evaluation}
 
 
-BEST_METRICS = ("accuracy", "margin", "loss")
-"""The metrics of an evaluation set that `evaluation.save_best` can follow; the best loss is the smallest."""
-
-
-class Evaluation(StrictModel):
-    """When and how the sets are scored. `train_fit` also scores the training set at the end.
-
-    `every_steps` and `every_epochs` score after every N steps or epochs and after the last one; `every_epoch: true` is
-    `every_epochs: 1`. `save_best` (<set>.accuracy, .margin or .loss) makes the best model of these evaluations the
-    final one, and `early_stopping` ends the run after so many evaluations without a better one.
-    """
-
-    every_epoch: bool = False
-    every_epochs: PositiveInt | None = None
-    every_steps: PositiveInt | None = None
-    save_best: Text | None = None
-    early_stopping: PositiveInt | None = None
-    train_fit: bool = True
-    batch_size: PositiveInt = 16
-
-    @property
-    def epochs(self) -> int | None:
-        """The number of epochs between two evaluations."""
-        return self.every_epochs or (1 if self.every_epoch else None)
-
-
 class Lora(StrictModel):
     """Low-rank adapters (PEFT) instead of full fine-tuning.
 
@@ -417,37 +392,8 @@ def training_arguments(recipe: Recipe, source: str = "recipe") -> dict[str, Any]
             f"{source}: resume is auto, but with training.save_only_model checkpoints hold no optimizer state.",
             "Set training.save_only_model=false, or resume=never.",
         )
-    _check_evaluation(recipe, source)
+    check_evaluation(recipe.evaluation, list(recipe.data.categories), source)
     return options
-
-
-def _check_evaluation(recipe: Recipe, source: str) -> None:
-    """Refuse settings of `evaluation` that contradict each other or have no effect."""
-    settings, names = recipe.evaluation, list(recipe.data.categories)
-    key, best = f"{source}: evaluation", settings.save_best
-    if settings.every_epoch and settings.every_epochs not in (None, 1):
-        raise RmkitError(f"{key}.every_epoch and evaluation.every_epochs are both given.", "Remove one of them.")
-    if settings.early_stopping is not None and best is None:
-        raise RmkitError(
-            f"{key}.early_stopping needs a metric that is to improve.",
-            "Set evaluation.save_best, for example to <set>.accuracy, or remove early_stopping.",
-        )
-    if best is None and (settings.every_steps or settings.every_epochs) and not names:
-        every = "every_steps" if settings.every_steps else "every_epochs"
-        raise RmkitError(f"{key}.{every} has no set to score.", f"Add one to data.evaluation, or remove {every}.")
-    if best is None:
-        return
-    if best not in [f"{name}.{metric}" for name in names for metric in BEST_METRICS]:
-        raise RmkitError(
-            f"{key}.save_best is {best!r}, not a metric of an evaluation set.",
-            "Use <set>.accuracy, <set>.margin or <set>.loss with a set of data.evaluation "
-            f"({', '.join(names) or 'there is none'}).",
-        )
-    if settings.epochs is None and settings.every_steps is None:
-        raise RmkitError(
-            f"{key}.save_best has no evaluations to choose from: the sets are scored before and after training only.",
-            "Set evaluation.every_steps or evaluation.every_epoch.",
-        )
 
 
 def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:

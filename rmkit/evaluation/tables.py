@@ -74,12 +74,15 @@ def print_scores(rows: Mapping[str, Mapping[str, Any]], title: str, with_initial
     """
     # To fit into 80 columns there are no rules between columns, and long names are folded.
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title=escape(title))
-    table.caption = "longer, shorter: accuracy of preferring the longer or shorter response"
+    table.caption = (
+        "margin: normalized, never negative; longer, shorter: accuracy of preferring the longer or shorter response"
+    )
     table.add_column("set", overflow="fold")
     names = ["pairs", "accuracy", "initial", "margin", "ties", "longer", "shorter"]
     for name in names if with_initial else [name for name in names if name != "initial"]:
         table.add_column(name, justify="right", no_wrap=True)
-    for category in dict.fromkeys(row.get("category") for row in rows.values()):
+    categories = dict.fromkeys(row.get("category") for row in rows.values())
+    for category in sorted(categories, key=lambda name: name is not None):  # sets without one first, below no heading
         if category is not None:
             table.add_section()
             table.add_row(f"[italic]{category}[/]")

@@ -106,10 +106,13 @@ def _lead(runs: Runs, items: Sequence[Item]) -> str:
 
 def _facts(runs: Runs) -> dict[str, str]:
     left_out = len({problem.run for problem in runs.problems if problem.set is None})
+    best = ", ".join(sorted(set(runs.runs["save_best"].dropna())))
+    note = "the numbers of a set that selects are those of its best evaluation"
     return {
         "Reward models": ", ".join(f"{count(number, 'run')} of {name}" for name, number in _counted(runs, "variant")),
         "Language models": ", ".join(name for name, _ in _counted(runs, "model")[:12]),
         "Seeds": ", ".join(str(seed) for seed in sorted(runs.runs["seed"].unique())),
+        **({"Selected by": f"{best}; {note}"} if best else {}),
         "Left out": count(left_out, "run") if left_out else "nothing",
         "rmkit": __version__,
     }

@@ -199,9 +199,17 @@ class LoadedRun:
         """The training options that runs must share to be compared, as JSON: all but seed, learning rate, ..."""
         training = TRAINING_DEFAULTS | {"batch_size": BATCH_SIZE} | self.record.recipe.training
         kept = {key: value for key, value in training.items() if key not in _FREE_OPTIONS}
+        return json.dumps(kept | self._selection | {"max_length": self.record.recipe.data.max_length}, sort_keys=True)
+
+    @property
+    def _selection(self) -> dict[str, Any]:
+        """How the final model was selected: by which metric, and among which evaluations. Nothing if it is the last."""
         evaluation = self.record.recipe.evaluation
-        selected = {key: evaluation[key] for key in ("save_best", "early_stopping") if evaluation.get(key) is not None}
-        return json.dumps(kept | selected | {"max_length": self.record.recipe.data.max_length}, sort_keys=True)
+        if evaluation.get("save_best") is None:
+            return {}
+        every_epochs = evaluation.get("every_epochs") or (1 if evaluation.get("every_epoch") else None)
+        named = {key: evaluation.get(key) for key in ("save_best", "early_stopping", "every_steps")}
+        return {key: value for key, value in (named | {"every_epochs": every_epochs}).items() if value is not None}
 
     @property
     def evaluation_sets(self) -> tuple[tuple[str, str], ...]:

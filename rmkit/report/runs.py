@@ -237,6 +237,7 @@ def _runs_frame(loaded: list[LoadedRun]) -> pd.DataFrame:
             "seed": run.seed,
             "learning_rate": run.learning_rate,
             "beta": run.beta,
+            "save_best": run.record.recipe.evaluation.get("save_best"),
         }
         for run in loaded
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from rmkit.config.recipe import Evaluation
+from rmkit.config.evaluation import Evaluation
 from rmkit.files import link_folder
 from rmkit.runs.directory import FINAL
 from rmkit.training.saving import WriteModel, restore_weights

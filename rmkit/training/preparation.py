@@ -82,6 +82,8 @@ def warnings(
     if len(training) > 1 or any(each.weight != 1 for each in settings.training_sets):
         shares = [f"{len(numbers)} pairs of {name}" for name, numbers in training_rows(settings, used).items()]
         notes.append(f"An epoch has {' and '.join(shares)}.")
+    if recipe.evaluation.every_epoch and not settings.categories:  # recipes of earlier versions have it without a set
+        notes.append("warning: evaluation.every_epoch has no set to score")
     if settings.validation is not None:
         cut, prompts = used[VALIDATION], len({prompt_text(pair) for pair in used[VALIDATION]})
         notes.append(f"{VALIDATION}: {len(cut)} pairs of {prompts} prompts, cut from {' and '.join(training)}")

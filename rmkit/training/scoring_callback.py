@@ -71,11 +71,15 @@ class ScoringCallback(TrainerCallback):
             self.on_epoch_end(args, state, control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Score after this step if the recipe sets evaluation.every_steps, unless the end of its epoch will."""
-        every, at_epoch_end = self.run.recipe.evaluation.every_steps, state.epoch == round(state.epoch)
-        if every is None or _cut_short(state, control) or (at_epoch_end and self._epoch_is_due(state)):
+        """Score after this step if the recipe sets evaluation.every_steps, unless the end of its epoch will.
+
+        A run that ends inside an epoch is also scored at its end if the recipe sets evaluation.every_epochs.
+        """
+        settings = self.run.recipe.evaluation
+        if _cut_short(state, control) or self._epoch_is_due(state):
             return
-        if state.global_step % every == 0 or state.global_step >= state.max_steps:
+        last = state.global_step >= state.max_steps and (settings.every_steps or settings.epochs)
+        if last or (settings.every_steps and state.global_step % settings.every_steps == 0):
             self.score(f"step_{state.global_step}", state.epoch, state.global_step)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -86,8 +90,11 @@ class ScoringCallback(TrainerCallback):
             self.score(name, state.epoch, state.global_step)
 
     def _epoch_is_due(self, state: Any) -> bool:
+        """Whether this is the end of an epoch after which the recipe scores."""
         every = self.run.recipe.evaluation.epochs
-        return every is not None and (round(state.epoch) % every == 0 or state.global_step >= state.max_steps)
+        if every is None or state.epoch != round(state.epoch):
+            return False
+        return round(state.epoch) % every == 0 or bool(state.global_step >= state.max_steps)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Save the history so far with the checkpoint."""

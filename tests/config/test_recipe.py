@@ -487,11 +487,15 @@ def test_the_metric_of_the_best_model_must_exist(refused, load, name):
     error = refused(edited(evaluation={"save_best": name, "every_steps": 5}))
     assert f"evaluation.save_best is {name!r}" in error.cause
     assert error.remedy == (
-        "Use <set>.accuracy, <set>.margin or <set>.loss with a set of data.evaluation (test, other)."
+        "Use <set>.accuracy, <set>.margin or <set>.loss with a set of data.evaluation (test, other); "
+        "data.validation adds the set validation."
     )
     for metric in ("test.accuracy", "other.margin", "test.loss"):
         assert load(edited(evaluation={"save_best": metric, "every_steps": 5})).evaluation.save_best == metric
     assert "(there is none)" in refused(edited(evaluation__save_best="a.loss", data__evaluation=[])).remedy
+    cut = {"save_best": "validation.accuracy", "every_steps": 5}
+    assert refused(edited(evaluation=cut)).remedy == error.remedy
+    load(edited(evaluation=cut, data__validation=0.1))
 
 
 @pytest.mark.parametrize(
@@ -520,6 +524,7 @@ def test_settings_of_evaluation_that_have_no_effect_are_refused(refused, load, s
 def test_evaluations_need_a_set(refused, load, key):
     error = refused(edited(evaluation={key: 2}, data__evaluation=[]))
     assert error.cause.endswith(f"evaluation.{key} has no set to score.")
+    load(edited(evaluation={key: 2}, data__evaluation=[], data__validation=0.1))
     load(edited(evaluation={key: 2}))
     load(edited(evaluation={}, data__evaluation=[]))
 

@@ -210,6 +210,14 @@ def recipe(tmp_path):
     return load
 
 
+def test_evaluations_after_epochs_that_have_no_set_are_a_warning(data, recipe):
+    for cut in (None, 5):
+        loaded = recipe("evaluation.every_epoch=true", validation=cut)
+        sets = load_data(loaded)
+        lines = warnings(loaded, sets, {name: each.pairs for name, each in sets.items()})
+        assert ("warning: evaluation.every_epoch has no set to score" in lines) == (cut is None)
+
+
 def test_what_is_mixed_and_cut_is_said(data, recipe, tmp_path):
     write(tmp_path / "code.jsonl", [row("chat 3"), *(row(f"code {number}") for number in range(29))])
     loaded = recipe(validation=5)

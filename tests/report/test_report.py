@@ -694,6 +694,27 @@ def test_bad_runs_are_listed_and_left_out(tmp_path):
     assert len(left_out) == len(problems)
 
 
+def test_runs_that_select_among_other_evaluations_are_not_repetitions(tmp_path):
+    """Evaluations without a selection change no model; `every_epoch` is another name of `every_epochs: 1`."""
+    best = {"save_best": "mine.accuracy"}
+    evaluations = {
+        "a": best | {"every_epoch": True},
+        "b": best | {"every_epochs": 1},
+        "other": best | {"every_steps": 5},
+    }
+    for seed, (name, evaluation) in enumerate(evaluations.items()):
+        write_run(tmp_path / name, {"mine": with_accuracy(3, 5)}, categories={}, seed=seed)
+        recipe = json.loads((tmp_path / name / "run.json").read_text())["recipe"]
+        damaged(tmp_path / name, recipe=recipe | {"evaluation": evaluation})
+    found = load([tmp_path])
+    assert sorted(found.runs["run"]) == ["a", "b"]
+    assert [(problem.run, "every_epochs is None, but 1" in problem.reason) for problem in found.problems] == [
+        ("other", True)
+    ]
+    build.report([tmp_path], tmp_path / "report")
+    assert "mine.accuracy; the numbers of a set that selects" in (tmp_path / "report" / "index.html").read_text()
+
+
 def test_nothing_to_report_is_an_error_and_leaves_nothing(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RmkitError, match="contains no run"):

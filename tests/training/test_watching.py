@@ -103,6 +103,22 @@ def test_scores_come_after_steps_and_epochs_but_once_a_step(run):
 
 
 @pytest.mark.parametrize(
+    ("end", "evaluation", "scored"),
+    [
+        ({"max_steps": 4}, {"every_epoch": True}, ["epoch_1", "step_4"]),
+        ({"max_steps": 5}, {"every_epoch": True, "every_steps": 2}, ["step_2", "epoch_1", "step_4", "step_5"]),
+        ({"num_train_epochs": 1.3}, {"every_epochs": 2}, ["step_4"]),
+        ({"max_steps": 3}, {"every_epochs": 2}, ["epoch_1"]),
+        ({"max_steps": 4}, {}, []),
+    ],
+)
+def test_a_run_that_ends_inside_an_epoch_is_scored_after_its_last_step(run, end, evaluation, scored):
+    """An epoch has 3 steps. A state is named after an epoch only at the end of that epoch."""
+    directory = run("explicit", training=SIX_STEPS | end, evaluation=evaluation)
+    assert [state for state, _ in states(directory)] == ["initial", *scored, "final"]
+
+
+@pytest.mark.parametrize(
     "type_name",
     ["generative", pytest.param("explicit", marks=pytest.mark.slow), pytest.param("implicit", marks=pytest.mark.slow)],
 )
