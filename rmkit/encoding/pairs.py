@@ -354,7 +354,7 @@ def iter_encoded(
     for start in range(0, len(data.pairs), _CHUNK):
         chunk = template.apply(data, data.pairs[start : start + _CHUNK])
         for encoded, longest, same in _encode_rows(data, chunk, reader, max_length is not None):
-            row = data.row(encoded.pair)
+            row = data.place(encoded.pair)
             if max_length is not None and longest > max_length:
                 reason = f"longer than {max_length} tokens"
                 if over_length == "error":
@@ -392,7 +392,7 @@ def _encode_rows(
             try:
                 list(_encode_chunk([pair], reader, every_type))
             except RmkitError as error:
-                raise RmkitError(f"{data.row(pair)}: {error.cause}", error.remedy) from None
+                raise RmkitError(f"{data.place(pair)}: {error.cause}", error.remedy) from None
         raise
 
 

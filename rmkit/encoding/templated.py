@@ -37,7 +37,7 @@ class TemplateReader:
         for pair in pairs:
             column = None if data.templated == "text" else self._templated_column(pair)
             if column is not None:
-                where = data.row(pair)
+                where = data.place(pair)
                 if data.templated == "error":
                     raise already_applied(f"{where}, column {column}")
                 pair = self._read_pair(pair, where)
