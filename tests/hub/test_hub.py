@@ -505,7 +505,9 @@ def test_the_best_model_is_published(recipe, server, pairs):
     assert commits[-1].files["model.safetensors"] == (directory.model / "model.safetensors").read_bytes()
     card = commits[-1].files["README.md"].decode()
     assert "all weights, 4 steps (the model of step 1, the best by `test.margin`), seed 0" in card
+    assert "The model was selected by `test.margin`" in card
     assert "the best by" not in commits[-2].files["README.md"].decode()
+    assert "was selected by" not in commits[-2].files["README.md"].decode()
 
 
 def test_obstacles_to_publishing_are_found_before_training(recipe, server, monkeypatch):
