@@ -105,6 +105,7 @@ class PreferenceData:
         format: the format that was recognised and the columns that were not used; None for plain texts.
         pairs_per_row: the most pairs that a row of the source can give; index // pairs_per_row is the row.
         templated: what encoding does with texts to which a chat template was already applied.
+        places: set and row of every pair by index, for errors, where pairs of several sets are numbered.
     """
 
     name: str
@@ -114,6 +115,13 @@ class PreferenceData:
     format: str | None = None
     pairs_per_row: int = 1
     templated: Templated = "error"
+    places: Sequence[str] = ()
+
+    def place(self, pair: PreferencePair) -> str:
+        """The set and the row of a pair, for errors."""
+        if self.places:
+            return f"{self.name} ({self.places[pair.index]})"
+        return f"{self.name}: row {pair.index // self.pairs_per_row}"
 
     @property
     def fingerprint(self) -> str:

@@ -354,7 +354,7 @@ def iter_encoded(
     for start in range(0, len(data.pairs), _CHUNK):
         chunk = template.apply(data, data.pairs[start : start + _CHUNK])
         for encoded, longest, same in _encode_chunk(chunk, reader, max_length is not None):
-            row = f"{data.name}: row {encoded.pair.index // data.pairs_per_row}"
+            row = data.place(encoded.pair)
             if max_length is not None and longest > max_length:
                 reason = f"longer than {max_length} tokens"
                 if over_length == "error":

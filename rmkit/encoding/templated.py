@@ -37,7 +37,7 @@ class TemplateReader:
         for pair in pairs:
             column = None if data.templated == "text" else self._templated_column(pair)
             if column is not None:
-                where = f"{data.name}: row {pair.index // data.pairs_per_row}"
+                where = data.place(pair)
                 if data.templated == "error":
                     raise RmkitError(
                         f"{where}, column {column} spells turns of the chat template, which was already applied.", ALLOW
