@@ -234,3 +234,7 @@ def test_what_does_not_take_conversations_or_columns_says_so(tmp_path):
     assert load_set(SuiteSet(**settings), None).format == "best of several, not used: system"
     pairs = list(load_set(SuiteSet(**settings), None))
     assert [pair.prompt for pair in pairs] == [CONVERSATIONS[0].prompt] * 2
+    chosen, *rejected = ([{"role": "assistant", "content": text}] for text in ("Mix flour.", "No.", "Wait."))
+    for given in (chosen, [chosen]):
+        write(tmp_path, [{"prompt": TURNS, "chosen": given, "rejected": rejected}])
+        assert list(load_set(SuiteSet(**settings), None)) == pairs
