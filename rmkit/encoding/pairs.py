@@ -353,7 +353,7 @@ def iter_encoded(
     template = TemplateReader(reader.encoder)
     for start in range(0, len(data.pairs), _CHUNK):
         chunk = template.apply(data, data.pairs[start : start + _CHUNK])
-        for encoded, longest, same in _encode_chunk(chunk, reader, max_length is not None):
+        for encoded, longest, same in _encode_rows(data, chunk, reader, max_length is not None):
             row = data.place(encoded.pair)
             if max_length is not None and longest > max_length:
                 reason = f"longer than {max_length} tokens"
@@ -379,6 +379,21 @@ def iter_encoded(
             f"{data.name}: no pair is left ({', '.join(f'{count} {reason}' for reason, count in dropped.items())}).",
             "Raise the limit (data.max_length or --max-length), or use other pairs.",
         )
+
+
+def _encode_rows(
+    data: PreferenceData, pairs: Sequence[PreferencePair], reader: PairReader, every_type: bool
+) -> Iterator[tuple[EncodedPair, int, bool]]:
+    """`_encode_chunk`, with errors that name the row."""
+    try:
+        yield from _encode_chunk(pairs, reader, every_type)
+    except RmkitError:
+        for pair in pairs:
+            try:
+                list(_encode_chunk([pair], reader, every_type))
+            except RmkitError as error:
+                raise RmkitError(f"{data.place(pair)}: {error.cause}", error.remedy) from None
+        raise
 
 
 def _encode_chunk(
