@@ -317,6 +317,11 @@ class PairFormat:
             )
         if system and system.strip():
             turns.append(Message("system", system))
+        if not isinstance(history, list | tuple | None):
+            raise RmkitError(
+                f"{self._where(index, 'history')} holds {type(history).__name__}, not a list of turns.",
+                "Give a list of messages, or of pairs of user and assistant, for example in a .jsonl file.",
+            )
         for turn in history or []:
             if isinstance(turn, list) and len(turn) == 2:
                 turns += [

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rmkit.config.recipe import Pairing
 from rmkit.data.rows import iter_rows
-from rmkit.data.sharegpt import holds_messages
+from rmkit.data.sharegpt import holds_messages, is_list
 from rmkit.errors import RmkitError
 
 TIES, TOO_FEW, NO_SCORE, NO_WINNER = (
@@ -149,6 +149,7 @@ class Judged:
             value = int(value)
         text = str(value).strip().lower()
         endings = [column.lower().rpartition("_")[2] for column in self.responses]
+        text = re.sub(r"^(\d+)\.0$", r"\1", text)  # as CSV files of pandas have it, if a row has no winner
         named = _NAMED.fullmatch(text)
         for side, column in enumerate(self.responses):
             if text == column.lower() or (named is not None and named[1] == endings[side]):
@@ -318,7 +319,7 @@ def _resolve(judged: Judged, rows: Any) -> Judged:
     schema = rows.features.arrow_schema
     (column,) = judged.responses
     kind = schema.field(column).type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+    if not is_list(kind):
         raise RmkitError(
             f"{judged.path}: column {column} holds {kind}, not a list of responses per row.", f"Give lists, {EXAMPLE}."
         )

@@ -35,9 +35,16 @@ def holds_messages(kind: Any) -> bool:
     """Whether an Arrow type is that of messages, or of one message."""
     import pyarrow as pa
 
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if is_list(kind):
         kind = kind.value_type
     return pa.types.is_struct(kind) and any(keys <= {field.name for field in kind} for keys in _KEYS)
+
+
+def is_list(kind: Any) -> bool:
+    """Whether an Arrow type is one of lists."""
+    import pyarrow as pa
+
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _is_message(value: Mapping[str, Any]) -> bool:

@@ -162,6 +162,7 @@ BOTH = {"chosen": [assistant("Yes")], "rejected": [assistant("No")]}
         ({"input": {"messages": [user("a")], "temperature": 1}, "preferred_output": [assistant("a")],
           "non_preferred_output": [assistant("b")]}, "row 0, column input has the key temperature"),
         ({"system": 3, "prompt": "a", "chosen": "c", "rejected": "d"}, "system holds int, not text"),
+        ({"history": "[]", "prompt": "a", "chosen": "c", "rejected": "d"}, "history holds str, not a list of turns"),
     ],
 )  # fmt: skip
 def test_a_row_that_is_not_well_formed_is_named(tmp_path, row, cause):
@@ -185,6 +186,9 @@ def test_an_empty_conversation_is_named(tmp_path):
     assert refused(path).cause == f"{path}: row 1, column chosen is an empty conversation."
     path = write(tmp_path, [good, {"prompt": [user("a")], "chosen": [assistant("a")]}])
     assert refused(path).cause == f"{path}: row 1, column rejected holds NoneType, not messages."
+    texts = {"chosen": "c", "rejected": "d"}
+    path = write(tmp_path, [texts | {"prompt": [user("a")]}, texts | {"prompt": []}])
+    assert refused(path).cause == f"{path}: row 1, the prompt is an empty conversation."
 
 
 def test_rows_of_two_formats_are_named(tmp_path):

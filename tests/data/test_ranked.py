@@ -130,6 +130,23 @@ def test_messages_that_hold_their_score(tmp_path):
     assert load_preferences(str(write(tmp_path, rows))).dropped == {"a response without a score or rank": 1}
 
 
+def test_lists_of_a_fixed_length(tmp_path):
+    texts, numbers = (datasets.List(datasets.Value(kind), length=2) for kind in ("string", "float32"))
+    features = datasets.Features({"prompt": datasets.Value("string"), "answers": texts, "scores": numbers})
+    path = tmp_path / "pairs.parquet"
+    datasets.Dataset.from_list([TEXTS | {"scores": [1.0, 2.0]}] * 2, features=features).to_parquet(path)
+    for pairing in ("best_worst", "all"):
+        assert list(load_preferences(str(path), pairing=pairing)) == [PreferencePair("p", "y", "x", n) for n in (0, 1)]
+
+
+def test_a_winner_that_pandas_wrote_as_a_number(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("prompt,response_1,response_2,label\np,x,y,2.0\np,x,y,\np,x,y,1.0\n")
+    data = load_preferences(str(path))
+    assert [(pair.chosen, pair.index) for pair in data] == [("y", 0), ("x", 2)]
+    assert data.dropped == {"no winner": 1}
+
+
 def test_images_and_columns_that_matter_are_named(tmp_path):
     row = {"prompt": "p", "answers": ["x", "y"], "scores": [1, 2], "context": "z"}
     assert load_preferences(str(write(tmp_path, [row]))).format.endswith("standard, not used: context")
