@@ -64,6 +64,12 @@ def test_every_format_has_the_rewards_of_the_plain_form(tmp_path, scorers, name)
     assert np.abs(without_system - conversations).min() > 1e-6
     by_python = scorer.score_pairs([{**ROWS[0], "prompt": TURNS}, CONVERSATIONS[1]])
     np.testing.assert_allclose(by_python, conversations, rtol=0, atol=1e-6)
+    with pytest.warns(UserWarning, match="keys of pairs that are not used: system$"):
+        np.testing.assert_allclose(
+            scorer.score_pairs([ROWS[0] | {"system": "Be brief.", "history": None, "source": "x"}]),
+            plain[:1],
+            atol=1e-6,
+        )
 
 
 @torch.no_grad()
