@@ -49,7 +49,7 @@ from rmkit.training.preflight import preflight
 from rmkit.training.preparation import load_config, lora_config, refusals
 from rmkit.training.push_callback import PushCallback
 from rmkit.training.reference import References
-from rmkit.training.resume import PREEMPTED_EXIT_CODE, CheckpointCallback, Preempted, check_models, disk_errors
+from rmkit.training.resume import PREEMPTED_EXIT_CODE, CheckpointCallback, Preempted, check_inputs, disk_errors
 from rmkit.training.run_record import run_record
 from rmkit.training.saving import WriteModel, save_model, write_model
 from rmkit.training.scoring_callback import ScoringCallback
@@ -166,7 +166,7 @@ def _add_callbacks(
     4. PushCallback: publishes the model last, so that a failure costs no checkpoint; its record has all scores so far.
     """
     scoring = ScoringCallback(run, trainer, references)
-    checkpoints = CheckpointCallback(trainer.accelerator, run.metadata.models)
+    checkpoints = CheckpointCallback(trainer.accelerator, run.inputs)
     best = BestModelCallback(run.recipe.evaluation, scoring, write, Path(run.arguments.output_dir))
     trainer.add_callback(scoring)
     trainer.add_callback(best)
@@ -182,10 +182,10 @@ def _fit(run: TrainingRun, trainer: Any, checkpoints: CheckpointCallback) -> dic
 
     Raises:
         Preempted: after SIGTERM, with a checkpoint saved.
-        RmkitError: if the disk is full, or the checkpoint belongs to other models.
+        RmkitError: if the disk is full, or the checkpoint belongs to other models or data.
     """
     if run.checkpoint is not None:
-        check_models(run.checkpoint, run.metadata.models)
+        check_inputs(run.checkpoint, run.inputs)
         if trainer.is_world_process_zero():
             print(f"Resuming from {run.checkpoint}.")
     with disk_errors(run.directory.path), checkpoints.listening():

@@ -81,8 +81,8 @@ class SetOptions:
         list[str] | None,
         typer.Option(
             metavar="FIELD=COLUMN",
-            help="The column of prompt, chosen, rejected, system, history, margin, responses, scores, ranks or winner; "
-            "for margin and responses also two, as margin=A,B. Repeatable.",
+            help="The column of prompt, chosen, rejected, system, history, tools, chat_template_kwargs, margin, "
+            "responses, scores, ranks or winner; for prompt, margin and responses also two, as margin=A,B. Repeatable.",
         ),
     ] = None
     pairing: Annotated[
@@ -108,7 +108,7 @@ class SetOptions:
             raise RmkitError(
                 "--column is not FIELD=COLUMN, once per field.", "Write for example --column prompt=question."
             )
-        for field in ("margin", "responses"):
+        for field in ("prompt", "margin", "responses"):
             if "," in columns.get(field, ""):
                 columns[field] = str(columns[field]).split(",")
         return {"columns": columns, "pairing": self.pairing, "templated": self.templated}

@@ -15,7 +15,7 @@ from rmkit.commands.options import Limit, SetOptions, Subset, group_options
 from rmkit.errors import RmkitError, exit_on_error
 
 if TYPE_CHECKING:  # heavy, and not needed for --help
-    from rmkit.data.preferences import PreferenceData
+    from rmkit.data.preferences import PreferenceData, PreferencePair
     from rmkit.data.rewriting.checks import Bounds
     from rmkit.data.rewriting.client import Endpoint, Request
     from rmkit.data.rewriting.sets import Rewrites
@@ -239,10 +239,18 @@ def _ask_with_progress(
 
 
 def _problems_by_row(source: PreferenceData, rewrites: Rewrites) -> list[dict[str, Any]]:
+    return [
+        {"index": pair.index, "response": side, "problem": rewrites.problems[text]}
+        for pair, side, text in _problem_texts(source, rewrites)
+    ]
+
+
+def _problem_texts(source: PreferenceData, rewrites: Rewrites) -> list[tuple[PreferencePair, str, str]]:
+    """The texts whose rewrites have a problem, with their pair and side."""
     from rmkit.data.conversations import assistant_texts
 
     return [
-        {"index": pair.index, "response": side, "problem": rewrites.problems[text]}
+        (pair, side, text)
         for pair in source
         for side, response in (("chosen", pair.chosen), ("rejected", pair.rejected))
         for text in assistant_texts(response)
@@ -258,23 +266,22 @@ def _print_problems(source: PreferenceData, rewrites: Rewrites, stop: bool) -> N
     """
     from rmkit.config.strict_yaml import short_repr
 
-    problems = _problems_by_row(source, rewrites)
+    problems = [
+        (pair.index // source.pairs_per_row, side, text) for pair, side, text in _problem_texts(source, rewrites)
+    ]
     if not problems:
         return
     counts = ", ".join(f"{count} {reason}" for reason, count in Counter(rewrites.problems.values()).most_common())
-    first = problems[0]
     if stop:
+        row, side, _ = problems[0]
         raise RmkitError(
-            f"Bad rewrites: {counts}; the first is the {first['response']} response of row {first['index']}.",
+            f"Bad rewrites: {counts}; the first is the {side} response of row {row}.",
             "Read them in the journal; --on-bad retry asks again, --on-bad keep-out leaves their pairs out.",
         )
     print(f"warning: bad rewrites: {counts}")
-    for problem in problems[:_SHOWN_PROBLEMS]:
-        text = next(getattr(pair, problem["response"]) for pair in source if pair.index == problem["index"])
-        print(
-            f"  row {problem['index']}, {problem['response']}: {problem['problem']}: {short_repr(text)} -> "
-            f"{short_repr(rewrites.texts.get(text, ''))}"
-        )
+    for row, side, text in problems[:_SHOWN_PROBLEMS]:
+        rewrite = rewrites.texts.get(text, "")
+        print(f"  row {row}, {side}: {rewrites.problems[text]}: {short_repr(text)} -> {short_repr(rewrite)}")
 
 
 def _print_summary(output: Path, card: Mapping[str, Any], overlaps: Sequence[float], tokenizer: str | None) -> None:

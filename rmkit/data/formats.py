@@ -58,6 +58,8 @@ _KNOWN = (
 _MAP = "map other names in the set, for example columns: {prompt: question} (rmkit score: --column prompt=question)"
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
+_MESSAGES = re.compile(r"""\s*\[\s*\{\s*["'](?:role|content|from|value)["']\s*:""")
+"""A list of messages as JSON or Python prints it."""
 
 
 def find_columns(names: Sequence[str], given: Columns, path: str) -> dict[str, tuple[str, ...]]:
@@ -123,6 +125,7 @@ class PairFormat:
         unused: columns that may change what is meant, and are not read.
         scores: two columns whose difference could be the margin, and is not.
         transcript_prompts: whether the prompts look like transcripts; they are read as texts.
+        json_messages: the columns of texts that look like messages in JSON; they are read as texts.
         csv: whether numbers are written as texts.
         templated: what is done with texts to which a chat template was already applied.
     """
@@ -133,6 +136,7 @@ class PairFormat:
     unused: tuple[str, ...] = ()
     scores: tuple[str, ...] = ()
     transcript_prompts: bool = False
+    json_messages: tuple[str, ...] = ()
     csv: bool = False
     templated: Templated = "error"
 
@@ -155,6 +159,10 @@ class PairFormat:
         parts += [f"with {field}" for field in _BESIDES if self.columns.get(field) == (field,)]
         if self.transcript_prompts:
             parts.append("prompts that look like transcripts are read as one user turn")
+        if self.json_messages:
+            parts.append(
+                f"lists of messages that are written as text are read as text: {', '.join(self.json_messages)}"
+            )
         if self.scores:
             parts.append(f"available as margin: [{', '.join(self.scores)}]")
         if self.unused:
@@ -169,7 +177,10 @@ class PairFormat:
         Raises:
             RmkitError: naming the row, if it is not of this format or a conversation is not well-formed.
         """
-        values = {field: plain_messages(row[columns[0]]) for field, columns in self.columns.items()}
+        values = {field: row[columns[0]] for field, columns in self.columns.items()}
+        if isinstance(values.get("prompt"), Mapping) and "messages" in values["prompt"]:
+            values["tools"] = self._tools_of(index, values["prompt"]) or values.get("tools")
+        values = {field: plain_messages(value) for field, value in values.items()}
         if len(self.columns.get("prompt", ())) == 2:
             values["prompt"] = self._joined(index, [row[column] for column in self.columns["prompt"]])
         if "margin" in values:
@@ -220,6 +231,17 @@ class PairFormat:
             self._check_repeated(index, given, beginning)
         return found | {"prompt": parse_prompt(beginning, self._where(index, "the prompt"))}
 
+    def _tools_of(self, index: int, prompt: Mapping[str, Any]) -> Any:
+        """The tools in a prompt of OpenAI's layout, which is an object with messages and settings of its API."""
+        column = f"column {self.columns['prompt'][0]}"
+        for key, value in prompt.items():
+            if key not in ("messages", "tools", "parallel_tool_calls") and value is not None:
+                raise RmkitError(
+                    f"{self._where(index, column)} has the key {key}, which rmkit does not read.",
+                    "Give messages and tools; put arguments of the chat template into a column chat_template_kwargs.",
+                )
+        return prompt.get("tools")
+
     def _joined(self, index: int, texts: Sequence[Any]) -> str:
         """The text of a prompt in two columns, the second of which may be empty."""
         for column, text in zip(self.columns["prompt"], texts, strict=True):
@@ -244,6 +266,11 @@ class PairFormat:
         chosen, rejected = values["chosen"], values["rejected"]
         if not isinstance(chosen, str) or not isinstance(rejected, str):
             return {"prompt": "-"}  # parse_row names the column
+        if is_transcript(chosen) and is_transcript(rejected):
+            raise RmkitError(
+                f"{self._where(index, 'column chosen')} is a transcript, unlike the first row.",
+                "Give rows of one format only.",
+            )
         templated = self.templated != "text" and KNOWN_MARKS.spelled_in(chosen)
         if templated and self.templated == "error":
             raise already_applied(self._where(index, "column chosen"))
@@ -287,6 +314,11 @@ class PairFormat:
             )
         if system and system.strip():
             turns.append(Message("system", system))
+        if not isinstance(history, list | tuple | None):
+            raise RmkitError(
+                f"{self._where(index, 'history')} holds {type(history).__name__}, not a list of turns.",
+                "Give a list of messages, or of pairs of user and assistant, for example in a .jsonl file.",
+            )
         for turn in history or []:
             if isinstance(turn, list) and len(turn) == 2:
                 turns += [
@@ -337,7 +369,10 @@ def recognise(
         kind == "standard" and "prompt" in columns and len(rows) > 0 and is_transcript(rows[0][columns["prompt"][0]])
     )
     scores = next((pair for pair in _SCORES if "margin" not in columns and {*pair} <= {*names}), ())
-    return PairFormat(path, columns, kind, unused, scores, transcript_prompts, csv, templated)
+    texts = [columns[field][0] for field in ("prompt", "chosen", "rejected", "history") if field in columns]
+    first = rows[0] if len(rows) else {}
+    json_messages = tuple(name for name in texts if isinstance(first.get(name), str) and _MESSAGES.match(first[name]))
+    return PairFormat(path, columns, kind, unused, scores, transcript_prompts, json_messages, csv, templated)
 
 
 def find_unused(names: Sequence[str], read: Container[str]) -> tuple[str, ...]:

@@ -83,7 +83,10 @@ def cut_validation(
             )
     rest = [data.select(np.flatnonzero(~mask)) for data, mask in zip(training, masks, strict=True)]
     parts = [data.select(np.flatnonzero(mask)) for data, mask in zip(training, masks, strict=True)]
-    held = parts[0] if len(parts) == 1 else replace(parts[0], pairs=_numbered(parts), split=None, pairs_per_row=1)
+    held = parts[0]
+    if len(parts) > 1:
+        places = [part.place(pair) for part in parts for pair in part]
+        held = replace(held, pairs=_numbered(parts), split=None, pairs_per_row=1, places=places)
     return rest, replace(held, name=VALIDATION, dropped={}, format=None)
 
 

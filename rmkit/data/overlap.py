@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 
 import numpy as np
@@ -65,11 +65,12 @@ def find_overlap(
     (with `ngrams`, also every different training prompt).
 
     Args:
-        ngrams: also compare prompts by n-grams of `NGRAM` words, ignoring case and punctuation. A shorter prompt has a
-            single n-gram, all of its words.
+        ngrams: also compare prompts by n-grams of `NGRAM` words, ignoring case, punctuation and tools, which are the
+            same for many prompts. A shorter prompt has a single n-gram, all of its words.
     """
+    evaluation = list(evaluation)
     own = [_texts(pair) for pair in evaluation]
-    own_grams = [_ngrams(prompt) if ngrams else [] for prompt, _, _ in own]
+    own_grams = [_ngrams(_asked(pair)) if ngrams else [] for pair in evaluation]
     wanted: list[set[Hashable]] = [set(map(key, own)) for key in _KEYS]
     found: list[set[Hashable]] = [set() for _ in _KEYS]
     wanted_grams = {gram for grams in own_grams for gram in grams}
@@ -81,10 +82,9 @@ def find_overlap(
             value = key(texts)
             if value in wanted[number]:
                 found[number].add(value)
-        text = texts[0]
-        if ngrams and text not in prompts:
-            prompts.add(text)
-            found_grams.update(wanted_grams.intersection(_ngrams(text)))
+        if ngrams and texts[0] not in prompts:
+            prompts.add(texts[0])
+            found_grams.update(wanted_grams.intersection(_ngrams(_asked(pair))))
     prompt, chosen, prompt_and_chosen, whole = (
         np.array([key(texts) in values for texts in own], dtype=bool) for key, values in zip(_KEYS, found, strict=True)
     )
@@ -102,6 +102,11 @@ def prompt_text(pair: PreferencePair) -> str:
 
 def _texts(pair: PreferencePair) -> tuple[str, str, str]:
     return prompt_text(pair), as_text(pair.chosen).strip(), as_text(pair.rejected).strip()
+
+
+def _asked(pair: PreferencePair) -> str:
+    """The turns of a prompt as text, without tools."""
+    return as_text(pair.prompt if isinstance(pair.prompt, str) else replace(pair.prompt, tools=""))
 
 
 def _ngrams(text: str) -> list[tuple[str, ...]]:

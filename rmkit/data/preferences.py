@@ -261,7 +261,7 @@ def parse_row(path: str, index: int, row: Mapping[str, Any], templated: Template
     """
     for column in COLUMNS:
         text = row[column]
-        if column == "prompt" and isinstance(text, list | tuple | Conversation) and text:
+        if column == "prompt" and isinstance(text, list | tuple | Conversation):
             parse_prompt(text, f"{path}: row {index}, the prompt")
             continue
         if isinstance(text, tuple):  # turns of a response, which the format has checked

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rmkit.config.recipe import Pairing
 from rmkit.data.rows import iter_rows
-from rmkit.data.sharegpt import holds_messages
+from rmkit.data.sharegpt import holds_messages, is_list
 from rmkit.errors import RmkitError
 
 TIES, TOO_FEW, NO_SCORE, NO_WINNER = (
@@ -48,6 +48,7 @@ class Judged:
         key: the key of score or rank in these items.
         pairing: which responses of a row become pairs.
         margin: where the scores or ranks are, if their difference is the margin.
+        unused: other columns or keys that could judge the responses; None if the user has named what judges them.
     """
 
     path: str
@@ -58,6 +59,7 @@ class Judged:
     key: str = ""
     pairing: Pairing = "best_worst"
     margin: str = ""
+    unused: tuple[str, ...] | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -76,15 +78,16 @@ class Judged:
 
     def describe(self, per_row: int) -> str:
         """What was recognised, for one line."""
+        unused = f", not used: {', '.join(self.unused)}" if self.unused else ""
         if self.by == "winner":
-            return f"{' and '.join(self.responses)} by {self.column}"
+            return f"{' and '.join(self.responses)} by {self.column}{unused}"
         text = f"{self.responses[0]} by {self.judge_name}"
         if self.by == "ranks":
             text += " (lower is better)"
         text += f", pairing {self.pairing}"
         if per_row > 1:
             text += f" (index = {per_row} * row + number)"
-        return f"{text}, their difference as margin" if self.margin else text
+        return (f"{text}, their difference as margin" if self.margin else text) + unused
 
     def judge(self, row: int, values: Mapping[str, Any]) -> tuple[list[tuple[int, int, int]], list[float], int] | str:
         """The pairs of a row as (better, worse, number), the values of its responses, and the ties among its pairs.
@@ -101,7 +104,13 @@ class Judged:
         else:
             responses, found = values[self.responses[0]] or [], values[self.column] or []
             if self.key:
-                found = [each[self.key] for each in found]
+                found = [each and each[self.key] for each in found]
+            if not isinstance(found, list):
+                raise RmkitError(
+                    f"{self.path}: row {row}, column {self.column} holds {found!r}, one value for {len(responses)} "
+                    "responses.",
+                    "Give a list with one value per response.",
+                )
             if len(found) != len(responses):
                 raise RmkitError(
                     f"{self.path}: row {row} has {len(responses)} responses and {len(found)} {self.by}.",
@@ -126,7 +135,11 @@ class Judged:
         if len(self.responses) == 2:
             return values[self.responses[number]]
         response = values[self.responses[0]][number]
-        return response if not self.text else response[self.text]
+        if self.text:
+            return response[self.text]
+        if self.key and isinstance(response, Mapping):  # a message that holds its score
+            return {key: value for key, value in response.items() if key != self.key}
+        return response
 
     def _winner(self, row: int, value: Any) -> int | None:
         """0 for the first column, 1 for the second, -1 for a tie, None if there is no value."""
@@ -136,6 +149,7 @@ class Judged:
             value = int(value)
         text = str(value).strip().lower()
         endings = [column.lower().rpartition("_")[2] for column in self.responses]
+        text = re.sub(r"^(\d+)\.0$", r"\1", text)  # as CSV files of pandas have it, if a row has no winner
         named = _NAMED.fullmatch(text)
         for side, column in enumerate(self.responses):
             if text == column.lower() or (named is not None and named[1] == endings[side]):
@@ -305,7 +319,7 @@ def _resolve(judged: Judged, rows: Any) -> Judged:
     schema = rows.features.arrow_schema
     (column,) = judged.responses
     kind = schema.field(column).type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+    if not is_list(kind):
         raise RmkitError(
             f"{judged.path}: column {column} holds {kind}, not a list of responses per row.", f"Give lists, {EXAMPLE}."
         )
@@ -319,9 +333,9 @@ def _resolve(judged: Judged, rows: Any) -> Judged:
                 "the response.",
                 f"Name it, for example columns: {{responses: {column}.{keys[0]}}}.",
             )
+    inner = [("scores", name) for name in _INNER_SCORES if name in keys]
+    inner += [("ranks", name) for name in _INNER_RANKS if name in keys]
     if judged.column == column and not key:
-        inner = [("scores", name) for name in _INNER_SCORES if name in keys]
-        inner += [("ranks", name) for name in _INNER_RANKS if name in keys]
         if not inner:
             raise RmkitError(
                 f"{judged.path} has responses in {column}, and nothing that says which is better; its columns are "
@@ -334,7 +348,9 @@ def _resolve(judged: Judged, rows: Any) -> Judged:
             f"{judged.path}: the items of {column} have no key {name}; they have {', '.join(keys) or 'none'}.",
             "Name one of these in columns.",
         )
-    found = replace(judged, text=text, key=key, by=by)
+    others = tuple(f"{column}.{name}" for _, name in inner if name != key)
+    unused = None if judged.unused is None else (*judged.unused, *others)
+    found = replace(judged, text=text, key=key, by=by, unused=unused)
     if judged.margin and judged.margin != found.judge_name:
         raise RmkitError(
             f"{judged.path} has several responses per row, and columns maps margin to {judged.margin}.",

@@ -70,7 +70,8 @@ def find_judged(names: Sequence[str], given: Given, pairing: Pairing | None, pat
             f"columns of {path} maps {by} to {judge}, outside of the responses in {column}.",
             f"Map {by} to a column of lists, or to a key of the responses, such as {column}.{key}.",
         )
-    return Judged(path, (column,), by, judge_column or column, text, key, pairing or "best_worst", margin)
+    unused = None if {"scores", "ranks"} & {*mapped} else _others(names, judge_column)
+    return Judged(path, (column,), by, judge_column or column, text, key, pairing or "best_worst", margin, unused)
 
 
 def _responses(
@@ -107,7 +108,13 @@ def _two_sides(
     if pairing is not None or "margin" in mapped:
         what = "pairing" if pairing is not None else "columns: {margin: ...}"
         raise RmkitError(f"{path} has two responses and a winner per row: {what} has no use.", f"Remove {what}.")
-    return Judged(path, responses, "winner", winners[0])
+    unused = None if "winner" in mapped else _others(names, winners[0])
+    return Judged(path, responses, "winner", winners[0], unused=unused)
+
+
+def _others(names: Sequence[str], used: str) -> tuple[str, ...]:
+    """The columns that could judge the responses as well, and do not."""
+    return tuple(name for name in (*_SCORES, *_RANKS, _WINNERS[0]) if name in names and name != used)
 
 
 def _judge(names: Sequence[str], mapped: Mapping[str, tuple[str, ...]], path: str) -> tuple[str, str]:

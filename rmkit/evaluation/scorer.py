@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmkit.data.conversations import Conversation, Prompt, Response, contents, parse_prompt, parse_response
+from rmkit.data.formats import find_unused
 from rmkit.data.preferences import PreferenceData, PreferencePair
 from rmkit.data.templated import KNOWN_MARKS, READ_AS_TEXT
 from rmkit.errors import RmkitError
@@ -192,7 +193,7 @@ class RewardScorer:
                 chat_template_kwargs), or triples in this order.
             batch_size: responses per forward pass.
         """
-        triples = [_triple(pair) for pair in pairs]
+        triples = list(map(_triple, pairs))
         prompts = [prompt for prompt, _, _ in triples for _ in range(2)]
         responses = [response for _, *both in triples for response in both]
         return self.score(prompts, responses, batch_size).reshape(-1, 2)
@@ -342,6 +343,10 @@ def _triple(pair: Pair) -> tuple[Any, Any, Any]:
             f"{str(pair)[:60]!r} is not a pair.",
             "Give mappings with the keys prompt, chosen and rejected, or triples in this order.",
         ) from None
+    given = [key for key in pair if pair[key] is not None] if isinstance(pair, Mapping) else []
+    unused = find_unused(given, ("prompt", "tools", "chat_template_kwargs"))
+    if unused:
+        warnings.warn(f"score_pairs: keys of pairs that are not used: {', '.join(unused)}", stacklevel=3)
     besides = {
         key: pair[key] for key in ("tools", "chat_template_kwargs") if isinstance(pair, Mapping) and pair.get(key)
     }

@@ -22,6 +22,7 @@ from pydantic import PositiveFloat, model_validator
 from rmkit.config.recipe import EvaluationSet, Templated
 from rmkit.config.resources import find_suite
 from rmkit.config.strict_yaml import StrictModel, load_yaml, validate
+from rmkit.data.conversations import parse_response
 from rmkit.data.formats import find_unused
 from rmkit.data.preferences import COLUMNS, PreferenceData, PreferencePair, drop_identical, parse_row
 from rmkit.data.rows import iter_rows, limit_rows, load_rows, match_rows
@@ -116,15 +117,22 @@ def load_set(suite_set: SuiteSet, root: Path | None, identical: Literal["drop", 
 
 def _best_of_pairs(path: str, index: int, row: Mapping[str, object], templated: Templated) -> list[PreferencePair]:
     chosen, rejected = row["chosen"], row["rejected"]
-    chosen = chosen if isinstance(chosen, list) else [chosen]
+    chosen = chosen if isinstance(chosen, list) and not _are_messages(chosen) else [chosen]
     if len(chosen) != 1 or not isinstance(rejected, list) or not rejected:
         raise RmkitError(
             f"{path}: row {index} does not have one chosen response and a list of rejected ones.",
             "Leave such rows out with `where`, or give `score: accuracy`.",
         )
-    return [
-        parse_row(path, index, {**row, "chosen": chosen[0], "rejected": response}, templated) for response in rejected
-    ]
+    first, *others = (
+        parse_response(each, f"{path}: row {index}, column {column}") if _are_messages(each) else each
+        for column, responses in (("chosen", chosen), ("rejected", rejected))
+        for each in responses
+    )
+    return [parse_row(path, index, {**row, "chosen": first, "rejected": each}, templated) for each in others]
+
+
+def _are_messages(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, Mapping) for each in value)
 
 
 def best_of_accuracy(index: ArrayLike, chosen: ArrayLike, rejected: ArrayLike) -> dict[str, float]:

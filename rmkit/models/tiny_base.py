@@ -164,6 +164,9 @@ def training_documents(build: BaseBuild, training_set: PreferenceData) -> tuple[
 
     For `training_texts` the documents are both responses of every training pair with their prompts: chosen and rejected
     are treated alike, so the base learns no preference.
+
+    Raises:
+        RmkitError: if they have messages of tools or tool calls.
     """
     if build.corpus == "quickstart":
         from rmkit.data.corpus import corpus_fingerprint, quickstart_documents
@@ -173,6 +176,12 @@ def training_documents(build: BaseBuild, training_set: PreferenceData) -> tuple[
         (pair.prompt, response): None for pair in training_set for response in (pair.chosen, pair.rejected)
     }
     documents = [messages((*prompt_turns(prompt), *response_turns(response))) for prompt, response in conversations]
+    if any(message["role"] == "tool" or "tool_calls" in message for document in documents for message in document):
+        raise RmkitError(
+            f"{training_set.name} has messages of tools or calls of them, which the template of base.build does not "
+            "write.",
+            "Give a model whose template writes them as base.name.",
+        )
     return (lambda: documents), training_set.fingerprint
 
 

@@ -41,39 +41,40 @@ def newest_complete(folder: Path) -> Path | None:
     return found
 
 
-def mark_complete(checkpoint: Path, models: Mapping[str, Digests] | None = None) -> None:
-    """Write the marker of a complete checkpoint, with the digests of base, reference and tokenizer."""
+def mark_complete(checkpoint: Path, inputs: Mapping[str, Digests] | None = None) -> None:
+    """Write the marker of a complete checkpoint, with the digests of base, reference, tokenizer and data."""
     sizes = {
         str(file.relative_to(checkpoint)): file.stat().st_size
         for file in sorted(checkpoint.rglob("*"))
         if file.is_file() and file.name != MARKER
     }
-    write_json(checkpoint / MARKER, {"sizes": sizes, "models": dict(models or {})})
+    write_json(checkpoint / MARKER, {"sizes": sizes, "models": dict(inputs or {})})
 
 
-def check_models(checkpoint: Path, models: Mapping[str, Digests]) -> None:
-    """Refuse to resume from a checkpoint with another base, reference or tokenizer than it was trained with.
+def check_inputs(checkpoint: Path, inputs: Mapping[str, Digests]) -> None:
+    """Refuse to resume from a checkpoint with another base, reference, tokenizer or data than it was trained with.
 
     Raises:
-        RmkitError: naming the files that differ.
+        RmkitError: naming the files or sets that differ.
     """
-    for role, digests in _models(checkpoint).items():
-        if changed := changed_files(digests, models.get(role, {})):
+    for role, digests in _inputs(checkpoint).items():
+        if changed := changed_files(digests, inputs.get(role, {})):
+            verb = "are not those" if role == "data" else "is not the one"
             raise RmkitError(
-                f"The {role} is not the one that {checkpoint} was trained with. Changed: {', '.join(changed)}.",
+                f"The {role} {verb} that {checkpoint} was trained with. Changed: {', '.join(changed)}.",
                 "Restore it, or start again with --overwrite.",
             )
 
 
 def recorded_commits(checkpoint: Path | None) -> dict[str, str]:
     """The commits of base and reference in training, by role, so that a branch that has moved does not matter."""
-    models = {} if checkpoint is None else _models(checkpoint)
-    return {role: digests["commit"] for role, digests in models.items() if "commit" in digests}
+    inputs = {} if checkpoint is None else _inputs(checkpoint)
+    return {role: inputs[role]["commit"] for role in ("base", "reference") if "commit" in inputs.get(role, {})}
 
 
-def _models(checkpoint: Path) -> dict[str, Digests]:
-    models: dict[str, Digests] = json.loads((checkpoint / MARKER).read_text(encoding="utf-8")).get("models") or {}
-    return models  # checkpoints of older versions have none
+def _inputs(checkpoint: Path) -> dict[str, Digests]:
+    inputs: dict[str, Digests] = json.loads((checkpoint / MARKER).read_text(encoding="utf-8")).get("models") or {}
+    return inputs  # checkpoints of older versions have none
 
 
 def _is_complete(checkpoint: Path) -> bool:
@@ -97,11 +98,11 @@ class CheckpointCallback(TrainerCallback):
     """Marks complete checkpoints; after SIGTERM saves one at the end of the step and stops, on all processes together.
 
     Args:
-        models: digests for the markers, see `mark_complete`.
+        inputs: digests for the markers, see `mark_complete`.
     """
 
-    def __init__(self, accelerator: Any, models: Mapping[str, Digests]):
-        self.accelerator, self.models = accelerator, models
+    def __init__(self, accelerator: Any, inputs: Mapping[str, Digests]):
+        self.accelerator, self.inputs = accelerator, inputs
         self.stopping = False
 
     @contextlib.contextmanager
@@ -131,7 +132,7 @@ class CheckpointCallback(TrainerCallback):
         """Mark the checkpoint once all processes have written their part."""
         self.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.models)
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.inputs)
 
 
 @contextlib.contextmanager

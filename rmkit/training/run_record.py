@@ -84,7 +84,7 @@ def _describe_sets(run: TrainingRun) -> dict[str, dict[str, Any]]:
     categories = run.recipe.data.categories
     return {
         name: {
-            "fingerprint": run.data[name].fingerprint,
+            "fingerprint": run.fingerprints[name],
             "split": run.data[name].split,
             "pairs": len(pairs),
             "dropped": pairs.dropped,

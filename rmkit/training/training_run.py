@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from rmkit.data.mixture import join
 from rmkit.data.preferences import PreferenceData
 from rmkit.encoding.pairs import EncodedPairs, mix, training_rows
 from rmkit.evaluation.tables import print_counts
-from rmkit.model_files.identity import on_main_process, saved_tokenizer_digests
+from rmkit.model_files.identity import Digests, on_main_process, saved_tokenizer_digests
 from rmkit.models.shared_attention import possible_layout
 from rmkit.processes import running_processes, running_sharding
 from rmkit.reward_models import RewardModel, make_reward_model
@@ -73,6 +73,16 @@ class TrainingRun:
     def directory(self) -> RunDirectory:
         """Where the run writes its results."""
         return RunDirectory(self.recipe.output_dir)
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprint of every set."""
+        return {name: each.fingerprint for name, each in self.data.items()}
+
+    @property
+    def inputs(self) -> dict[str, Digests]:
+        """Digests of all that a checkpoint depends on besides the recipe: models, tokenizer and data."""
+        return {**self.metadata.models, "data": self.fingerprints}
 
 
 def plan_training(recipe: Recipe) -> tuple[Any, launch.LaunchPlan | None]:

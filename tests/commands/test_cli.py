@@ -274,6 +274,8 @@ def test_score_takes_columns_and_says_the_format(place):
     result = run(app, "score", "explicit", "named.jsonl", "--column", "prompt=question")
     assert result.exit_code == 0, result.output
     assert "named.jsonl: standard, prompt from question, with system" in result.stdout
+    result = run(app, "score", "explicit", "named.jsonl", "--column", "prompt=system,question")
+    assert "named.jsonl: standard, prompt from system + question" in result.stdout
     for wrong in (["prompt"], ["prompt=question", "prompt=system"]):
         options = [option for each in wrong for option in ("--column", each)]
         error, _ = refused(place, app, "score", "explicit", "named.jsonl", *options)

@@ -159,9 +159,10 @@ BOTH = {"chosen": [assistant("Yes")], "rejected": [assistant("No")]}
         ({"conversations": [{"from": "human", "value": "a"}], "chosen": {"from": "human", "value": "a"},
           "rejected": {"from": "gpt", "value": "b"}}, "the response is a message of the role user"),
         ({"conversations": [{"from": "human", "value": ""}], "chosen": "a", "rejected": "b"}, "message 0 has no text"),
-        ({"input": {"messages": [user("a")], "tools": [{"name": "f"}]}, "preferred_output": [assistant("a")],
-          "non_preferred_output": [assistant("b")]}, "row 0, column prompt holds dict"),
+        ({"input": {"messages": [user("a")], "temperature": 1}, "preferred_output": [assistant("a")],
+          "non_preferred_output": [assistant("b")]}, "row 0, column input has the key temperature"),
         ({"system": 3, "prompt": "a", "chosen": "c", "rejected": "d"}, "system holds int, not text"),
+        ({"history": "[]", "prompt": "a", "chosen": "c", "rejected": "d"}, "history holds str, not a list of turns"),
     ],
 )  # fmt: skip
 def test_a_row_that_is_not_well_formed_is_named(tmp_path, row, cause):
@@ -185,6 +186,9 @@ def test_an_empty_conversation_is_named(tmp_path):
     assert refused(path).cause == f"{path}: row 1, column chosen is an empty conversation."
     path = write(tmp_path, [good, {"prompt": [user("a")], "chosen": [assistant("a")]}])
     assert refused(path).cause == f"{path}: row 1, column rejected holds NoneType, not messages."
+    texts = {"chosen": "c", "rejected": "d"}
+    path = write(tmp_path, [texts | {"prompt": [user("a")]}, texts | {"prompt": []}])
+    assert refused(path).cause == f"{path}: row 1, the prompt is an empty conversation."
 
 
 def test_rows_of_two_formats_are_named(tmp_path):
@@ -194,6 +198,8 @@ def test_rows_of_two_formats_are_named(tmp_path):
     transcript = SINGLE_TURN["transcripts"][0][0]
     path = write(tmp_path, [transcript, {"chosen": "a b", "rejected": "a c"}])
     assert refused(path).cause == f"{path}: row 1, column chosen is not a transcript, unlike the first row."
+    path = write(tmp_path, [{"chosen": "a b", "rejected": "a c"}, transcript])
+    assert refused(path).cause == f"{path}: row 1, column chosen is a transcript, unlike the first row."
 
 
 @pytest.mark.parametrize(
@@ -214,6 +220,38 @@ def test_rows_of_both_spellings_of_messages_are_read(tmp_path):
     shared = {"prompt": "p", "chosen": {"from": "gpt", "value": "c"}, "rejected": {"from": "gpt", "value": "r"}}
     plain = {"prompt": "p", "chosen": assistant("c"), "rejected": assistant("r")}
     assert [pair.chosen for pair in load_preferences(str(write(tmp_path, [shared, plain])))] == ["c", "c"]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_tools_of_openai_and_sharegpt(tmp_path, suffix):
+    function = {"name": "now", "arguments": {"zone": "UTC"}}
+    call = {"role": "assistant", "tool_calls": [{"type": "function", "function": function}]}
+    asked = [user("When?"), call, {"role": "tool", "content": "12:00"}]
+    plain = {"prompt": asked, "tools": [TOOL], "chosen": [assistant("Noon.")], "rejected": [call]}
+    wanted = load_preferences(str(write(tmp_path, [plain]))).pairs[0]
+    assert wanted.prompt.tools
+    openai = {
+        "input": {"messages": asked, "tools": [TOOL], "parallel_tool_calls": True},
+        "preferred_output": plain["chosen"],
+        "non_preferred_output": plain["rejected"],
+    }
+    called = {"from": "function_call", "value": json.dumps(function)}
+    sharegpt = {
+        "conversations": [{"from": "human", "value": "When?"}, called, {"from": "observation", "value": "12:00"}],
+        "tools": json.dumps([TOOL]),
+        "chosen": {"from": "gpt", "value": "Noon."},
+        "rejected": called | {"value": json.dumps([function])},
+    }
+    for row in (openai, sharegpt):
+        assert load_preferences(str(write(tmp_path, [row], suffix))).pairs[0] == wanted
+
+
+def test_messages_that_are_written_as_text_are_said(tmp_path):
+    printed = str([assistant("c")])
+    row = {"prompt": json.dumps([user("a")]), "chosen": printed, "rejected": "[{x}]"}
+    data = load_preferences(str(write(tmp_path, [row])))
+    assert data.format == "standard, lists of messages that are written as text are read as text: prompt, chosen"
+    assert data.pairs[0].chosen == printed
 
 
 def test_an_unknown_layout_lists_its_columns_and_the_formats(tmp_path):

@@ -145,6 +145,19 @@ def test_a_set_without_pairs_left_is_named(data, tmp_path):
         assert len(load_sets(data(CHAT, ("small", {}), **lower))["small"]) == 1
 
 
+def test_errors_in_the_validation_set_name_set_and_row(data, tmp_path):
+    rows = [{"prompt": f"r {number}", "answers": ["a", "b", "c"], "scores": [1, 2, 3]} for number in range(8)]
+    write(tmp_path / "rated.jsonl", rows)
+    rated = ("rated", {"pairing": "all", "split": "train[2:]"})
+    held = load_sets(data(rated, CHAT, validation=0.5))["validation"]
+    assert [pair.index for pair in held] == list(range(len(held)))
+    found = {held.place(pair) for pair in held if pair.prompt.startswith("r ")}
+    assert found == {f"validation (rated: row {pair.prompt[2:]})" for pair in held if pair.prompt.startswith("r ")}
+    assert found
+    single = load_sets(data(rated, validation=0.5))["validation"]
+    assert {single.place(pair) for pair in single} == {f"validation: row {pair.prompt[2:]}" for pair in single}
+
+
 def _seed_that_keeps(prompt, prompts):
     """A seed whose cut of all but one of `prompts` prompts of chat leaves `prompt`."""
     sets = [PreferenceData("chat", [PreferencePair(f"chat {number}", "a", "b") for number in range(prompts)])]

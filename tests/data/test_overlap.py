@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rmkit.config.recipe import load_recipe
+from rmkit.data.conversations import parse_prompt
 from rmkit.data.overlap import find_overlap
 from rmkit.data.preferences import PreferencePair
 from rmkit.errors import RmkitError
@@ -142,6 +143,14 @@ def test_ngrams_of_prompts():
     assert found(" ".join(words[:12]) + " else altogether") == (0, 0)
     assert found("short ONE", "Short one, or long?") == (0, 1)
     assert found("???") == (0, 0)
+
+
+def test_ngrams_are_not_those_of_tools():
+    tools = [{"type": "function", "function": {"name": "search", "description": LONG}}]
+    first, second, other = (parse_prompt(text, "x", tools) for text in ("Where is it?", "Who was she?", LONG))
+    training = [PreferencePair(first, "x", "y"), PreferencePair(LONG, "x", "y")]
+    assert not find_overlap(training, [PreferencePair(second, "x", "y")], ngrams=True).ngram.any()
+    assert find_overlap(training, [PreferencePair(other, "x", "y")], ngrams=True).ngram.all()
 
 
 def test_the_warning_on_overlap():

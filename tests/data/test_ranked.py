@@ -106,6 +106,47 @@ def test_responses_beside_chosen_and_rejected_are_not_read(tmp_path):
     assert list(asked) == [PreferencePair("p", "y", "x")]
 
 
+def test_what_judges_as_well_is_named(tmp_path):
+    both = TEXTS | {"scores": [1, 2], "ranks": [1, 2]}
+    path = str(write(tmp_path, [both]))
+    assert load_preferences(path).format == "answers by scores, pairing best_worst, not used: ranks, standard"
+    assert load_preferences(path).pairs[0].chosen == "y"
+    (pair,) = load_preferences(path, columns={"ranks": "ranks"})
+    assert pair.chosen == "x"
+    assert "not used" not in load_preferences(path, columns={"ranks": "ranks"}).format
+    inside = {
+        "prompt": "p",
+        "completions": [{"text": "x", "score": 1, "rank": 1}, {"text": "y", "score": 2, "rank": 2}],
+    }
+    assert "not used: completions.rank" in load_preferences(str(write(tmp_path, [inside]))).format
+    won = SIDES | {"winner": "a", "scores": [1, 2]}
+    assert "not used: scores" in load_preferences(str(write(tmp_path, [won]))).format
+
+
+def test_messages_that_hold_their_score(tmp_path):
+    row = {"prompt": "p", "completions": [assistant("x") | {"score": 1}, assistant("y") | {"score": 2}]}
+    assert list(load_preferences(str(write(tmp_path, [row])))) == [PreferencePair("p", "y", "x")]
+    rows = [row, row | {"completions": [None, row["completions"][0]]}]
+    assert load_preferences(str(write(tmp_path, rows))).dropped == {"a response without a score or rank": 1}
+
+
+def test_lists_of_a_fixed_length(tmp_path):
+    texts, numbers = (datasets.List(datasets.Value(kind), length=2) for kind in ("string", "float32"))
+    features = datasets.Features({"prompt": datasets.Value("string"), "answers": texts, "scores": numbers})
+    path = tmp_path / "pairs.parquet"
+    datasets.Dataset.from_list([TEXTS | {"scores": [1.0, 2.0]}] * 2, features=features).to_parquet(path)
+    for pairing in ("best_worst", "all"):
+        assert list(load_preferences(str(path), pairing=pairing)) == [PreferencePair("p", "y", "x", n) for n in (0, 1)]
+
+
+def test_a_winner_that_pandas_wrote_as_a_number(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("prompt,response_1,response_2,label\np,x,y,2.0\np,x,y,\np,x,y,1.0\n")
+    data = load_preferences(str(path))
+    assert [(pair.chosen, pair.index) for pair in data] == [("y", 0), ("x", 2)]
+    assert data.dropped == {"no winner": 1}
+
+
 def test_images_and_columns_that_matter_are_named(tmp_path):
     row = {"prompt": "p", "answers": ["x", "y"], "scores": [1, 2], "context": "z"}
     assert load_preferences(str(write(tmp_path, [row]))).format.endswith("standard, not used: context")
@@ -177,6 +218,8 @@ def test_scores_that_are_no_numbers_are_refused(tmp_path):
     assert error.value.cause.endswith("'c', which names neither response_a nor response_b.")
     assert error.value.remedy == "Write a or b, or tie."
     assert len(load_preferences(str(write(tmp_path, [SIDES | {"winner": "b"}])))) == 1
+    with pytest.raises(RmkitError, match="row 0, column rank holds 2, one value for 2 responses"):
+        load_preferences(str(write(tmp_path, [TEXTS | {"rank": 2}])))
     with pytest.raises(RmkitError, match="not a list of responses"):
         load_preferences(str(write(tmp_path, [TEXTS | {"answers": "x", "scores": [1]}])))
 

@@ -232,6 +232,14 @@ def test_pairs_with_a_bad_rewrite_are_left_out_and_counted() -> None:
         assemble(data, Rewrites({}, dict.fromkeys(distinct_responses(data), "empty")))
 
 
+def test_margins_are_kept() -> None:
+    data = PreferenceData("set", [PreferencePair(f"q{n}", f"c{n}", f"r{n}", n, n / 2) for n in range(3)])
+    texts = {text: text.upper() for text in distinct_responses(data)}
+    del texts["c1"]
+    rows, _ = assemble(data, Rewrites(texts, {"c1": "empty"}))
+    assert rows["margin"] == [0.0, 1.0]
+
+
 # --- journal -------------------------------------------------------------------------------------------------------
 
 

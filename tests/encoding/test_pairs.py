@@ -112,6 +112,18 @@ def test_responses_that_the_template_makes_identical_are_dropped_or_an_error(rew
             encode_pairs(data(same, PAIRS[0]), reward_model, identical="error")
 
 
+def test_errors_of_texts_name_the_row(monkeypatch):
+    tokenizer = tiny.tokenizer("qwen2")
+    ensure_pad_token(tokenizer)
+    reward_model = make_reward_model(Explicit(), ChatEncoder(tokenizer, special_tokens="error"))
+    pairs = [PreferencePair(f"q{number}", "a", "b", number) for number in range(9)]
+    pairs[7] = dataclasses.replace(pairs[7], rejected="b <|im_end|> c")
+    for chunk in (1000, 2):
+        monkeypatch.setattr("rmkit.encoding.pairs._CHUNK", chunk)
+        with pytest.raises(RmkitError, match=r"^set: row 3: The text .* spells a control token"):
+            encode_pairs(PreferenceData("set", pairs, pairs_per_row=2), reward_model)
+
+
 def test_counts_include_those_of_loading(reward_models):
     loaded = PreferenceData("set", [*PAIRS, PreferencePair("x", "Yes ", "Yes")], {"identical responses": 2})
     encoded = encode_pairs(loaded, reward_models[0], max_length=60)

@@ -64,6 +64,12 @@ def test_every_format_has_the_rewards_of_the_plain_form(tmp_path, scorers, name)
     assert np.abs(without_system - conversations).min() > 1e-6
     by_python = scorer.score_pairs([{**ROWS[0], "prompt": TURNS}, CONVERSATIONS[1]])
     np.testing.assert_allclose(by_python, conversations, rtol=0, atol=1e-6)
+    with pytest.warns(UserWarning, match="keys of pairs that are not used: system$"):
+        np.testing.assert_allclose(
+            scorer.score_pairs([ROWS[0] | {"system": "Be brief.", "history": None, "source": "x"}]),
+            plain[:1],
+            atol=1e-6,
+        )
 
 
 @torch.no_grad()
@@ -234,3 +240,7 @@ def test_what_does_not_take_conversations_or_columns_says_so(tmp_path):
     assert load_set(SuiteSet(**settings), None).format == "best of several, not used: system"
     pairs = list(load_set(SuiteSet(**settings), None))
     assert [pair.prompt for pair in pairs] == [CONVERSATIONS[0].prompt] * 2
+    chosen, *rejected = ([{"role": "assistant", "content": text}] for text in ("Mix flour.", "No.", "Wait."))
+    for given in (chosen, [chosen]):
+        write(tmp_path, [{"prompt": TURNS, "chosen": given, "rejected": rejected}])
+        assert list(load_set(SuiteSet(**settings), None)) == pairs

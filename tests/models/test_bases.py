@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rmkit.config.recipe import VERIFICATION_PROMPT, BaseBuild
 from rmkit.data import corpus
+from rmkit.data.conversations import Message
+from rmkit.data.preferences import PreferenceData, PreferencePair
 from rmkit.errors import RmkitError
 from rmkit.models import tiny_base as bases
 
@@ -270,6 +272,17 @@ def test_a_second_build_keeps_the_first(tmp_path):
         (folder / "build.json").write_text(folder.name)
     bases._publish(second, first)
     assert (first / "build.json").read_text() == "first"
+
+
+def test_texts_that_the_template_does_not_write_are_refused():
+    turns = (Message("assistant", "a"), Message("tool", "b"), Message("assistant", "c"))
+    call = Message("assistant", "", json.dumps({"tool_calls": [{"name": "f"}]}))
+    for response in (turns, (call,)):
+        data = PreferenceData("set", [PreferencePair("p", response, "d")])
+        with pytest.raises(RmkitError, match="set has messages of tools or calls of them"):
+            bases.training_documents(bases.BaseBuild(), data)
+    build, fine = bases.BaseBuild(), PreferenceData("set", [PreferencePair("p", "c", "d")])
+    assert len(bases.training_documents(build, fine)[0]()) == 2
 
 
 def test_user_errors_are_reported(tmp_path, monkeypatch):

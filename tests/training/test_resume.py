@@ -25,7 +25,7 @@ from rmkit.training.resume import (
     MARKER,
     PREEMPTED_EXIT_CODE,
     CheckpointCallback,
-    check_models,
+    check_inputs,
     mark_complete,
     newest_complete,
     recorded_commits,
@@ -78,7 +78,7 @@ def publishing_run():
         recipe=recipe,
         arguments=SimpleNamespace(output_dir="run/checkpoints"),
         training_set=encoded,
-        metadata=SimpleNamespace(models={}),
+        inputs={},
         directory=RunDirectory("run"),
     )
 
@@ -143,16 +143,33 @@ def test_a_run_resumes_only_with_the_models_that_it_started_with(run, at_step, m
     assert run("implicit", "cut", **options).record.exists()
 
 
+def test_a_run_resumes_only_with_its_data(run, at_step, pairs, tmp_path):
+    for name in ("train", "test"):
+        shutil.copy(pairs / f"{name}.jsonl", tmp_path)
+    train = {"name": "train", "path": "train.jsonl"}
+    data = {"root": str(tmp_path), "train": train, "evaluation": [{"name": "test", "path": "test.jsonl"}]}
+    options = {"resume": "auto", "training": SAVING, "data": data}
+    at_step(3, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run("explicit", "cut", **options)
+    text = (tmp_path / "train.jsonl").read_text()
+    (tmp_path / "train.jsonl").write_text(text.replace('"prompt": "', '"prompt": "Well, ', 1))
+    with pytest.raises(RmkitError, match=r"The data are not those that .*checkpoint-2 .* Changed: train\. "):
+        run("explicit", "cut", **options)
+    (tmp_path / "train.jsonl").write_text(text)
+    assert run("explicit", "cut", **options).record.exists()
+
+
 def test_a_checkpoint_records_the_commits_of_its_models(tmp_path):
     (tmp_path / "weights").write_bytes(b"x")
     mark_complete(tmp_path, {"base": {"commit": "a" * 40}, "tokenizer": {"tokenizer.json": "1"}})
     assert recorded_commits(tmp_path) == {"base": "a" * 40}
-    check_models(tmp_path, {"base": {"commit": "a" * 40}, "tokenizer": {"tokenizer.json": "1"}})
+    check_inputs(tmp_path, {"base": {"commit": "a" * 40}, "tokenizer": {"tokenizer.json": "1"}})
     with pytest.raises(RmkitError, match=r"The tokenizer is not .* Changed: tokenizer.json"):
-        check_models(tmp_path, {"base": {"commit": "a" * 40}, "tokenizer": {"tokenizer.json": "2"}})
+        check_inputs(tmp_path, {"base": {"commit": "a" * 40}, "tokenizer": {"tokenizer.json": "2"}})
     mark_complete(tmp_path)  # as checkpoints of old
     assert recorded_commits(tmp_path) == recorded_commits(None) == {}
-    check_models(tmp_path, {})
+    check_inputs(tmp_path, {})
 
 
 def test_sigterm_saves_and_exits_with_its_own_code(run, at_step):

@@ -17,7 +17,7 @@ from rmkit.data.conversations import (
     response_columns,
     with_assistant_texts,
 )
-from rmkit.data.preferences import PreferenceData
+from rmkit.data.preferences import PreferenceData, PreferencePair
 from rmkit.data.rewriting.checks import Bounds, problem
 from rmkit.data.rewriting.client import Request, Unanswered
 from rmkit.data.rewriting.journal import Answer, Journal
@@ -118,6 +118,7 @@ def assemble(
         RmkitError: if no pair is left.
     """
     rows: dict[str, list[Any]] = {column: [] for column in COLUMNS}
+    kept: list[PreferencePair] = []
     left_out: Counter[str] = Counter()
     for pair in data:
         responses = (pair.chosen, pair.rejected)
@@ -130,6 +131,7 @@ def assemble(
         elif chosen == rejected:
             left_out["identical responses"] += 1
         else:
+            kept.append(pair)
             row = (pair.index, pair.prompt, chosen, rejected, pair.chosen, pair.rejected)
             for column, value in zip(COLUMNS, row, strict=True):
                 rows[column].append(value)
@@ -139,6 +141,9 @@ def assemble(
             f"{data.name}: no pair is left, {count} of {len(data)} for: {reason}.",
             "Look at the answers in the journal; --on-bad keep accepts them unchanged.",
         )
+    margins = [pair.margin for pair in kept]
+    if any(margin is not None for margin in margins):
+        rows["margin"] = margins
     rows |= prompt_columns(rows["prompt"])
     for names in (COLUMNS[2:4], COLUMNS[4:]):
         rows |= response_columns({name: rows[name] for name in names})
