@@ -122,6 +122,9 @@ class ScoringCallback(TrainerCallback):
         if state == FINAL:  # logged already, with the scores after the last step
             return
         self.seconds_in_training = self.seconds
+        evaluation = self.run.recipe.evaluation
+        if evaluation.epochs is None and evaluation.every_steps is None:  # nothing to follow: run.json has both states
+            return
         for name, metrics in sets.items():
             self.trainer.log_scores({f"eval_{name}/{metric}": metrics[key] for metric, key in LOGGED.items()})
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, NonNegativeInt, PositiveInt
 
 from rmkit.config.strict_yaml import StrictModel
-from rmkit.data.rows import load_rows
+from rmkit.data.rows import load_rows, quiet_datasets
 from rmkit.data.sources.card import Card, describe
 from rmkit.errors import RmkitError, Unreachable, first_line
 
@@ -176,7 +176,8 @@ class PairSource(Source):
             raise RmkitError(
                 f"{self.name}: no row is left for {empty[0]}.", f"Rows by step: {_trail(preparation.steps)}."
             )
-        written.save_to_disk(str(folder))
+        with quiet_datasets():  # bars of steps that take no time
+            written.save_to_disk(str(folder))
         where = str(options.source) if options.source is not None else self.origin
         return describe(written, self.name, where, preparation.revision, options, preparation.steps)
 
