@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rmkit.commands.options import Base, ChatTemplate, LoadIn, NoVerify
+from rmkit.config.resources import read_template
 from rmkit.errors import RmkitError, exit_on_error
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def generate(
             samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
         )
         requested = settings.model_dump(mode="json") | {"limit": limit}
-        requested |= {} if chat_template is None else {"chat_template": _read_template(chat_template)}
+        requested |= {} if chat_template is None else {"chat_template": read_template(chat_template)}
         requested |= {} if load_in is None else {"load_in": load_in}
         loading = {"chat_template": chat_template, "load_in": load_in, "base": base, "verify": not no_verify}
         for path, record in records.items():
@@ -107,13 +108,6 @@ def _generate_set(
     log_probs = likelihoods(scorer, texts["prompt"], texts["chosen"], texts["rejected"], batch_size=batch_size)
     verified = verify_samples(texts["prompt"], texts["chosen"], samples, is_hamiltonian_cycle)
     return {"log_probs": log_probs, **verified}
-
-
-def _read_template(file: Path) -> str:
-    try:
-        return file.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RmkitError(f"The chat template {file} cannot be read: {error}.", "Check the path.") from None
 
 
 def _read_texts(run_dir: RunDirectory, name: str, limit: int | None) -> dict[str, list[str]]:

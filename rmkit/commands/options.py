@@ -37,7 +37,8 @@ LoadIn = Annotated[
 Layout = Annotated[str | None, typer.Option(help="shared or padded. Default: as recorded, else shared.")]
 DateString = Annotated[str | None, typer.Option(help="The date for chat templates that print one.")]
 ChatTemplate = Annotated[
-    Path | None, typer.Option(help="A Jinja file to use instead of the model's own chat template.")
+    Path | None,
+    typer.Option(help="A Jinja file, or a shipped template (paper, released), instead of the model's own."),
 ]
 SpecialTokens = Annotated[
     str | None,

@@ -49,6 +49,19 @@ def find_template(name: Path | str) -> Path:
     )
 
 
+def read_template(name: Path | str) -> str:
+    """The text of a chat template, by path or shipped name.
+
+    Raises:
+        RmkitError: if there is none, or it cannot be read.
+    """
+    file = find_template(name)
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RmkitError(f"The chat template {name} cannot be read: {error}.", "Check the path.") from None
+
+
 def find_accelerate_config(name: Path | str) -> Path:
     """The file of an accelerate configuration, by path or shipped name."""
     return _find(name, _by_name(ACCELERATE_CONFIGS), "accelerate configuration")

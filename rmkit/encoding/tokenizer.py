@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from rmkit.config.resources import TEMPLATES, find_template
+from rmkit.config.resources import TEMPLATES, read_template
 from rmkit.errors import RmkitError
 from rmkit.library_errors import library_errors
 from rmkit.model_files.adapters import TOKENIZER, chain
@@ -45,10 +45,7 @@ def load_tokenizer(
     tokenizer = read_tokenizer(name, revision, trust_remote_code)
     notes = []
     if chat_template is not None:
-        try:
-            tokenizer.chat_template = find_template(chat_template).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RmkitError(f"The chat template {chat_template} cannot be read: {error}.", "Check the path.") from None
+        tokenizer.chat_template = read_template(chat_template)
     elif tokenizer.chat_template is None:
         tokenizer.add_special_tokens({"extra_special_tokens": PAPER_SPECIAL_TOKENS})
         tokenizer.chat_template = PAPER_CHAT_TEMPLATE

@@ -228,6 +228,8 @@ def test_the_command(run, models):
     run_command(run.path, "--max-new-tokens", 12, "--limit", 2)
     assert json.loads(file.read_text())["prompts"] == 2
 
+    shipped = run_command(run.path, "--max-new-tokens", 12, "--limit", 2, "--chat-template", "released")
+    assert shipped.exit_code == 0, shipped.output  # the template of the recipe, by its name
     template = run.path / "other.jinja"
     template.write_text((run.model / "chat_template.jinja").read_text() + "\n")
     options = ("--max-new-tokens", 12, "--limit", 2, "--chat-template", template)
