@@ -95,3 +95,22 @@ def run(models, pairs, tmp_path):
         return train(load_recipe(path))
 
     return start
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Do something at the end of a step of the next run, once, after its scores and before its checkpoint."""
+    from rmkit.training.resume import CheckpointCallback
+
+    def arrange(step, action):
+        pending, on_step_end = [True], CheckpointCallback.on_step_end
+
+        def with_action(self, args, state, control, **options):
+            if pending and state.global_step == step:
+                pending.pop()
+                action()
+            on_step_end(self, args, state, control, **options)
+
+        monkeypatch.setattr(CheckpointCallback, "on_step_end", with_action)
+
+    return arrange

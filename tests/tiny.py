@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     Gemma2Config,
     GPTNeoXConfig,
@@ -117,6 +118,17 @@ def save_language_model(
                 parameter.mul_(scale)
     model.save_pretrained(folder)
     made.save_pretrained(folder)
+    return folder
+
+
+def save_classifier(folder: Path, language_model: Path) -> Path:
+    """A language model with a random reward head, and its tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(language_model)
+    torch.manual_seed(2)
+    model = AutoModelForSequenceClassification.from_pretrained(language_model, num_labels=1)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

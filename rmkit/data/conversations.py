@@ -15,6 +15,8 @@ from typing import Any, TypeVar, cast
 from rmkit.errors import RmkitError
 
 ROLES = ("system", "user", "assistant", "tool")
+TEMPLATE_FIELDS = ("tools", "chat_template_kwargs")
+"""What a chat template gets besides the messages of a conversation."""
 MESSAGE_FIELDS = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
 """What a message may hold besides role and content; chat templates get it as it is."""
 
@@ -171,9 +173,12 @@ def prompt_columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
     if all(isinstance(prompt, str) for prompt in prompts):
         return {"prompt": list(prompts)}
     conversations = list(map(as_conversation, prompts))
-    besides = {"tools": [each.tools for each in conversations], _BESIDES[1]: [each.options for each in conversations]}
     columns = {"prompt": _message_lists(each.turns for each in conversations)}
-    return columns | {name: texts for name, texts in besides.items() if any(texts)}
+    given = {
+        "tools": [each.tools for each in conversations],
+        "chat_template_kwargs": [each.options for each in conversations],
+    }
+    return columns | {name: texts for name, texts in given.items() if any(texts)}
 
 
 def _message_lists(rows: Iterable[Turns]) -> list[list[dict[str, Any]]]:
@@ -282,8 +287,11 @@ def parse_prompt(value: Any, where: str, tools: Any = None, chat_template_kwargs
         RmkitError: naming `where`, if it is none of them, a text is empty, a system turn is not the first turn, or the
             last turn is another one.
     """
-    if isinstance(value, Mapping) and "messages" in value and value.keys() <= {"messages", *_BESIDES}:
-        tools, chat_template_kwargs = value.get("tools") or tools, value.get(_BESIDES[1]) or chat_template_kwargs
+    if isinstance(value, Mapping) and "messages" in value and value.keys() <= {"messages", *TEMPLATE_FIELDS}:
+        tools, chat_template_kwargs = (
+            value.get("tools") or tools,
+            value.get("chat_template_kwargs") or chat_template_kwargs,
+        )
         value = value["messages"]
     if isinstance(value, Conversation):
         tools, chat_template_kwargs = tools or value.tools, chat_template_kwargs or value.options
@@ -311,9 +319,6 @@ def parse_prompt(value: Any, where: str, tools: Any = None, chat_template_kwargs
         )
     conversation = Conversation(turns, written, options)
     return turns[0].content if conversation == Conversation((Message("user", turns[0].content),)) else conversation
-
-
-_BESIDES = ("tools", "chat_template_kwargs")
 
 
 def parse_response(value: Any, where: str) -> Response:

@@ -21,6 +21,7 @@ from typing import Any
 
 from rmkit.config.recipe import Templated
 from rmkit.data.conversations import (
+    TEMPLATE_FIELDS,
     Conversation,
     Message,
     Prompt,
@@ -34,7 +35,7 @@ from rmkit.data.sharegpt import holds_messages, plain_messages
 from rmkit.data.templated import KNOWN_MARKS, already_applied
 from rmkit.errors import RmkitError
 
-FIELDS = ("prompt", "chosen", "rejected", "system", "history", "tools", "chat_template_kwargs", "margin")
+FIELDS = ("prompt", "chosen", "rejected", "system", "history", *TEMPLATE_FIELDS, "margin")
 Columns = Mapping[str, str | Sequence[str]]
 """Field of `FIELDS` -> column. `margin` may also be two columns of scores, whose difference it is, and `prompt` two of
 texts, which are joined by a line break. The fields of `rmkit.data.ranked_columns.FIELDS` are read there."""
@@ -48,8 +49,8 @@ _SCORES = [
     for name in ("score", "rating")
     for pair in ((f"chosen_{name}", f"rejected_{name}"), (f"{name}_chosen", f"{name}_rejected"))
 ]
-_MEANINGFUL = (*_PROMPTS, "system", "history", "context", "documents", "tools", "chat_template_kwargs")
-_BESIDES = ("system", "history", "tools", "chat_template_kwargs")
+_MEANINGFUL = (*_PROMPTS, "system", "history", "context", "documents", *TEMPLATE_FIELDS)
+_BESIDES = ("system", "history", *TEMPLATE_FIELDS)
 _IMAGES = ("image", "images")
 _KNOWN = (
     "prompt, chosen and rejected as text or messages, chosen and rejected that begin with the prompt, or prompt and "
@@ -189,7 +190,7 @@ class PairFormat:
         if isinstance(found, str):
             return found
         before = self._before(index, values)
-        options = {field: values.get(field) for field in ("tools", "chat_template_kwargs")}
+        options = {field: values.get(field) for field in TEMPLATE_FIELDS}
         prompt = found["prompt"]
         if (before or any(options.values())) and isinstance(prompt, str | Sequence | Conversation):
             turns = prompt_turns(prompt) if isinstance(prompt, str | Conversation) else tuple(prompt)

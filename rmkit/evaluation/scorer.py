@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmkit.data.conversations import Conversation, Prompt, Response, contents, parse_prompt, parse_response
+from rmkit.data.conversations import (
+    TEMPLATE_FIELDS,
+    Conversation,
+    Prompt,
+    Response,
+    contents,
+    parse_prompt,
+    parse_response,
+)
 from rmkit.data.formats import find_unused
 from rmkit.data.preferences import PreferenceData, PreferencePair
 from rmkit.data.templated import KNOWN_MARKS, READ_AS_TEXT
@@ -344,10 +352,8 @@ def _triple(pair: Pair) -> tuple[Any, Any, Any]:
             "Give mappings with the keys prompt, chosen and rejected, or triples in this order.",
         ) from None
     given = [key for key in pair if pair[key] is not None] if isinstance(pair, Mapping) else []
-    unused = find_unused(given, ("prompt", "tools", "chat_template_kwargs"))
+    unused = find_unused(given, ("prompt", *TEMPLATE_FIELDS))
     if unused:
         warnings.warn(f"score_pairs: keys of pairs that are not used: {', '.join(unused)}", stacklevel=3)
-    besides = {
-        key: pair[key] for key in ("tools", "chat_template_kwargs") if isinstance(pair, Mapping) and pair.get(key)
-    }
+    besides = {key: pair[key] for key in TEMPLATE_FIELDS if isinstance(pair, Mapping) and pair.get(key)}
     return {"messages": prompt, **besides} if besides else prompt, chosen, rejected

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from rmkit.data.conversations import Prompt, Response, as_text, contents, parse_prompt, parse_response
+from rmkit.data.conversations import TEMPLATE_FIELDS, Prompt, Response, as_text, contents, parse_prompt, parse_response
 from rmkit.data.templated import KNOWN_MARKS, READ_AS_TEXT
 from rmkit.errors import RmkitError
 from rmkit.evaluation.scorer import RewardScorer
@@ -93,7 +93,7 @@ def most_wrong(run_dir: RunDirectory, number: int) -> list[WrongResponse]:
 
 def _prompt(row: dict[str, Any]) -> Prompt:
     """The prompt of a row of examples/<set>.parquet; `messages` holds the conversations of a set that has some."""
-    besides = {key: row.get(key) for key in ("tools", "chat_template_kwargs")}
+    besides = {key: row.get(key) for key in TEMPLATE_FIELDS}
     return parse_prompt(row.get("messages") or row["prompt"], "the prompt", **besides)
 
 

@@ -32,8 +32,10 @@ def find_best(history: Sequence[Mapping[str, Any]], save_best: str | None) -> tu
     Returns:
         state, epoch, step and value of the best evaluation; None and 0 before the first one.
     """
+    if save_best is None:
+        return None, 0
     evaluated = [entry for entry in history if entry["step"] > 0 and entry["state"] != FINAL]
-    if save_best is None or not evaluated:
+    if not evaluated:
         return None, 0
     name, _, metric = save_best.rpartition(".")
     values = [entry["sets"][name][LOGGED[metric]] for entry in evaluated]

@@ -26,12 +26,8 @@ TURNS = [*BEFORE, user(ROWS[0]["prompt"])]
 def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("conversations")
     policy = tiny.save_language_model(folder / "policy", "qwen2", seed=1)
-    torch.manual_seed(2)
-    classifier = AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1)
-    classifier.config.pad_token_id = AutoTokenizer.from_pretrained(policy).pad_token_id
-    classifier.save_pretrained(folder / "classifier")
-    AutoTokenizer.from_pretrained(policy).save_pretrained(folder / "classifier")
-    return {"explicit": str(folder / "classifier"), "implicit": str(policy), "generative": str(policy)}
+    classifier = tiny.save_classifier(folder / "classifier", policy)
+    return {"explicit": str(classifier), "implicit": str(policy), "generative": str(policy)}
 
 
 @pytest.fixture(scope="module")

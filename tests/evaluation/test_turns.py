@@ -39,12 +39,7 @@ BESIDES = {"tools": [TOOL], "chat_template_kwargs": {"style": "Tersely."}}
 def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("turns")
     policy = tiny.save_language_model(folder / "policy", "qwen2", seed=1)
-    torch.manual_seed(2)
-    classifier = AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1)
-    tokenizer = AutoTokenizer.from_pretrained(policy)
-    classifier.config.pad_token_id = tokenizer.pad_token_id
-    classifier.save_pretrained(folder / "classifier")
-    tokenizer.save_pretrained(folder / "classifier")
+    tiny.save_classifier(folder / "classifier", policy)
     (folder / "tools.jinja").write_text(TOOLS_CHATML)
     return folder
 

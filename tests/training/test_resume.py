@@ -51,24 +51,6 @@ def same(first, second):
 
 
 @pytest.fixture
-def at_step(monkeypatch):
-    """Do something at the end of a step of the next run, once."""
-
-    def arrange(step, action):
-        pending, on_step_end = [True], CheckpointCallback.on_step_end
-
-        def with_action(self, args, state, control, **options):
-            if pending and state.global_step == step:
-                pending.pop()
-                action()
-            on_step_end(self, args, state, control, **options)
-
-        monkeypatch.setattr(CheckpointCallback, "on_step_end", with_action)
-
-    return arrange
-
-
-@pytest.fixture
 def publishing_run():
     """What `_add_callbacks` needs of a run that publishes at every save."""
     hub = Hub(push="every_save", repo_id="someone/rm")

@@ -16,7 +16,7 @@ from rmkit import load_reward_model
 from rmkit.data.preferences import load_preferences
 from rmkit.files import link_folder
 from rmkit.training.best_model import find_best
-from rmkit.training.resume import PREEMPTED_EXIT_CODE, CheckpointCallback
+from rmkit.training.resume import PREEMPTED_EXIT_CODE
 
 pytestmark = pytest.mark.smoke
 
@@ -35,24 +35,6 @@ def swapped(pairs):
             {"name": "swapped", "path": "train.jsonl", "split": "train", "columns": columns},
         ],
     }
-
-
-@pytest.fixture
-def at_step(monkeypatch):
-    """Do something at the end of a step of the next run, once, after its scores and before its checkpoint."""
-
-    def arrange(step, action):
-        pending, on_step_end = [True], CheckpointCallback.on_step_end
-
-        def with_action(self, args, state, control, **options):
-            if pending and state.global_step == step:
-                pending.pop()
-                action()
-            on_step_end(self, args, state, control, **options)
-
-        monkeypatch.setattr(CheckpointCallback, "on_step_end", with_action)
-
-    return arrange
 
 
 def interrupt():

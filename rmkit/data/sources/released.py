@@ -22,6 +22,7 @@ from typing import Any
 from rmkit.config.strict_yaml import StrictModel
 from rmkit.data.preferences import COLUMNS
 from rmkit.data.rewriting.endings import ends_early
+from rmkit.data.rows import iter_rows
 from rmkit.data.sources.base import Source
 from rmkit.data.sources.card import Card, describe, read_card, refuse_to_replace, write_card
 from rmkit.errors import RmkitError, Unreachable, first_line
@@ -90,13 +91,12 @@ class Released(Source):
 
 def _cut(splits: Any) -> Card:
     """`cut`: split -> pairs of a rewritten set with a response that ends in the middle, unlike its original."""
+    columns, sides = {"orig_chosen", "orig_rejected"}, ("chosen", "rejected")
+    rewritten = {split: rows for split, rows in splits.items() if columns <= set(rows.column_names)}
     return {
         "cut": {
-            split: sum(
-                any(ends_early(row[f"orig_{name}"], row[name]) for name in ("chosen", "rejected")) for row in rows
-            )
-            for split, rows in splits.items()
-            if {"orig_chosen", "orig_rejected"} <= set(rows.column_names)
+            split: sum(any(ends_early(row[f"orig_{side}"], row[side]) for side in sides) for row in iter_rows(rows))
+            for split, rows in rewritten.items()
         }
     }
 
